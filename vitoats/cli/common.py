@@ -1,0 +1,306 @@
+"""What all commands share: flags, config files, errors and exit statuses, progress, and the JSON line at the end."""
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vitoats.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from vitoats.models.loading import LoadedModel
+
+log = logging.getLogger("vitoats")
+stderr = Console(stderr=True)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose usage errors are one line like all others."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parser(command: str, description: str) -> ArgumentParser:
+    """A parser with the flags that every command has."""
+    made = ArgumentParser(prog=command, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
+    made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
+    return made
+
+
+def add_model_flags(made: argparse.ArgumentParser) -> None:
+    """--model and what goes with it."""
+    made.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
+        "local-dir:/path, a folder that compress wrote, or dinov2s_derived",
+    )
+    made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
+    made.add_argument("--random-weights", action="store_true", help="random weights, for a dry run; nothing is fetched")
+    made.add_argument("--img-size", type=int, metavar="PX", help="image size; the model's usual one by default")
+    made.add_argument(
+        "--crop-mode", choices=("center", "squash", "border"), help="squash resizes both sides, as the OATS paper does"
+    )
+    made.add_argument(
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help="a linear head for a backbone without one (.safetensors or DINOv2's .pth)",
+    )
+    made.add_argument(
+        "--head-layers", type=int, choices=(1, 4), help="how many layers the head takes, where its file does not say"
+    )
+
+
+def add_data_flags(made: argparse.ArgumentParser, batch_size: int) -> None:
+    """--data-dir and how images are read."""
+    made.add_argument(
+        "--data-dir",
+        "--data-path",
+        metavar="DIR",
+        help="images: one folder for each class, a flat folder, or 'sample' (28 px clothes)",
+    )
+    made.add_argument("-b", "--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
+    made.add_argument(
+        "-j", "--workers", "--num-workers", type=non_negative, default=0, metavar="N", help="processes that read images"
+    )
+
+
+def add_compute_flags(made: argparse.ArgumentParser) -> None:
+    """--device, --threads and --seed."""
+    made.add_argument("--device", default="cpu", help="cpu, or cuda")
+    made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
+    made.add_argument("--seed", type=int, default=42, help="of the calibration sample and the solver")
+
+
+def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
+    """Loads the model that the model flags name, and says where its weights come from."""
+    from vitoats.models.loading import load_model
+
+    loaded = load_model(
+        args.model,
+        checkpoint=args.checkpoint,
+        random_weights=args.random_weights,
+        img_size=args.img_size,
+        crop_mode=args.crop_mode,
+        head=args.head,
+        head_layers=args.head_layers,
+        with_head=with_head,
+    )
+    log.info("model: %s (%s)", args.model, loaded.weights)
+    log.info("preprocessing: %s", loaded.preprocessing)
+    return loaded
+
+
+def positive(text: str) -> int:
+    """An int of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def non_negative(text: str) -> int:
+    """An int of at least 0, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parses flags; those not given come from ``--config FILE`` (YAML: flag names without dashes), then from the defaults.
+
+    Raises:
+        InputError: a flag or the file is wrong.
+    """
+    first = ArgumentParser(prog=made.prog, add_help=False)
+    first.add_argument("--config", type=Path)
+    path = first.parse_known_args(argv)[0].config
+    if path is not None:
+        made.set_defaults(**_read_config(path, made))
+        for action in made._actions:
+            if action.required and made.get_default(action.dest) is not None:
+                action.required = False
+    return made.parse_args(argv)
+
+
+def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise InputError(f"the config file {path} cannot be read ({error.strerror}): give --config a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the config file {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"the config file {path} holds no settings: write lines such as 'compression: 0.5'")
+    actions = {a.dest: a for a in made._actions}
+    settings = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in actions or name in ("help", "config"):
+            near = difflib.get_close_matches(name, actions, n=1)
+            raise InputError(
+                f"{path}: unknown setting {key!r}" + (f", did you mean {near[0]}?" if near else f" (see {made.prog} --help)")
+            )
+        action = actions[name]
+        try:
+            # argparse converts defaults only when they are strings, so that a file's values pass the same checks as flags
+            settings[name] = made._get_value(action, str(value)) if action.type and value is not None else value
+        except argparse.ArgumentError as error:
+            raise InputError(f"{path}: {key}: {error.message}") from None
+        if action.choices and value not in action.choices:
+            raise InputError(f"{path}: {key}: {value!r} is none of {', '.join(map(str, action.choices))}")
+        if action.nargs == 0 and not isinstance(value, bool):
+            raise InputError(f"{path}: {key} is true or false, not {value!r}")
+    return settings
+
+
+def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
+    """Runs a command: sets up logging, turns errors into one line and an exit status, prints the JSON line.
+
+    Returns:
+        0 done, 1 a failure inside, 2 bad usage or bad input, 130 Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    _set_up_logging(quiet="--quiet" in argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+    try:
+        result = main(argv)
+    except InputError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except MemoryError:
+        return _fail("out of memory: lower --batch-size or --nsamples, or set --memory-limit", 1)
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if os.environ.get("VITOATS_TRACEBACK"):
+            raise
+        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (VITOATS_TRACEBACK=1 shows where)", 1)
+    line = json.dumps(result)
+    path = result_path(argv)
+    if path is not None:
+        try:
+            path.write_text(line + "\n")
+        except OSError as error:
+            print(line, flush=True)
+            return _fail(f"{path} cannot be written ({error.strerror}): give another --results-file", 1)
+    print(line, flush=True)
+    return 0
+
+
+def result_path(argv: list[str]) -> Path | None:
+    """The value of --results-file."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--results-file", type=Path)
+    return first.parse_known_args(argv)[0].results_file
+
+
+def _fail(message: object, status: int) -> int:
+    stderr.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    return status
+
+
+def _set_up_logging(quiet: bool) -> None:
+    handler: logging.Handler = RichHandler(
+        console=stderr, show_time=False, show_path=False, show_level=False, markup=False, highlighter=None
+    )
+    if not stderr.is_terminal:
+        handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+class Bar:
+    """A progress bar on stderr where that is a terminal; a line now and then where it is not; nothing when quiet.
+
+    Use it as a context manager; ``update`` takes what is done, of what, and a word on it.
+    """
+
+    LINES = 10  # about how many lines a bar becomes without a terminal
+
+    def __init__(self, title: str, quiet: bool):
+        self.title, self.quiet = title, quiet
+        self._said = -1
+        self._bar = Progress(
+            TextColumn(title), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(),
+            TextColumn("{task.description}"), console=stderr, transient=True, disable=quiet or not stderr.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=1)
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+
+    def update(self, done: int, total: int, what: str = "") -> None:
+        self._bar.update(self._task, completed=done, total=total, description=what)
+        part = done * self.LINES // max(total, 1)
+        if not self.quiet and not stderr.is_terminal and part > self._said:
+            self._said = part
+            log.info("%s %d/%d %s", self.title, done, total, what)
+
+
+def set_threads(threads: int) -> int:
+    """Sets torch's CPU threads; 0 takes all cores. Returns how many there are."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def check_device(device: str) -> str:
+    """Checks that torch has the device.
+
+    Raises:
+        InputError: it has not.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"the device {device!r} cannot be used here: use --device cpu") from None
+    return device
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuses an output that exists, unless it may be overwritten.
+
+    Raises:
+        InputError: it exists, or cannot be a folder.
+    """
+    if output.is_file():
+        raise InputError(f"{output} is a file: give --output a folder")
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise InputError(f"the folder {output} exists: add --overwrite to replace it, or give another --output")
+    if overwrite and output.exists() and any(output.iterdir()) and not (output / "vitoats.json").is_file():
+        raise InputError(f"{output} was not written by compress, so --overwrite does not touch it: give another --output")

@@ -1,0 +1,147 @@
+"""Compresses a vision transformer with calibration images and writes a folder.
+
+    python tools/compress.py --model dinov2_vitb14 --data-dir IMAGES --compression 0.5 --output runs/vitb14
+    python tools/compress.py --model dinov2s_derived --rank-ratio 0.25 --output runs/demo      (weights and images embedded)
+
+The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py; with --format dense in timm as local-dir:.
+"""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vitoats.cli import common
+from vitoats.errors import InputError
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Parses flags, compresses, writes the folder; returns the JSON line."""
+    args = common.parse(make_parser(), argv)
+    common.check_output(args.output, args.overwrite)
+
+    import vitoats.methods  # noqa: F401  (fills the table of methods)
+    from vitoats.data.images import SAMPLE, calibration_batches, open_images
+    from vitoats.methods.registry import get_method
+    from vitoats.models.names import EMBEDDED
+    from vitoats.pipeline import BlockStore, compress, fingerprint
+    from vitoats.report.tables import layer_table, skipped_lines
+
+    is_nm = ":" in args.pattern
+    compression = args.compression if args.compression is not None or is_nm else 0.5
+    config = get_method(args.method).config(
+        compression=compression,
+        rank_ratio=args.rank_ratio,
+        iterations=args.iterations,
+        pattern=args.pattern,
+        solver=args.solver,
+        tolerance=args.tolerance,
+        seed=args.seed,
+    )
+    if args.data_dir is None:
+        if args.model != EMBEDDED:
+            raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
+        args.data_dir = SAMPLE
+    common.set_threads(args.threads)
+    device = common.check_device(args.device)
+    start = time.perf_counter()
+    loaded = common.load(args)
+    dataset = open_images(args.data_dir, "train", loaded.preprocessing.transform())
+    nsamples = min(args.nsamples, len(dataset))
+
+    settings = {
+        "model": args.model,
+        "method": args.method,
+        "config": dataclasses.asdict(config),
+        "fused_qkv": args.fused_qkv,
+        "preprocessing": loaded.preprocessing.to_dict(),
+        "calibration": {"data": args.data_dir, "nsamples": args.nsamples, "seed": args.seed, "images": len(dataset)},
+    }
+    store = BlockStore(
+        args.output.with_name(args.output.name + ".partial"), fingerprint(loaded.timm_model, settings), args.resume
+    )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".vitoats-") as scratch,
+            common.Bar("block", args.quiet) as bar,
+        ):
+            report = compress(
+                loaded.timm_model.to(device),
+                calibration_batches(dataset, args.nsamples, args.seed, args.batch_size, args.workers),
+                method=args.method,
+                config=config,
+                img_size=loaded.preprocessing.img_size,
+                nsamples=nsamples,
+                batch_size=args.batch_size,
+                fused_qkv=args.fused_qkv,
+                memory_limit=None if args.memory_limit is None else args.memory_limit * 1e9,
+                scratch=Path(scratch),
+                state=store,
+                progress=bar.update,
+            )
+    except BaseException:
+        store.settle()
+        raise
+    about = {**settings, **report.to_dict()}
+    from vitoats.checkpoint import WEIGHTS, save_checkpoint
+
+    save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=args.overwrite)
+    store.remove()
+    if not args.quiet:
+        layer_table(report)
+        for line in skipped_lines(report):
+            common.log.info("%s", line)
+    return {
+        "model": args.model,
+        "method": args.method,
+        "compression": round(report.compression, 6),
+        "rank_ratio": args.rank_ratio,
+        "pattern": args.pattern,
+        "format": args.format,
+        "n_layers": len(report.layers),
+        "n_images": report.n_images,
+        "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
+        "seconds": round(time.perf_counter() - start, 1),
+        "output": str(args.output),
+    }
+
+
+def make_parser() -> common.ArgumentParser:
+    """The flags of compress."""
+    parser = common.parser("compress", (__doc__ or "").split("\n")[0])
+    common.add_model_flags(parser)
+    common.add_data_flags(parser, batch_size=64)
+    common.add_compute_flags(parser)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML recipe; a flag beats it")
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    parser.add_argument("--format", choices=("factored", "dense"), default="factored", help="dense folds S + UV; timm opens it")
+    parser.add_argument("--method", default="oats", help="the compression method: oats")
+    parser.add_argument(
+        "--compression", type=float, metavar="RHO", help="share of the weights to remove; 0.5 unless N:M implies it"
+    )
+    parser.add_argument(
+        "--rank-ratio", type=float, default=0.2, metavar="KAPPA", help="share of the kept weights for the low-rank term"
+    )
+    parser.add_argument("--iterations", type=int, default=80, metavar="N", help="alternating steps at most")
+    parser.add_argument("--pattern", default="row", help="row, layer, or N:M such as 2:4 (N of M are kept)")
+    parser.add_argument(
+        "--solver",
+        choices=("fast", "exact", "accelerated"),
+        default="fast",
+        help="exact: full SVDs, as published; see docs/oats.md",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="stop below this relative gain a step; 0 never stops early"
+    )
+    parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
+    parser.add_argument(
+        "--nsamples", type=common.positive, default=512, metavar="N", help="calibration images, drawn at random"
+    )
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="GB", help="above it, hidden states go to a mapped file beside --output"
+    )
+    return parser

@@ -1,0 +1,37 @@
+"""The console command ``vitoats``: the same commands as the scripts in tools/."""
+
+import importlib
+import sys
+
+from vitoats.cli import common
+from vitoats.errors import InputError
+
+COMMANDS = {
+    "compress": "compress a vision transformer",
+    "eval_imagenet": "top-1 and top-5 of a model, a compressed folder or an ONNX file",
+    "export_onnx": "export to ONNX",
+    "benchmark": "measure side by side",
+    "train_linear_probe": "train a linear head on frozen features",
+    "demo": "the main job on embedded weights and images",
+}
+
+
+def usage() -> str:
+    """One line a command."""
+    return "usage: vitoats COMMAND [--help]\n" + "\n".join(f"  {name:20}{what}" for name, what in COMMANDS.items())
+
+
+def dispatch(argv: list[str]) -> dict:
+    """Runs the command that the first word names."""
+    name = argv[0].replace("-", "_") if argv else ""
+    if name not in COMMANDS:
+        raise InputError(f"name a command: {', '.join(COMMANDS)}")
+    return importlib.import_module(f"vitoats.cli.{name}").main(argv[1:])
+
+
+def main() -> int:
+    """Entry point of the console command."""
+    if len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help"):
+        print(usage())
+        return 0
+    return common.run(dispatch)

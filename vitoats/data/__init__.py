@@ -1,0 +1,1 @@
+"""Images: preprocessing, folders, and the embedded sample."""

@@ -1,0 +1,193 @@
+"""Images to calibrate and evaluate on: a folder, the files of Fashion-MNIST, or the sample inside the package."""
+
+import gzip
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import vitoats.torchvision_ops  # noqa: F401  (before torchvision)
+from vitoats.errors import InputError
+
+from torch.utils.data import DataLoader, Dataset  # isort: skip
+from torchvision.datasets.folder import IMG_EXTENSIONS  # isort: skip
+
+log = logging.getLogger("vitoats")
+
+SAMPLE = "sample"  # the name of the embedded sample where a folder is asked for
+SAMPLE_FILE = Path(__file__).parent / "fashion_mnist_sample.npz"
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+SPLIT_FOLDERS = {"train": ("train",), "test": ("val", "validation", "test")}
+IDX_FILES = {"train": "train", "test": "t10k"}
+FEWEST_IMAGES = 16  # a calibration set that came out smaller than asked for must have this many
+NAMED_FILES = 3  # how many of the files that were left out are named
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Takes an image's place in a batch when its file cannot be decoded."""
+
+    path: str
+    reason: str
+
+
+class ImageFiles(Dataset):
+    """Image files with optional labels; an item is (image tensor, label) or ``Unreadable``."""
+
+    def __init__(self, paths: list[str], labels: list[int] | None, classes: tuple[str, ...], transform: Callable):
+        self.paths, self.labels, self.classes, self.transform = paths, labels, classes, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return self.transform(image.convert("RGB")), self.labels[index] if self.labels else -1
+        except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
+            return Unreadable(path, str(error) or type(error).__name__)
+
+
+class ImageArrays(Dataset):
+    """Greyscale images in memory, uint8 [n, height, width]; an item is (image tensor, label)."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], transform: Callable):
+        self.images, self.labels, self.classes, self.transform = images, labels, classes, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index]).convert("RGB")), int(self.labels[index])
+
+
+ImageDataset = ImageFiles | ImageArrays
+
+
+def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
+    """Opens a set of images.
+
+    Args:
+        data_dir: "sample"; a folder with one subfolder for each class; a flat folder of images; a folder with ``train`` and
+            ``val`` inside; or one with the gz files of (Fashion-)MNIST.
+        split: "train" for calibration, "test" for evaluation; only sets that have both use it.
+        transform: PIL image to tensor.
+
+    Raises:
+        InputError: no such folder, or no images in it.
+    """
+    if data_dir == SAMPLE:
+        with np.load(SAMPLE_FILE, allow_pickle=False) as sample:
+            return ImageArrays(sample[f"{split}_images"], sample[f"{split}_labels"], FASHION_MNIST_CLASSES, transform)
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise InputError(
+            f"there is no image folder {data_dir}: give --data-dir a folder of images, or one folder for each class"
+        )
+    prefix = IDX_FILES[split]
+    if (root / f"{prefix}-images-idx3-ubyte.gz").is_file():
+        images = read_idx(root / f"{prefix}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
+        targets = read_idx(root / f"{prefix}-labels-idx1-ubyte.gz", header=8)
+        return ImageArrays(images, targets, FASHION_MNIST_CLASSES, transform)
+    for name in SPLIT_FOLDERS[split]:
+        if (root / name).is_dir():
+            root = root / name
+            break
+    classes, paths, labels, ignored = _walk(root)
+    if ignored:
+        log.warning("%d files in %s are no images by their name and were left out: %s", len(ignored), root, _some(ignored))
+    if not paths:
+        raise InputError(f"there are no images in {root}: give --data-dir a folder with .jpg, .png or other image files")
+    return ImageFiles(paths, labels if classes else None, classes, transform)
+
+
+def read_idx(path: Path, header: int) -> np.ndarray:
+    """Reads the bytes of a gz IDX file after its header, uint8 [n].
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with gzip.open(path) as file:
+            return np.frombuffer(file.read(), np.uint8, offset=header)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): install or copy the data set again") from None
+
+
+def _walk(root: Path) -> tuple[tuple[str, ...], list[str], list[int], list[str]]:
+    """Lists images in order: classes (empty for a flat folder), paths, labels, and the files that are no images."""
+    classes = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")))
+    paths, labels, ignored = [], [], []
+    for label, folder in enumerate(classes or ("",)):
+        for parent, folders, files in os.walk(root / folder, followlinks=True):
+            folders.sort()
+            for file in sorted(files):
+                path = os.path.join(parent, file)
+                if file.lower().endswith(IMG_EXTENSIONS):
+                    paths.append(path)
+                    labels.append(label)
+                else:
+                    ignored.append(path)
+    if not paths and classes:  # images beside unrelated folders
+        flat = [e.path for e in os.scandir(root) if e.is_file() and e.name.lower().endswith(IMG_EXTENSIONS)]
+        return (), sorted(flat), [], ignored
+    return classes, paths, labels, ignored
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    return ", ".join(names[:NAMED_FILES]) + more
+
+
+def _collate(items: list) -> tuple[Tensor, Tensor, list[Unreadable]]:
+    good = [i for i in items if not isinstance(i, Unreadable)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return images, torch.tensor([label for _, label in good]), [i for i in items if isinstance(i, Unreadable)]
+
+
+def batches(dataset: ImageDataset, order: list[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (images [b, 3, h, w], labels [b]) in the given order; files that cannot be read are named, counted and skipped."""
+    unreadable: list[Unreadable] = []
+    loader = DataLoader(dataset, batch_size=batch_size, sampler=order, num_workers=workers, collate_fn=_collate)
+    try:
+        for images, labels, bad in loader:
+            for item in bad:
+                log.warning("%s cannot be read as an image and is skipped: %s", item.path, item.reason)
+            unreadable += bad
+            if len(images):
+                yield images, labels
+    finally:
+        if unreadable:
+            log.warning("%d of the image files were skipped", len(unreadable))
+
+
+def calibration_batches(dataset: ImageDataset, nsamples: int, seed: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """Yields batches of ``nsamples`` images drawn at random; an unreadable file is replaced by another one.
+
+    A folder with fewer images gives all of them, with a notice.
+
+    Raises:
+        InputError: too few are left, fewer than asked for and fewer than 16.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    missing = nsamples
+    for images, _ in batches(dataset, order, min(batch_size, nsamples), workers):
+        yield images[:missing]
+        missing -= min(missing, len(images))
+        if missing == 0:
+            return
+    found = nsamples - missing
+    if found < FEWEST_IMAGES:
+        raise InputError(
+            f"only {found} images can be read, too few to calibrate on: add images, or set --nsamples {max(found, 1)}"
+        )
+    log.warning("only %d images can be read, not %d: calibrating on these", found, nsamples)

@@ -1,0 +1,88 @@
+"""What an image goes through before a model sees it; stored with every checkpoint and ONNX file."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import vitoats.torchvision_ops  # noqa: F401  (before timm)
+from vitoats.errors import InputError
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform  # isort: skip
+
+CROP_MODES = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """timm's evaluation preprocessing, in timm's words.
+
+    Attributes:
+        img_size: height and width in pixels after all.
+        crop_pct: the crop's share of the resized image; with "center" the short side is resized to img_size / crop_pct.
+        crop_mode: "center", "squash" (both sides resized, nothing cut off) or "border".
+        interpolation: "bicubic", "bilinear", ...
+        mean: per channel, of pixels in 0..1.
+        std: per channel.
+    """
+
+    img_size: int
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+    @classmethod
+    def from_timm(cls, config: dict[str, Any]) -> "Preprocessing":
+        """From what timm resolves for a model.
+
+        Raises:
+            InputError: the model takes no square RGB images.
+        """
+        channels, height, width = config["input_size"]
+        if channels != 3 or height != width:
+            raise InputError(f"the model takes images of {channels} x {height} x {width}: only square RGB images are supported")
+        return cls(
+            height,
+            config["crop_pct"],
+            config["crop_mode"],
+            config["interpolation"],
+            tuple(config["mean"]),
+            tuple(config["std"]),
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """From what ``to_dict`` gave."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def with_crop_mode(self, crop_mode: str) -> "Preprocessing":
+        """Another crop mode; "squash" resizes to the exact size, so nothing is cropped."""
+        if crop_mode not in CROP_MODES:
+            raise InputError(f"unknown crop mode {crop_mode!r}: use {', '.join(CROP_MODES)}")
+        return replace(self, crop_mode=crop_mode, crop_pct=1.0 if crop_mode == "squash" else self.crop_pct)
+
+    def transform(self) -> Callable:
+        """PIL image to float tensor [3, img_size, img_size]."""
+        return create_transform(
+            input_size=(3, self.img_size, self.img_size),
+            is_training=False,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+    def __str__(self) -> str:
+        def numbers(values: tuple[float, ...]) -> str:
+            return "/".join(f"{v:g}" for v in values)
+
+        return (
+            f"{self.img_size} px, {self.crop_mode} crop {self.crop_pct:.3g}, {self.interpolation}, "
+            f"mean {numbers(self.mean)}, std {numbers(self.std)}"
+        )

@@ -1,0 +1,1 @@
+"""Accuracy of torch models and ONNX files, by the same code."""

@@ -1,0 +1,45 @@
+"""The compressed layer in exported form: S as values and bit mask, and plain MatMul nodes beside it."""
+
+import torch
+from torch import Tensor, nn
+
+from vitoats import bitmask
+from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, NAME
+from vitoats.layers import SparseLowRankLinear
+
+
+class ExportedSparseLowRankLinear(nn.Module):
+    """Traces to SparseMatMul(x, values, mask) + the low-rank term + bias; for torch.onnx.export only.
+
+    The low-rank term is one MatMul with all V stacked, a Split, one MatMul for each U, and a Concat. Row blocks of rank 0 add
+    a block of zeros, which cannot happen beside others of a rank above 0: they all have one shape.
+    """
+
+    def __init__(self, layer: SparseLowRankLinear):
+        super().__init__()
+        values, mask = bitmask.pack(layer.S.detach().cpu().numpy())
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.ranks = [rank for _, rank in layer.row_blocks]
+        self.values = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+        self.mask = nn.Parameter(torch.from_numpy(mask), requires_grad=False)
+        if layer.rank:
+            self.V = nn.Parameter(torch.cat([v.data for v in layer.V]).T.contiguous(), requires_grad=False)  # [d_in, sum r_i]
+            self.U = nn.ParameterList(
+                nn.Parameter(u.data.T.contiguous(), requires_grad=False) for u in layer.U
+            )  # each [r_i, d_i]
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{NAME}",
+            (x, self.values, self.mask),
+            {"in_features": self.in_features},
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.out_features),
+            version=DOMAIN_VERSION,
+        )
+        if sum(self.ranks):
+            parts = torch.split(x @ self.V, self.ranks, dim=-1) if len(self.ranks) > 1 else [x @ self.V]
+            products = [part @ u for part, u in zip(parts, self.U, strict=True)]
+            y = y + (torch.cat(products, dim=-1) if len(products) > 1 else products[0])
+        return y if self.bias is None else y + self.bias

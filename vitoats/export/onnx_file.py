@@ -1,0 +1,125 @@
+"""A model as an ONNX file: opset 18, IR version 9, dynamic batch, fixed image size, preprocessing in the metadata."""
+
+import copy
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx.inliner
+import torch
+from torch import nn
+
+import vitoats
+from vitoats.errors import InputError, RunError
+from vitoats.export.layers import ExportedSparseLowRankLinear
+from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
+from vitoats.layers import compressed_layers, parameter_count, replace_module
+from vitoats.models.loading import LoadedModel
+from vitoats.runtime.session import METADATA_KEY
+
+IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
+LARGEST_FILE = 2**31 - 1  # of a protobuf
+
+Form = Literal["sparse", "inline", "dense"]
+
+
+def export_onnx(loaded: LoadedModel, path: Path, form: Form = "sparse", about: dict[str, Any] | None = None) -> onnx.ModelProto:
+    """Writes a model as ONNX; the file appears whole or not at all.
+
+    Args:
+        loaded: the model, compressed or not.
+        path: where to.
+        form: "sparse" has SparseMatMul nodes and their function; "inline" has standard operators only, from the same small
+            tensors; "dense" folds S + U V into plain weights.
+        about: more for the metadata: method, compression.
+
+    Returns:
+        the model as written.
+
+    Raises:
+        InputError: the model cannot be traced, or is larger than an ONNX file can be.
+        RunError: the file cannot be written.
+    """
+    model = copy.deepcopy(loaded.model).cpu().eval()
+    layers = compressed_layers(model)
+    for name, layer in layers.items():
+        replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer))
+    proto = _trace(model, loaded.preprocessing.img_size)
+    for node in proto.graph.node:
+        if node.domain == DOMAIN:  # named after its layer, as its values are
+            node.name = node.input[1].removesuffix(".values")
+    if layers and form != "dense":
+        if not any(o.domain == DOMAIN for o in proto.opset_import):
+            proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+        proto.functions.append(sparse_matmul_function())
+        if form == "inline":
+            proto = _inlined(proto)
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = "vitoats", vitoats.__version__
+    described = {
+        "preprocessing": loaded.preprocessing.to_dict(),
+        "n_classes": proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value,
+        "param_count": round(parameter_count(loaded.model) / 1e6, 2),
+        "form": form,
+        **(about or {}),
+        "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
+    }
+    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(described)})
+    onnx.checker.check_model(proto, full_check=True)
+    _write(proto, path)
+    return proto
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Replaces SparseMatMul by its body. CastLike becomes Cast: ONNX Runtime folds it in a function only, not in the graph."""
+    proto = onnx.inliner.inline_local_functions(proto)
+    for node in proto.graph.node:
+        if node.op_type == "CastLike":
+            node.op_type = "Cast"
+            del node.input[1:]
+            node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+    return proto
+
+
+def _trace(model: nn.Module, img_size: int) -> onnx.ModelProto:
+    """Traces with a batch of 2 (a batch of 1 would be taken for a constant)."""
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    example = torch.zeros(2, 3, img_size, img_size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever went wrong inside
+        raise InputError(f"the model cannot be traced to ONNX: {' '.join(str(error).split())[:200]}") from None
+    assert program is not None
+    return program.model_proto
+
+
+def _write(proto: onnx.ModelProto, path: Path) -> None:
+    if proto.ByteSize() > LARGEST_FILE:
+        raise InputError(
+            f"the model takes {proto.ByteSize() / 1e9:.2f} GB, more than an ONNX file can hold (2 GB): compress it further"
+        )
+    partial = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(proto.SerializeToString())
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another --output") from None
+    finally:
+        partial.unlink(missing_ok=True)

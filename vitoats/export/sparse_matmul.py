@@ -1,0 +1,69 @@
+"""The operator ``vitoats::SparseMatMul`` and its body as an ONNX function of standard operators.
+
+    SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8) -> y[..., N],  attribute in_features = K
+
+y = x S^T, where S [N, K] has ``values`` in row order wherever ``mask`` has a bit (vitoats.bitmask). The function travels in
+the file, so that any runtime runs it. ONNX Runtime inlines it, and since values and mask are constants it folds everything
+up to the transposed S: it then runs one dense MatMul, at dense speed, from a small file.
+
+The body unpacks bits, numbers them by a running sum, and gathers; no NonZero or Scatter, which would not be folded.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+DOMAIN = "vitoats"
+DOMAIN_VERSION = 1
+NAME = "SparseMatMul"
+OPSET = 18
+
+
+def sparse_matmul_function() -> onnx.FunctionProto:
+    """The function; values may be float32 or float16 and are cast to the type of x."""
+
+    def constant(name: str, array: np.ndarray) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
+
+    in_features = helper.make_node("Constant", [], ["in_features"])
+    reference = in_features.attribute.add()
+    reference.name, reference.type, reference.ref_attr_name = "value_int", onnx.AttributeProto.INT, "in_features"
+    nodes = [
+        in_features,
+        constant("powers", np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8)),
+        constant("zero_byte", np.array(0, np.uint8)),
+        constant("zero", np.array([0], np.int64)),
+        constant("one", np.array([1], np.int64)),
+        constant("minus_one", np.array([-1], np.int64)),
+        constant("rows_by_all", np.array([0, -1], np.int64)),
+        constant("axis", np.array(0, np.int64)),
+        helper.make_node("Unsqueeze", ["mask", "minus_one"], ["mask_bytes"]),  # [N, ceil(K/8), 1]
+        helper.make_node("BitwiseAnd", ["mask_bytes", "powers"], ["mask_bits"]),  # [N, ceil(K/8), 8]
+        helper.make_node("Reshape", ["mask_bits", "rows_by_all"], ["padded_bits"]),  # [N, 8 ceil(K/8)]
+        helper.make_node("Reshape", ["in_features", "one"], ["k"]),
+        helper.make_node("Slice", ["padded_bits", "zero", "k", "one"], ["bits"]),  # [N, K]
+        helper.make_node("Greater", ["bits", "zero_byte"], ["kept"]),
+        helper.make_node("Reshape", ["kept", "minus_one"], ["kept_flat"]),  # [N K]
+        helper.make_node("Cast", ["kept_flat"], ["ones"], to=TensorProto.INT32),
+        helper.make_node("CumSum", ["ones", "axis"], ["index"], exclusive=1),  # of each entry's value, where it is kept
+        helper.make_node("CastLike", ["values", "x"], ["values_like_x"]),
+        helper.make_node("CastLike", ["zero", "x"], ["zero_like_x"]),
+        helper.make_node(
+            "Concat", ["values_like_x", "zero_like_x"], ["padded_values"], axis=0
+        ),  # dropped entries may index past the end
+        helper.make_node("Gather", ["padded_values", "index"], ["gathered"], axis=0),
+        helper.make_node("Where", ["kept_flat", "gathered", "zero_like_x"], ["entries"]),
+        helper.make_node("Shape", ["kept"], ["shape"]),
+        helper.make_node("Reshape", ["entries", "shape"], ["S"]),  # [N, K]
+        helper.make_node("Transpose", ["S"], ["S_transposed"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "S_transposed"], ["y"]),
+    ]
+    return helper.make_function(
+        DOMAIN,
+        NAME,
+        ["x", "values", "mask"],
+        ["y"],
+        nodes,
+        [helper.make_opsetid("", OPSET)],
+        attributes=["in_features"],
+    )

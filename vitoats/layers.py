@@ -1,0 +1,114 @@
+"""The compressed layer that takes the place of an ``nn.Linear``."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitoats.methods.registry import Decomposition
+
+
+class SparseLowRankLinear(nn.Module):
+    """y = x S^T + [x V_1^T U_1^T, x V_2^T U_2^T, ...] + b: a sparse matrix and one low-rank term for each block of rows.
+
+    A plain layer has one row block; a fused qkv has three, each decomposed on its own. S is held with its zeros, so that
+    every device and torch.autograd take it; a checkpoint and an ONNX file hold its values and bit mask.
+
+    Attributes:
+        S: [d_out, d_in].
+        U: one [d_i, r_i] for each row block; the d_i add up to d_out, and r_i may be 0.
+        V: one [r_i, d_in] for each row block.
+        bias: [d_out] or None.
+    """
+
+    def __init__(self, S: Tensor, U: list[Tensor], V: list[Tensor], bias: Tensor | None = None):
+        super().__init__()
+        self.out_features, self.in_features = S.shape
+        assert sum(u.shape[0] for u in U) == self.out_features
+        assert all(u.shape[1] == v.shape[0] and v.shape[1] == self.in_features for u, v in zip(U, V, strict=True))
+        self.S = nn.Parameter(S, requires_grad=False)
+        self.U = nn.ParameterList(nn.Parameter(u.contiguous(), requires_grad=False) for u in U)
+        self.V = nn.ParameterList(nn.Parameter(v.contiguous(), requires_grad=False) for v in V)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    @classmethod
+    def from_decompositions(cls, parts: list[Decomposition], bias: Tensor | None) -> "SparseLowRankLinear":
+        """Stacks the decompositions of consecutive row blocks into one layer."""
+        return cls(torch.cat([p.S for p in parts]), [p.U for p in parts], [p.V for p in parts], bias)
+
+    @classmethod
+    def empty(
+        cls, row_blocks: list[tuple[int, int]], in_features: int, bias: bool, dtype: torch.dtype
+    ) -> "SparseLowRankLinear":
+        """A layer of zeros with the given (rows, rank) of each block, for a state dict to fill."""
+        d_out = sum(rows for rows, _ in row_blocks)
+        return cls(
+            torch.zeros(d_out, in_features, dtype=dtype),
+            [torch.zeros(rows, rank, dtype=dtype) for rows, rank in row_blocks],
+            [torch.zeros(rank, in_features, dtype=dtype) for _, rank in row_blocks],
+            torch.zeros(d_out, dtype=dtype) if bias else None,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.S, self.bias)
+        if self.rank:
+            y = y + torch.cat([F.linear(F.linear(x, v), u) for u, v in zip(self.U, self.V, strict=True)], dim=-1)
+        return y
+
+    @property
+    def row_blocks(self) -> list[tuple[int, int]]:
+        """(rows, rank) of each row block."""
+        return [(u.shape[0], u.shape[1]) for u in self.U]
+
+    @property
+    def rank(self) -> int:
+        """The ranks of all row blocks together."""
+        return sum(u.shape[1] for u in self.U)
+
+    @property
+    def nonzeros(self) -> int:
+        """Non-zeros of S."""
+        return int(torch.count_nonzero(self.S))
+
+    @property
+    def kept_parameters(self) -> int:
+        """nnz(S) + sum of r_i (d_i + d_in): parameters as OATS counts them, without indices and bias."""
+        return self.nonzeros + sum(u.numel() + v.numel() for u, v in zip(self.U, self.V, strict=True))
+
+    @property
+    def weight(self) -> Tensor:
+        """S + U V, the dense matrix [d_out, d_in] that this layer stands for."""
+        return self.S + torch.cat([u @ v for u, v in zip(self.U, self.V, strict=True)])
+
+    def folded(self) -> nn.Linear:
+        """A dense layer of the same outputs."""
+        linear = nn.Linear(
+            self.in_features, self.out_features, bias=self.bias is not None, dtype=self.S.dtype, device=self.S.device
+        )
+        linear.weight.data.copy_(self.weight)
+        if self.bias is not None:
+            linear.bias.data.copy_(self.bias)
+        return linear
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, bias={self.bias is not None}"
+        )
+
+
+def compressed_layers(model: nn.Module) -> dict[str, SparseLowRankLinear]:
+    """The compressed layers of a model by name, in order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, SparseLowRankLinear)}
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Kept parameters of a model: nnz(S) + r (d_in + d_out) + bias for compressed layers, all elements for the others."""
+    count = sum(p.numel() for p in model.parameters())
+    for layer in compressed_layers(model).values():
+        count += layer.nonzeros - layer.S.numel()
+    return count
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts ``new`` at a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)

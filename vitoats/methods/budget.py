@@ -1,0 +1,80 @@
+"""How many parameters a layer keeps: from compression and rank ratio to a rank and a number of non-zeros.
+
+``compression`` (rho) is the share of a layer's weights that is removed; ``rank_ratio`` (kappa) is the share of the *kept*
+parameters that goes to the low-rank term. A kept entry of S counts 1, a rank-r term counts r * (d_in + d_out); indices and
+biases do not count. OATS (arXiv 2409.13652), with the rounding of its published code.
+"""
+
+from dataclasses import dataclass
+
+from vitoats.errors import InputError
+from vitoats.methods.sparsity import Pattern
+
+
+@dataclass(frozen=True)
+class LayerBudget:
+    """What one weight matrix may keep: ``rank`` of UV, and ``kept_per_group`` entries of S in each group of the pattern."""
+
+    rank: int
+    kept_per_group: int
+
+
+def effective_compression(compression: float | None, rank_ratio: float, pattern: Pattern) -> float:
+    """Returns rho. N:M fixes the density of S at n/m, so that 1 - rho = (n/m) / (1 - kappa); other patterns take rho as given.
+
+    Raises:
+        InputError: a value is out of range, nothing would be left, or rho contradicts what N:M and kappa imply.
+    """
+    if not 0.0 <= rank_ratio <= 1.0:
+        raise InputError(f"rank ratio {rank_ratio:g} is out of range: --rank-ratio takes a number from 0 to 1")
+    if compression is not None and not 0.0 <= compression < 1.0:
+        raise InputError(
+            f"compression {compression:g} is out of range: --compression takes the share of weights to remove, "
+            f"from 0 up to but not 1"
+        )
+    if pattern.kind != "N:M":
+        if compression is None:
+            raise InputError(f"pattern {pattern} needs a compression: give --compression, say 0.5")
+        return compression
+    density = pattern.n / pattern.m
+    if rank_ratio >= 1 - density:
+        raise InputError(
+            f"pattern {pattern} keeps {density:.0%} of S, so with rank ratio {rank_ratio:g} nothing would be removed: "
+            f"use a --rank-ratio below {1 - density:g}"
+        )
+    implied = 1 - density / (1 - rank_ratio)
+    if compression is not None and abs(compression - implied) > 0.002:
+        reachable = 1 - density / (1 - compression)
+        remedy = f"leave --compression out (it is then {implied:.4g})"
+        if reachable >= 0:
+            remedy += f", or give --rank-ratio {reachable:.4g}"
+        raise InputError(
+            f"pattern {pattern} with rank ratio {rank_ratio:g} means compression {implied:.4g}, not {compression:g}: {remedy}"
+        )
+    return implied
+
+
+def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, pattern: Pattern) -> LayerBudget:
+    """Splits a layer's budget into a rank and non-zeros.
+
+    rank = int(kappa * (1 - rho) * d_out * d_in / (d_out + d_in)); a row of S loses int(d_in * s) entries, with
+    s = 1 - (1 - kappa) * (1 - rho). A layer-wise pattern keeps as many entries in all as the row-wise one.
+
+    Raises:
+        InputError: nothing would be left of the layer, or its d_in is no multiple of M.
+    """
+    kept = 1 - compression
+    rank = int(rank_ratio * kept * (d_out * d_in) / (d_out + d_in))
+    per_row = d_in - int(d_in * (1 - (1 - rank_ratio) * kept))
+    if pattern.kind == "N:M":
+        if d_in % pattern.m:
+            raise InputError(
+                f"pattern {pattern} needs an input width that is a multiple of {pattern.m}, not {d_in}: use --pattern row"
+            )
+        return LayerBudget(rank, pattern.n)
+    if rank == 0 and per_row == 0:
+        raise InputError(
+            f"compression {compression:g} with rank ratio {rank_ratio:g} leaves nothing of a {d_out} x {d_in} layer: "
+            f"lower --compression"
+        )
+    return LayerBudget(rank, per_row if pattern.kind == "row" else d_out * per_row)

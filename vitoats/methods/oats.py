@@ -1,0 +1,212 @@
+"""OATS: outlier-aware sparse + low-rank decomposition (Zhang and Papyan, arXiv 2409.13652, ICLR 2025).
+
+With D = diag(sqrt(second_moment)), the root of each input's second moment over the calibration tokens, OATS minimises
+
+    || W D - S' - L' ||_F^2   subject to   rank(L') <= r  and  k non-zeros in each group of S'
+
+by alternating exact projections, singular vectors first and threshold last, and returns S = S' / D, U V = L' / D.
+At rank 0 this is Wanda (one threshold of |W| D); without S it is the activation-weighted SVD.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vitoats.errors import InputError
+from vitoats.methods.budget import LayerBudget, effective_compression, layer_budget
+from vitoats.methods.registry import Decomposition, register
+from vitoats.methods.sparsity import Pattern, WarmThreshold, largest
+
+FIRST_POWER_STEPS = 16  # subspace iterations that stand in for the first SVD; each later step takes one
+MOMENTUM = 0.9  # of the "accelerated" solver
+
+
+Solver = Literal["fast", "exact", "accelerated"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OATSConfig:
+    """Settings of OATS; the defaults are the paper's for vision models.
+
+    Attributes:
+        compression: rho, the share of the weights that is removed. None with an N:M pattern, which implies it.
+        rank_ratio: kappa, the share of the kept parameters that goes to the low-rank term.
+        iterations: alternating steps at most.
+        pattern: "row" (the paper's), "layer", or "N:M".
+        solver: "exact" takes a full SVD and an exact threshold each step, as published. "fast" takes one warm-started
+            subspace iteration and a warm-started threshold instead; it follows the same path at a fraction of the time.
+            "accelerated" is "fast" with momentum on S, which ends at a lower objective than the published steps do.
+        tolerance: stop when a step lowers the objective by less than this share of it; 0 turns that off. The exact solver
+            always takes all steps, as published.
+        seed: of the random start of the subspace.
+    """
+
+    compression: float | None = 0.5
+    rank_ratio: float = 0.2
+    iterations: int = 80
+    pattern: str = "row"
+    solver: Solver = "fast"
+    tolerance: float = 1e-4
+    seed: int = 0
+
+    def __post_init__(self):
+        effective_compression(self.compression, self.rank_ratio, Pattern.parse(self.pattern))
+        if self.iterations < 1:
+            raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
+        if self.solver not in get_args(Solver):
+            raise InputError(f"unknown solver {self.solver!r}: use fast, exact or accelerated")
+        if not 0 <= self.tolerance < 1:
+            raise InputError(f"tolerance {self.tolerance:g} is out of range: --tolerance takes a number from 0 up to but not 1")
+
+    def total_compression(self) -> float:
+        """rho, also where an N:M pattern implies it."""
+        return effective_compression(self.compression, self.rank_ratio, Pattern.parse(self.pattern))
+
+    def budget(self, d_out: int, d_in: int) -> LayerBudget:
+        """What a d_out x d_in matrix may keep."""
+        return layer_budget(d_out, d_in, self.total_compression(), self.rank_ratio, Pattern.parse(self.pattern))
+
+
+@register("oats", OATSConfig)
+def oats(weight: Tensor, second_moment: Tensor, config: OATSConfig) -> Decomposition:
+    """Decomposes one weight matrix.
+
+    Args:
+        weight: W [d_out, d_in], float32 or float64; the result has its dtype.
+        second_moment: [d_in], the sum or mean of each input's square; only ratios between inputs matter.
+        config: the settings.
+
+    Returns:
+        S, U and V. Inputs that were always zero get zero weights: they earn nothing, so no budget is spent on them.
+
+    Raises:
+        InputError: a weight or second moment is not finite, or nothing would be left of the layer.
+    """
+    if not torch.isfinite(weight).all():
+        raise InputError("a weight is not finite (NaN or Inf): the weights are broken, load another checkpoint")
+    if not torch.isfinite(second_moment).all():
+        raise InputError("an activation is not finite (NaN or Inf): check the weights and the calibration images")
+    pattern = Pattern.parse(config.pattern)
+    budget = config.budget(*weight.shape)
+
+    scale = second_moment.double().clamp(min=0).sqrt()
+    if scale.max() == 0:  # every input is dead: nothing tells them apart
+        scale = torch.ones_like(scale)
+    scale = scale / scale.max()
+    alive = scale > torch.finfo(weight.dtype).tiny
+    D = torch.where(alive, scale, 0).to(weight.dtype)
+    A = weight * D  # W D
+
+    if budget.rank == 0:
+        S, Q, B, steps = (
+            threshold(A, pattern, budget.kept_per_group),
+            A.new_zeros(A.shape[0], 0),
+            A.new_zeros(0, A.shape[1]),
+            1,
+        )
+    elif budget.kept_per_group == 0:
+        S, (Q, B), steps = torch.zeros_like(A), truncated_svd(A, budget.rank), 1
+    elif config.solver == "exact":
+        S, Q, B, steps = alternate_exact(A, pattern, budget, config)
+    else:
+        S, Q, B, steps = alternate_fast(A, pattern, budget, config)
+
+    residual = A - S - Q @ B
+    objective = residual.double().square().sum().item()
+    total = A.double().square().sum().item()
+    inverse = torch.where(alive, 1 / scale.clamp(min=torch.finfo(weight.dtype).tiny), 0).to(weight.dtype)
+    unit = second_moment.double().max().item() or 1.0  # back to the caller's scale of D
+    return Decomposition(
+        S=S * inverse,
+        U=Q,
+        V=B * inverse,
+        objective=objective * unit,
+        relative_error=(objective / total) ** 0.5 if total > 0 else 0.0,
+        steps=steps,
+    )
+
+
+def threshold(R: Tensor, pattern: Pattern, kept: int) -> Tensor:
+    """The nearest matrix to R [d_out, d_in] with ``kept`` non-zeros in each group."""
+    groups = pattern.groups(R)
+    return torch.where(largest(groups.abs(), kept), groups, 0).view_as(R)
+
+
+def truncated_svd(A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best rank-r approximation of A [m, n] as (U diag(sigma) [m, r], V^T [r, n])."""
+    if A.shape[0] < A.shape[1]:  # LAPACK is faster on the tall one
+        V, sigma, Ut = torch.linalg.svd(A.T, full_matrices=False)
+        return Ut[:rank].T * sigma[:rank], V[:, :rank].T
+    U, sigma, Vt = torch.linalg.svd(A, full_matrices=False)
+    return U[:, :rank] * sigma[:rank], Vt[:rank]
+
+
+def alternate_exact(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OATSConfig) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The published steps: L <- SVD_r(A - S), S <- threshold(A - L). The objective never rises.
+
+    Returns:
+        S [m, n], U diag(sigma) [m, r], V^T [r, n], and the number of steps.
+    """
+    S = torch.zeros_like(A)
+    for _ in range(config.iterations):
+        U, Vt = truncated_svd(A - S, budget.rank)
+        S = threshold(A - U @ Vt, pattern, budget.kept_per_group)
+    return S, U, Vt, config.iterations
+
+
+def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OATSConfig) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The same steps with approximate projections that start from the last step's.
+
+    A - S moves little between steps, so one subspace iteration from the last right factor B keeps up with its leading
+    singular vectors:  Q <- qr((A - S) B^T),  B <- Q^T (A - S),  L = Q B.  Likewise for the threshold (``WarmThreshold``).
+    All passes write into buffers made once: on a CPU fresh memory costs more than the arithmetic. With momentum beta, L is
+    fitted to A - (S + beta (S - S_before)) instead, and S to A - L as ever.
+
+    Returns:
+        S [m, n], Q B in the form U diag(sigma) [m, r] and V^T [r, n], and the number of steps.
+    """
+    A = A.contiguous()
+    start = torch.randn(A.shape[1], budget.rank, generator=torch.Generator().manual_seed(config.seed), dtype=A.dtype).to(
+        A.device
+    )
+    B = start.T
+    S, S_before, R, magnitudes, mask = (
+        torch.zeros_like(A),
+        torch.zeros_like(A),
+        *(torch.empty_like(A) for _ in range(3)),
+    )
+    warm = WarmThreshold(budget.kept_per_group)
+    momentum = MOMENTUM if config.solver == "accelerated" else 0.0
+    objective = float("inf")
+    for step in range(1, config.iterations + 1):
+        beta = momentum if step > 2 else 0.0
+        torch.sub(A, S, alpha=1 + beta, out=R)
+        if beta:
+            R.add_(S_before, alpha=beta)
+        for _ in range(FIRST_POWER_STEPS if step == 1 else 1):
+            Q = torch.linalg.qr(R @ B.T).Q
+            B = Q.T @ R
+        torch.addmm(A, Q, B, alpha=-1, out=R)  # what L leaves for S
+        if step == config.iterations:
+            break
+        torch.abs(R, out=magnitudes)
+        S, S_before = S_before, S
+        if pattern.kind == "N:M":
+            mask.copy_(largest(pattern.groups(magnitudes), budget.kept_per_group).view_as(A))
+            torch.mul(R, mask, out=S)
+            surplus = 0.0
+        else:
+            marked = warm.mark(pattern.groups(magnitudes), pattern.groups(mask))
+            torch.mul(R, mask, out=S)
+            # what a few entries too many or too few do to the objective, to first order
+            surplus = ((marked - budget.kept_per_group) * warm.threshold.square()).sum().item()
+        if config.tolerance:
+            torch.sub(R, S, out=mask)
+            last, objective = objective, torch.dot(mask.view(-1), mask.view(-1)).item() + surplus
+            if last - objective < config.tolerance * objective:
+                break
+    S = threshold(R, pattern, budget.kept_per_group)
+    U, sigma, Vt = torch.linalg.svd(B, full_matrices=False)
+    return S, Q @ (U * sigma), Vt, step

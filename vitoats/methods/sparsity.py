@@ -1,0 +1,136 @@
+"""Which entries of S are kept: sparsity patterns, and the hard threshold onto them.
+
+Every pattern keeps the k largest magnitudes of each *group* of entries: a group is an output row ("row"), the whole matrix
+("layer"), or M consecutive inputs of one row ("N:M", of which N are kept).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vitoats.errors import InputError
+
+_PAIRWISE_LIMIT = 32  # groups up to this size are ranked by comparing all pairs
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A sparsity pattern; ``n`` and ``m`` count for "N:M" only, where n of each m consecutive inputs are kept."""
+
+    kind: Literal["row", "layer", "N:M"]
+    n: int = 0
+    m: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern":
+        """Reads "row", "layer" or "2:4".
+
+        Raises:
+            InputError: the text is none of these, or not 0 < N < M <= 32.
+        """
+        if text == "row":
+            return cls("row")
+        if text == "layer":
+            return cls("layer")
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        if match and 0 < int(match[1]) < int(match[2]) <= _PAIRWISE_LIMIT:
+            return cls("N:M", int(match[1]), int(match[2]))
+        raise InputError(
+            f"unknown pattern {text!r}: use row, layer, or N:M such as 2:4 (N of M are kept, 0 < N < M <= {_PAIRWISE_LIMIT})"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}" if self.kind == "N:M" else self.kind
+
+    def groups(self, matrix: Tensor) -> Tensor:
+        """Views a contiguous matrix [d_out, d_in] as [n_groups, group_size]."""
+        if self.kind == "layer":
+            return matrix.view(1, -1)
+        return matrix.view(-1, self.m) if self.kind == "N:M" else matrix
+
+
+def largest(magnitudes: Tensor, kept: int) -> Tensor:
+    """Marks the ``kept`` largest entries of each row; among equals the later column wins, as in a stable ascending sort.
+
+    Args:
+        magnitudes: [n_groups, group_size], finite.
+        kept: how many to keep in each group, at most group_size.
+
+    Returns:
+        bool [n_groups, group_size] with exactly ``kept`` ones a row.
+    """
+    size = magnitudes.shape[1]
+    if size <= _PAIRWISE_LIMIT:
+        beaten_by = torch.zeros(magnitudes.shape, dtype=torch.uint8, device=magnitudes.device)
+        for j in range(size):
+            other = magnitudes[:, j : j + 1]
+            beaten_by[:, :j] += other >= magnitudes[:, :j]  # a later equal wins
+            beaten_by[:, j + 1 :] += other > magnitudes[:, j + 1 :]
+        return beaten_by < kept
+    mask = torch.ones(magnitudes.shape, dtype=torch.bool, device=magnitudes.device)
+    dropped = torch.sort(magnitudes, dim=1, stable=True).indices[:, : size - kept]
+    return mask.scatter_(1, dropped, False)
+
+
+class WarmThreshold:
+    """A threshold per group that follows the k-th largest magnitude from one solver step to the next.
+
+    Between two steps of an alternating solver the magnitudes hardly move, so last step's threshold is nearly right: count
+    how many entries exceed it, correct it once by Newton's rule with the density of entries around it, and use it. That is
+    two passes over the matrix where a selection needs about twenty. The count is then within a few entries of k; groups
+    that miss it by more than 5 % are selected exactly. The last step of a solver calls ``largest``, which is exact always.
+    """
+
+    def __init__(self, kept: int):
+        self.kept = kept
+        self.threshold: Tensor  # [n_groups, 1], from the first call on
+        self._started = False
+        self._density: Tensor  # entries per unit of magnitude around the threshold, [n_groups, 1]
+
+    def mark(self, magnitudes: Tensor, mask: Tensor) -> Tensor:
+        """Writes 1.0 where an entry is kept and 0.0 elsewhere.
+
+        Args:
+            magnitudes: [n_groups, group_size].
+            mask: the same shape and dtype; overwritten.
+
+        Returns:
+            how many entries each group keeps, [n_groups, 1], of the dtype of ``magnitudes``.
+        """
+        if self.kept in (0, magnitudes.shape[1]):
+            mask.fill_(float(self.kept > 0))
+            return torch.full_like(magnitudes[:, :1], self.kept)
+        if not self._started:
+            self._start(magnitudes, mask)
+        self.threshold += self._excess(magnitudes, mask) / self._density
+        excess = self._excess(magnitudes, mask)
+        off = (excess.abs() > 1 + 0.05 * self.kept).squeeze(1)
+        if off.any():
+            self.threshold[off] = self._select(magnitudes[off])
+            excess = self._excess(magnitudes, mask)
+        return excess + self.kept
+
+    def _start(self, magnitudes: Tensor, mask: Tensor) -> None:
+        self._started = True
+        exact = self._select(magnitudes)
+        self.threshold = exact * 1.05
+        above = self._excess(magnitudes, mask)
+        self.threshold = exact * 0.95
+        below = self._excess(magnitudes, mask)
+        self.threshold = exact
+        self._density = ((below - above).clamp(min=1) / (0.1 * exact)).nan_to_num(posinf=1.0)
+
+    def _excess(self, magnitudes: Tensor, mask: Tensor) -> Tensor:
+        """Marks what exceeds the thresholds; returns how many too many that is, [n_groups, 1]."""
+        torch.gt(magnitudes, self.threshold, out=mask)
+        return mask.sum(dim=1, keepdim=True) - self.kept
+
+    def _select(self, magnitudes: Tensor) -> Tensor:
+        """Halfway between the k-th and the (k+1)-th largest, [n_groups, 1]."""
+        size = magnitudes.shape[1]
+        kth = torch.kthvalue(magnitudes, size - self.kept + 1, dim=1, keepdim=True).values
+        following = torch.kthvalue(magnitudes, size - self.kept, dim=1, keepdim=True).values
+        return (kth + following) / 2

@@ -1,0 +1,283 @@
+"""Compression of a whole model: block after block, each layer from the inputs that the compressed blocks before it give."""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vitoats import bitmask
+from vitoats.calibration import HiddenStates, MemoryEstimate, estimate_memory
+from vitoats.checkpoint import factored_tensors
+from vitoats.errors import InputError, RunError
+from vitoats.layers import SparseLowRankLinear, replace_module
+from vitoats.methods.registry import Decomposition, get_method
+from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
+
+log = logging.getLogger("vitoats")
+
+Progress = Callable[[int, int, str], None]  # block, number of blocks, what is being done
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Figures of one compressed layer.
+
+    Attributes:
+        name: dotted name in the model.
+        d_out: rows of W.
+        d_in: columns of W.
+        ranks: rank of each row block (three for a fused qkv).
+        nonzeros: of S.
+        kept_parameters: nonzeros + sum of r_i (d_i + d_in).
+        relative_error: ||(W - S - UV) D||_F / ||W D||_F, D the root of the inputs' second moments: the layer's output error
+            as OATS measures it, correlations between inputs left out.
+        steps: alternating steps, the most of its row blocks.
+        seconds: spent in the solver.
+    """
+
+    name: str
+    d_out: int
+    d_in: int
+    ranks: tuple[int, ...]
+    nonzeros: int
+    kept_parameters: int
+    relative_error: float
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What a compression did.
+
+    Attributes:
+        layers: one row a compressed layer, in order.
+        skipped: (name, reason) of the layers that stay dense.
+        compression: the share of weights removed from the compressed layers, as it came out.
+        n_images: how many images calibrated it.
+        seconds: in all, loading apart.
+    """
+
+    layers: list[LayerRow]
+    skipped: list[tuple[str, str]]
+    compression: float
+    n_images: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def compress(
+    model: nn.Module,
+    images: Iterator[Tensor],
+    *,
+    method: str,
+    config: Any,
+    img_size: int,
+    nsamples: int,
+    batch_size: int = 64,
+    fused_qkv: bool = False,
+    memory_limit: float | None = None,
+    scratch: Path | None = None,
+    state: "BlockStore | None" = None,
+    progress: Progress = lambda *_: None,
+) -> CompressionReport:
+    """Compresses a model in place.
+
+    Args:
+        model: a vision transformer in eval mode, on the device where the work is done.
+        images: batches of calibration images [b, 3, img_size, img_size].
+        method: a registered method's name.
+        config: that method's config.
+        img_size: in pixels.
+        nsamples: how many images ``images`` yields at most.
+        batch_size: how many images a block runs on at a time.
+        fused_qkv: decompose a fused qkv as one matrix; by default q, k and v apart, as the paper does.
+        memory_limit: bytes; if the estimate is above it, hidden states go to a file in ``scratch`` instead.
+        scratch: a folder with room for that file.
+        state: keeps finished blocks, and gives back those of an interrupted run.
+        progress: told what is being done.
+
+    Raises:
+        InputError: the model has no chain of blocks, or weights or activations are not finite.
+        RunError: no room for the hidden states.
+    """
+    start = time.perf_counter()
+    adapter = adapt(model, img_size)
+    linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
+    for layer in [x for block in linears for x in block]:  # a budget that leaves nothing shows before the work starts
+        module = adapter.linear(layer)
+        config.budget(module.out_features // layer.parts, module.in_features)
+    spill_to = _plan_memory(estimate_memory(adapter, nsamples, batch_size), memory_limit, scratch)
+    n_blocks = len(linears)
+    progress(0, n_blocks, "reading images")
+    hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
+
+    rows: list[LayerRow] = []
+    for index, block in enumerate(linears):
+        finished = state.load(index) if state else None
+        if finished:
+            progress(index, n_blocks, "resuming")
+            layers, block_rows = finished
+        else:
+            progress(index, n_blocks, "calibrating")
+            moments = hidden.second_moments(adapter, index, block)
+            layers, block_rows = {}, []
+            for linear in block:
+                progress(index, n_blocks, linear.name)
+                layers[linear.name], row = _compress_layer(adapter, linear, moments[linear.name], method, config)
+                block_rows.append(row)
+            if state:
+                state.save(index, layers, block_rows)
+        for name, compressed in layers.items():
+            replace_module(model, name, compressed.to(hidden.device))
+        rows += block_rows
+        if index + 1 < n_blocks:
+            progress(index, n_blocks, "propagating")
+            hidden.advance(adapter, index)
+    progress(n_blocks, n_blocks, "done")
+    total = sum(row.d_out * row.d_in for row in rows)
+    kept = sum(row.kept_parameters for row in rows)
+    return CompressionReport(rows, adapter.skipped, 1 - kept / total, hidden.n_images, time.perf_counter() - start)
+
+
+def _plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:
+    """Says what memory it will take; returns where hidden states go if that is above the limit."""
+    log.info("memory: %s", estimate)
+    if limit is None or estimate.total <= limit:
+        return None
+    if estimate.total - estimate.hidden > limit:
+        log.warning("the rest alone is above the memory limit of %.2f GB: lower --batch-size", limit / 1e9)
+    if scratch is None:
+        raise InputError("a memory limit needs a folder for the hidden states: give scratch")
+    log.info("hidden states go to a mapped file in %s, to stay below %.2f GB", scratch, limit / 1e9)
+    return scratch
+
+
+@torch.inference_mode()
+def _compress_layer(
+    adapter: ModelAdapter, linear: LinearLayer, moment: Tensor, method: str, config: Any
+) -> tuple[SparseLowRankLinear, LayerRow]:
+    start = time.perf_counter()
+    module = adapter.linear(linear)
+    weight = module.weight.detach()
+    solve = get_method(method).solve
+    try:
+        parts: list[Decomposition] = [solve(w.float(), moment.to(w.device), config) for w in weight.chunk(linear.parts)]
+    except InputError as error:
+        raise InputError(f"{linear.name}: {error}") from None
+    layer = SparseLowRankLinear.from_decompositions(parts, module.bias)
+    total = sum(p.objective / p.relative_error**2 for p in parts if p.relative_error)
+    return layer, LayerRow(
+        name=linear.name,
+        d_out=weight.shape[0],
+        d_in=weight.shape[1],
+        ranks=tuple(p.U.shape[1] for p in parts),
+        nonzeros=layer.nonzeros,
+        kept_parameters=layer.kept_parameters,
+        relative_error=(sum(p.objective for p in parts) / total) ** 0.5 if total else 0.0,
+        steps=max(p.steps for p in parts),
+        seconds=time.perf_counter() - start,
+    )
+
+
+class BlockStore:
+    """Keeps each finished block in a folder, so that an interrupted run can go on.
+
+    ``state.json`` holds the run's fingerprint, ``block_<i>.safetensors`` a block's compressed layers and their figures; each
+    file appears whole or not at all. A run with another model, other images or other settings is refused.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, resume: bool):
+        """Opens or creates the folder.
+
+        Raises:
+            InputError: it belongs to another run, or it is there and ``resume`` was not asked for.
+            RunError: it cannot be written.
+        """
+        self.folder = folder
+        about = folder / "state.json"
+        if about.is_file():
+            if not resume:
+                raise InputError(
+                    f"{folder} holds an interrupted run: add --resume to go on with it, or delete the folder to start anew"
+                )
+            if json.loads(about.read_text())["fingerprint"] != fingerprint:
+                raise InputError(
+                    f"{folder} is from a run with another model, other images or other settings: "
+                    f"repeat its command with --resume, or delete the folder to start anew"
+                )
+            log.info("resuming: %d finished blocks in %s", len(list(folder.glob("block_*.safetensors"))), folder)
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            about.write_text(json.dumps({"fingerprint": fingerprint}))
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written ({error.strerror}): give another --output") from None
+
+    def save(self, index: int, layers: dict[str, SparseLowRankLinear], rows: list[LayerRow]) -> None:
+        """Writes a finished block."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in layers.items():
+            tensors |= factored_tensors(name, layer)
+        about = {"rows": json.dumps([asdict(row) for row in rows])}
+        partial, final = self._file(index).with_suffix(".writing"), self._file(index)
+        try:
+            safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(partial), metadata=about)
+            partial.rename(final)
+        except (OSError, safetensors.SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(f"{final} cannot be written ({error}): free some space, then add --resume") from None
+
+    def load(self, index: int) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]] | None:
+        """Reads a finished block, None if there is none."""
+        if not self._file(index).is_file():
+            return None
+        with safetensors.safe_open(str(self._file(index)), "pt") as file:
+            rows = [LayerRow(**{**row, "ranks": tuple(row["ranks"])}) for row in json.loads(file.metadata()["rows"])]
+            layers = {}
+            for row in rows:
+                values, mask = (file.get_tensor(f"{row.name}.S.{part}").numpy() for part in ("values", "mask"))
+                keys = file.keys()
+                layers[row.name] = SparseLowRankLinear(
+                    torch.from_numpy(bitmask.unpack(values, mask, row.d_in)),
+                    [file.get_tensor(f"{row.name}.U.{i}") for i in range(len(row.ranks))],
+                    [file.get_tensor(f"{row.name}.V.{i}") for i in range(len(row.ranks))],
+                    file.get_tensor(f"{row.name}.bias") if f"{row.name}.bias" in keys else None,
+                )
+        return layers, rows
+
+    def settle(self) -> None:
+        """After an interruption: says that finished blocks are kept, or removes the folder if there are none."""
+        finished = len(list(self.folder.glob("block_*.safetensors")))
+        if finished:
+            log.warning("%d finished blocks are kept in %s: add --resume to go on, or delete the folder", finished, self.folder)
+        else:
+            self.remove()
+
+    def remove(self) -> None:
+        """Removes the folder, once its blocks are needed no more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"block_{index}.safetensors"
+
+
+def fingerprint(model: nn.Module, settings: dict[str, Any]) -> str:
+    """Identifies a run: a hash of all weights and of the settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Tables on stdout; numbers stay whole when stdout is no terminal."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vitoats.pipeline import CompressionReport
+
+PIPE_WIDTH = 120  # columns where stdout is no terminal
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table; the first column is text, the others are numbers."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def layer_table(report: CompressionReport) -> None:
+    """One row a compressed layer. Error is ||(W - S - UV) D||_F / ||W D||_F in percent, kept is nnz + r (d_in + d_out)."""
+    print_table(
+        f"{len(report.layers)} layers compressed, {report.compression:.2%} of their weights removed, {report.n_images} images",
+        ("layer", "shape", "rank", "non-zeros", "kept %", "error %", "steps", "s"),
+        [
+            (
+                row.name,
+                f"{row.d_out} x {row.d_in}",
+                "+".join(map(str, row.ranks)),
+                f"{row.nonzeros}",
+                f"{100 * row.kept_parameters / (row.d_out * row.d_in):.2f}",
+                f"{100 * row.relative_error:.2f}",
+                f"{row.steps}",
+                f"{row.seconds:.2f}",
+            )
+            for row in report.layers
+        ],
+    )
+
+
+def skipped_lines(report: CompressionReport) -> list[str]:
+    """The layers that stay dense, with the reason."""
+    by_reason = groupby(sorted(report.skipped, key=lambda item: item[1]), key=lambda item: item[1])
+    return [f"stays dense ({reason}): {', '.join(name for name, _ in items)}" for reason, items in by_reason]

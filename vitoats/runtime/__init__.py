@@ -1,0 +1,1 @@
+"""Running exported models in ONNX Runtime; needs numpy and onnxruntime only."""
