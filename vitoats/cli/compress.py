@@ -9,16 +9,32 @@ The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx
 import dataclasses
 import tempfile
 import time
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
 from vitoats.errors import InputError
 
+if TYPE_CHECKING:
+    from vitoats.pipeline import CompressionReport
+
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Parses flags, compresses, writes the folder; returns the JSON line."""
+    """Parses flags, compresses, writes the folder, prints the table of layers; returns the JSON line."""
     args = common.parse(make_parser(), argv)
+    result, report = run(args)
+    if not args.quiet:
+        from vitoats.report.tables import layer_table, skipped_lines
+
+        layer_table(report)
+        for line in skipped_lines(report):
+            print(line)
+    return result
+
+
+def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
+    """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
     common.check_output(args.output, args.overwrite)
 
     import vitoats.methods  # noqa: F401  (fills the table of methods)
@@ -26,7 +42,6 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.methods.registry import get_method
     from vitoats.models.names import EMBEDDED
     from vitoats.pipeline import BlockStore, compress, fingerprint
-    from vitoats.report.tables import layer_table, skipped_lines
 
     is_nm = ":" in args.pattern
     compression = args.compression if args.compression is not None or is_nm else 0.5
@@ -89,11 +104,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=args.overwrite)
     store.remove()
-    if not args.quiet:
-        layer_table(report)
-        for line in skipped_lines(report):
-            common.log.info("%s", line)
-    return {
+    result = {
         "model": args.model,
         "method": args.method,
         "compression": round(report.compression, 6),
@@ -106,6 +117,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 1),
         "output": str(args.output),
     }
+    return result, report
 
 
 def make_parser() -> common.ArgumentParser:

@@ -5,7 +5,6 @@
 Compresses dinov2s_derived with OATS at 50 %, exports it and the dense model, and measures both as they would be deployed.
 """
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -24,15 +23,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = common.parser("demo", (__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=common.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="keep the compressed folder and both ONNX files here")
-    parser.add_argument("--overwrite", action="store_true", help="replace that folder")
     args = common.parse(parser, argv)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="vitoats-demo-") as scratch:
         if args.output is None:
             return run_demo(Path(scratch), args.threads, args.quiet, start)
-        common.check_output(args.output, overwrite=False) if not args.overwrite else shutil.rmtree(
-            args.output, ignore_errors=True
-        )
+        common.check_output(args.output, overwrite=False)
         args.output.mkdir(parents=True, exist_ok=True)
         return run_demo(args.output, args.threads, args.quiet, start)
 
@@ -47,18 +43,10 @@ def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str,
     from vitoats.runtime.session import median_latency_ms, session
 
     compressed = folder / "compressed"
-    arguments = [
-        "--model",
-        EMBEDDED,
-        "--compression",
-        f"{COMPRESSION}",
-        "--rank-ratio",
-        f"{RANK_RATIO}",
-        "--output",
-        str(compressed),
-    ]
-    arguments += ["--threads", f"{threads}"] + ["--quiet"] * quiet
-    done = compress_command.main(arguments)
+    flags = f"--model {EMBEDDED} --compression {COMPRESSION} --rank-ratio {RANK_RATIO} --threads {threads}"
+    parser = compress_command.make_parser()
+    args = parser.parse_args([*flags.split(), "--output", str(compressed)] + ["--quiet"] * quiet)
+    done, _ = compress_command.run(args)
     files = {"dense": folder / "dense.onnx", "compressed": folder / "compressed.onnx"}
     said = about(compressed)
     for name, source in (("dense", EMBEDDED), ("compressed", str(compressed))):

@@ -1,5 +1,6 @@
 """A model as an ONNX file: opset 18, IR version 9, dynamic batch, fixed image size, preprocessing in the metadata."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -49,6 +50,9 @@ def export_onnx(loaded: LoadedModel, path: Path, form: Form = "sparse", about: d
     for name, layer in layers.items():
         replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer))
     proto = _trace(model, loaded.preprocessing.img_size)
+    graph = proto.graph
+    for noted in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del noted.metadata_props[:]  # the exporter notes stack traces, with paths of this machine
     for node in proto.graph.node:
         if node.domain == DOMAIN:  # named after its layer, as its values are
             node.name = node.input[1].removesuffix(".values")
@@ -122,4 +126,5 @@ def _write(proto: onnx.ModelProto, path: Path) -> None:
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another --output") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

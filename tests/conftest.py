@@ -1,0 +1,71 @@
+"""Shared fixtures: a tiny vision transformer as a timm folder, and small image folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitoats.torchvision_ops  # noqa: F401  (before timm)
+
+import timm  # isort: skip
+from timm.models import save_for_hf  # isort: skip
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 4}
+
+
+torch.set_num_threads(1)  # the matrices here are small, and threads that wait for each other cost more than they save
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def make_tiny() -> torch.nn.Module:
+    """A ViT with random weights that differ from block to block: 3 blocks, width 48, 32 px, 4 classes."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **TINY).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture
+def tiny() -> torch.nn.Module:
+    return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """The tiny model as timm saves one; ``local-dir:<folder>`` loads it."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_for_hf(make_tiny(), str(folder), safe_serialization=True)
+    return folder
+
+
+def write_image(path: Path, seed: int, size: int = 40) -> None:
+    """A noise image whose colour depends on the seed."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 128, (size, size, 3)) + random.integers(0, 127, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def image_tree(tmp_path_factory) -> Path:
+    """4 classes with 6 images each, one folder a class."""
+    root = tmp_path_factory.mktemp("tree")
+    for i in range(24):
+        write_image(root / f"class{i % 4}" / f"{i:02}.png", i)
+    return root
+
+
+@pytest.fixture(scope="session")
+def flat_images(tmp_path_factory) -> Path:
+    """20 images in one folder."""
+    root = tmp_path_factory.mktemp("flat")
+    for i in range(20):
+        write_image(root / f"{i:02}.jpg", i)
+    return root

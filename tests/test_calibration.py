@@ -1,0 +1,104 @@
+"""Calibration statistics against float64 sums over dense forward passes, the compressed prefix, and memory."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitoats.calibration import HiddenStates, estimate_memory
+from vitoats.errors import InputError
+from vitoats.layers import SparseLowRankLinear, replace_module
+from vitoats.methods.registry import Decomposition
+from vitoats.models.adapter import adapt
+
+
+def collect(model, images, batch_size=4, **kwargs):
+    adapter = adapt(model, 32)
+    return adapter, HiddenStates.collect(adapter, iter(images.split(3)), len(images), batch_size, **kwargs)
+
+
+def inputs_in_float64(model, name, images):
+    caught = []
+    model = model.double()
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _m, args: caught.append(args[0]))
+    with torch.inference_mode():
+        model(images.double())
+    handle.remove()
+    model.float()
+    return caught[0].reshape(-1, caught[0].shape[-1])
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_second_moments_are_mean_squares(tiny, block):
+    images = torch.randn(7, 3, 32, 32)
+    adapter, hidden = collect(tiny, images)
+    for i in range(block):
+        hidden.advance(adapter, i)
+    moments = hidden.second_moments(adapter, block, adapter.linears[block])
+    assert list(moments) == [x.name for x in adapter.linears[block]]
+    for name, moment in moments.items():
+        expected = inputs_in_float64(tiny, name, images).square().mean(dim=0)
+        assert torch.allclose(moment, expected, rtol=1e-4), name
+
+
+def test_later_blocks_see_the_compressed_ones(tiny):
+    images = torch.randn(6, 3, 32, 32)
+    adapter, hidden = collect(tiny, images)
+    before = tiny.blocks[0].mlp.fc2
+    part = Decomposition(before.weight.data * 0.5, torch.zeros(48, 0), torch.zeros(0, before.in_features), 0, 0, 1)
+    replace_module(tiny, "blocks.0.mlp.fc2", SparseLowRankLinear.from_decompositions([part], before.bias))
+    hidden.advance(adapter, 0)
+    moment = hidden.second_moments(adapter, 1, adapter.linears[1])["blocks.1.attn.qkv"]
+    expected = inputs_in_float64(tiny, "blocks.1.attn.qkv", images).square().mean(dim=0)
+    assert torch.allclose(moment, expected, rtol=1e-4)
+
+
+def test_a_mapped_file_gives_the_same_bits_and_disappears(tiny, tmp_path):
+    images = torch.randn(6, 3, 32, 32)
+    adapter, in_memory = collect(tiny, images)
+    _, mapped = collect(tiny, images, spill_to=tmp_path)
+    assert not list(tmp_path.iterdir())  # unlinked while in use, so that nothing can leave it behind
+    for i in range(3):
+        in_memory.advance(adapter, i)
+        mapped.advance(adapter, i)
+    assert torch.equal(in_memory.values, mapped.values)
+
+
+def test_activations_that_are_not_finite_are_refused(tiny):
+    tiny.blocks[1].norm1.bias.data[0] = 1e30
+    tiny.blocks[1].norm1.weight.data[0] = 1e30
+    adapter, hidden = collect(tiny, torch.randn(4, 3, 32, 32))
+    hidden.advance(adapter, 0)
+    with pytest.raises(InputError, match=r"activations at blocks\.1\.attn\.qkv are not finite"):
+        hidden.second_moments(adapter, 1, adapter.linears[1])
+
+
+def test_memory_by_hand(tiny):
+    estimate = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8)
+    tokens = 16 + 1
+    assert estimate.hidden == 100 * tokens * 48 * 4
+    assert estimate.block == 8 * tokens * 48 * 16 * 4
+    assert estimate.solver == 6 * (192 * 48) * 4
+    assert estimate.model == 4 * sum(p.numel() for p in tiny.parameters())
+
+
+def test_no_room_for_the_mapped_file_is_an_error_not_a_signal(tmp_path):
+    """A real limit on file size stands in for a full disk."""
+    code = f"""
+import resource
+from pathlib import Path
+from vitoats.calibration import _allocate
+from vitoats.errors import RunError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    _allocate((1000, 1000), Path({str(tmp_path)!r}))
+except RunError as error:
+    assert "--nsamples" in str(error), error
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.stdout == "refused\n", done.stderr
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # only the child was limited

@@ -1,0 +1,101 @@
+"""Kills, full disks and the whole demo, as real processes on a real file system."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def start(*argv: str, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+def compress_flags(output: Path) -> list[str]:
+    flags = "--model dinov2s_derived --rank-ratio 0.25 --nsamples 64 --batch-size 16 --iterations 20 --threads 1"
+    return ["tools/compress.py", *flags.split(), "--output", str(output)]
+
+
+def wait_for_block(output: Path) -> None:
+    state = output.with_name(output.name + ".partial")
+    for _ in range(1200):
+        if list(state.glob("block_*.safetensors")):
+            return
+        time.sleep(0.1)
+    raise AssertionError("no block was finished in two minutes")
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_an_interrupted_run_leaves_no_output_and_resumes(tmp_path, sent, status):
+    output = tmp_path / "out"
+    process = start(*compress_flags(output))
+    wait_for_block(output)
+    process.send_signal(sent)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    assert not output.exists()
+    assert stdout == ""
+    if status == 130:
+        assert stderr.splitlines()[-1] == "error: interrupted"
+        assert "--resume" in stderr
+    refused = start(*compress_flags(output))
+    assert "--resume" in refused.communicate(timeout=120)[1]
+    assert refused.returncode == 2
+    resumed = start(*compress_flags(output), "--resume")
+    stdout, stderr = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, stderr
+    assert "resuming" in stderr
+    assert json.loads(stdout.splitlines()[-1])["n_layers"] == 40
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".vitoats-")] == ["out"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB, too small for the compressed model."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.parametrize("flags", [[], ["--memory-limit", "0.001", "--nsamples", "512"]], ids=["blocks", "hidden states"])
+def test_a_full_disk_is_one_line_and_nothing_half_written(small_disk, flags):
+    process = start(*compress_flags(small_disk / "out"), *flags)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1, stderr
+    assert stdout == ""
+    assert "space" in stderr.splitlines()[-1].lower()
+    assert "Traceback" not in stderr
+    assert not (small_disk / "out").exists()
+    assert not list(small_disk.glob("**/*.writing*"))
+
+
+def test_demo(tmp_path):
+    """The main job: its JSON line, and the accuracy that the README states, within three standard errors."""
+    process = start("tools/demo.py", "--output", str(tmp_path / "demo"))
+    stdout, stderr = process.communicate(timeout=900)
+    assert process.returncode == 0, stderr
+    result = json.loads(stdout.splitlines()[-1])
+    keys = "model method compression top1_dense top1 n_images onnx_mb_dense onnx_mb latency_ms_dense latency_ms seconds"
+    assert list(result) == keys.split()
+    assert (result["model"], result["method"], result["n_images"]) == ("dinov2s_derived", "oats", 2000)
+    assert result["compression"] == pytest.approx(0.5, abs=0.002)
+    assert result["top1_dense"] > 86
+    assert result["top1"] > 74
+    assert result["onnx_mb"] < 0.58 * result["onnx_mb_dense"]
+    # the same folder in torch gives the same accuracy as its ONNX file
+    process = start("tools/eval_imagenet.py", "--model", str(tmp_path / "demo" / "compressed"), "--quiet")
+    stdout, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["top1"] == pytest.approx(result["top1"], abs=0.1)
