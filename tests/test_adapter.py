@@ -1,4 +1,4 @@
-"""Blocks and linear layers are found by structure, over many timm architectures; what does not fit is refused with the reason."""
+"""Blocks and linear layers are found by structure, over many timm architectures; what does not fit is refused."""
 
 import pytest
 import torch

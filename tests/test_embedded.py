@@ -1,4 +1,4 @@
-"""The embedded default: the converted backbone against the ONNX file it came from, run in ONNX Runtime; the sample; the head."""
+"""The embedded default: its backbone against the ONNX file it came from, run in ONNX Runtime; the sample; the head."""
 
 import hashlib
 import importlib.metadata

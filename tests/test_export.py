@@ -1,4 +1,4 @@
-"""ONNX files: the operator's function body against NumPy, whole models against torch, and what stock ONNX Runtime makes of them."""
+"""ONNX files: the operator's function body against NumPy, whole models against torch, and what ONNX Runtime folds."""
 
 import json
 from collections import Counter

@@ -1,5 +1,7 @@
 """OATS against an independent restatement in NumPy float64, its special cases, and the fast solvers against the exact one."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_exact_objective_never_rises(seed, pattern, dtype):
         for n in (1, 2, 3, 5, 8, 13, 21)
     ]
     slack = 1e-5 if dtype == torch.float32 else 1e-12
-    assert all(later <= earlier * (1 + slack) for earlier, later in zip(objectives, objectives[1:], strict=False))
+    assert all(later <= earlier * (1 + slack) for earlier, later in pairwise(objectives))
 
 
 @settings(deadline=None, max_examples=60)

@@ -20,6 +20,20 @@ def run(model, images, config=CONFIG, **kwargs):
     return compress(model, stream, method="oats", config=config, img_size=32, nsamples=len(images), batch_size=4, **kwargs)
 
 
+def second_moments(model, names, images) -> dict[str, torch.Tensor]:
+    moments = {}
+
+    def measure(name, x):
+        moments[name] = x.reshape(-1, x.shape[-1]).double().square().mean(dim=0)
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(lambda _m, args, n=n: measure(n, args[0])) for n in names]
+    with torch.inference_mode():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return moments
+
+
 def test_each_layer_is_oats_on_the_inputs_that_the_compressed_prefix_makes():
     """Restated with plain hooks on whole forward passes: block b sees blocks 0..b-1 compressed and itself dense."""
     images = torch.randn(8, 3, 32, 32)
@@ -28,17 +42,7 @@ def test_each_layer_is_oats_on_the_inputs_that_the_compressed_prefix_makes():
     weights = {n: m.weight.data for n, m in dense.named_modules() if isinstance(m, torch.nn.Linear)}
     for b in range(3):
         names = [f"blocks.{b}.{n}" for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
-        moments = {}
-        handles = [
-            dense.get_submodule(n).register_forward_pre_hook(
-                lambda _m, args, n=n: moments.update({n: args[0].reshape(-1, args[0].shape[-1]).double().square().mean(dim=0)})
-            )
-            for n in names
-        ]
-        with torch.inference_mode():
-            dense(images)
-        for handle in handles:
-            handle.remove()
+        moments = second_moments(dense, names, images)
         for name in names:
             parts = weights[name].chunk(3 if name.endswith("qkv") else 1)
             expected = torch.cat([r.S + r.U @ r.V for r in (oats(w, moments[name], CONFIG) for w in parts)])

@@ -1,4 +1,4 @@
-"""Kills, full disks and the whole demo, as real processes on a real file system."""
+"""Kills, full disks, an old ONNX Runtime and the whole demo, as real processes on a real file system."""
 
 import json
 import os
@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
+
+from .conftest import write_image
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -55,7 +59,7 @@ def test_an_interrupted_run_leaves_no_output_and_resumes(tmp_path, sent, status)
     assert resumed.returncode == 0, stderr
     assert "resuming" in stderr
     assert json.loads(stdout.splitlines()[-1])["n_layers"] == 40
-    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".vitoats-")] == ["out"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.fixture
@@ -99,3 +103,33 @@ def test_demo(tmp_path):
     stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["top1"] == pytest.approx(result["top1"], abs=0.1)
+
+
+def test_onnx_runtime_1_17_runs_the_file(tmp_path):
+    """The oldest ONNX Runtime that the README names, in a venv of its own: the same outputs as the newest."""
+    model, venv = tmp_path / "model.onnx", tmp_path / "venv"
+    flags = f"--random-weights --img-size 32 --iterations 5 --threads 1 --output {tmp_path / 'out'}"
+    images = tmp_path / "images"
+    for i in range(16):
+        write_image(images / f"{i}.png", i)
+    name = "--model vit_tiny_patch16_224 --data-dir"
+    for command in (
+        ["tools/compress.py", *name.split(), str(images), *flags.split()],
+        ["tools/export_onnx.py", str(tmp_path / "out"), "-o", str(model)],
+    ):
+        process = start(*command)
+        stderr = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, stderr
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    old = ["onnxruntime==1.17.3", "numpy<2"]
+    subprocess.run([str(venv / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *old], check=True)
+    code = f"""
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession({str(model)!r}, providers=["CPUExecutionProvider"])
+images = numpy.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(numpy.float32)
+numpy.save({str(tmp_path)!r} + f"/{{onnxruntime.__version__}}.npy", session.run(None, {{"images": images}})[0])
+"""
+    for python in (sys.executable, str(venv / "bin" / "python")):
+        subprocess.run([python, "-c", code], check=True)
+    newest, oldest = (np.load(p) for p in (tmp_path / f"{onnxruntime.__version__}.npy", tmp_path / "1.17.3.npy"))
+    assert np.abs(newest - oldest).max() < 1e-5 * np.abs(newest).max()

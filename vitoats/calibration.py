@@ -7,7 +7,7 @@ Memory does not grow with depth:
     n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory)
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
-  + the model itself, once dense and, as it goes, compressed (S is held with its zeros)
+  + the model itself and its low-rank factors (S is held with its zeros, in the place of the dense weight)
 """
 
 import os
@@ -49,14 +49,21 @@ class MemoryEstimate:
         )
 
 
-def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int) -> MemoryEstimate:
-    """What compressing with ``nsamples`` images will take; the formula is this module's docstring."""
+def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int, factors: int) -> MemoryEstimate:
+    """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
+
+    Args:
+        adapter: the model.
+        nsamples: calibration images.
+        batch_size: images at a time.
+        factors: parameters of all low-rank factors.
+    """
     tokens_by_width = 1
     for size in adapter.hidden_shape:
         tokens_by_width *= size
     largest = max(adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block)
     return MemoryEstimate(
-        model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()),
+        model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
         hidden=nsamples * tokens_by_width * 4,
         block=min(batch_size, nsamples) * tokens_by_width * MLP_TENSORS * 4,
         solver=SOLVER_BUFFERS * largest * 4,

@@ -116,10 +116,12 @@ def compress(
     start = time.perf_counter()
     adapter = adapt(model, img_size)
     linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
+    factors = 0
     for layer in [x for block in linears for x in block]:  # a budget that leaves nothing shows before the work starts
         module = adapter.linear(layer)
-        config.budget(module.out_features // layer.parts, module.in_features)
-    spill_to = _plan_memory(estimate_memory(adapter, nsamples, batch_size), memory_limit, scratch)
+        d_out, d_in = module.out_features // layer.parts, module.in_features
+        factors += layer.parts * config.budget(d_out, d_in).rank * (d_out + d_in)
+    spill_to = _plan_memory(estimate_memory(adapter, nsamples, batch_size, factors), memory_limit, scratch)
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)

@@ -7,7 +7,6 @@ The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx
 """
 
 import dataclasses
-import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -78,10 +77,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".vitoats-") as scratch,
-            common.Bar("block", args.quiet) as bar,
-        ):
+        with common.Bar("block", args.quiet) as bar:
             report = compress(
                 loaded.timm_model.to(device),
                 calibration_batches(dataset, args.nsamples, args.seed, args.batch_size, args.workers),
@@ -92,7 +88,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
                 batch_size=args.batch_size,
                 fused_qkv=args.fused_qkv,
                 memory_limit=None if args.memory_limit is None else args.memory_limit * 1e9,
-                scratch=Path(scratch),
+                scratch=args.output.parent,
                 state=store,
                 progress=bar.update,
             )
