@@ -350,7 +350,7 @@ def test_skipped_images_are_named_and_counted(call, job, tmp_path):
     assert json.loads(out)["n_images"] == 16
     assert "text.jpg" in err
     assert "cut.png" in err
-    assert "2 of the image files were skipped" in err
+    assert "image files skipped: 2" in err
     for name in ("0.png", "1.png", "2.png", "3.png"):
         (tmp_path / "data" / name).write_bytes(b"x")
     status, _, err = call(compress, *job, "--data-dir", tmp_path / "data", "--output", tmp_path / "two", "--quiet")

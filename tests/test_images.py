@@ -110,7 +110,7 @@ def test_files_that_are_no_images_by_name_are_left_out_with_a_count(tmp_path, wa
         (tmp_path / f"note{i}.txt").write_text("x")
     assert names(open_images(str(tmp_path), "test", TRANSFORM)) == ["1.png"]
     assert len(warnings_of) == 1
-    assert "5 files" in warnings_of[0]
+    assert "by their name: 5" in warnings_of[0]
     assert "note0.txt" in warnings_of[0]
     assert "2 more" in warnings_of[0]
 
@@ -266,7 +266,7 @@ def test_broken_files_are_named_counted_and_skipped(with_broken, warnings_of, ba
     assert all(len(i) == len(label) > 0 for i, label in seen)
     for name in BROKEN:
         assert sum(name in line for line in warnings_of) == 1
-    assert sum("4 of the image files were skipped" in line for line in warnings_of) == 1
+    assert sum("image files skipped: 4" in line for line in warnings_of) == 1
 
 
 def test_batches_follow_the_order_and_end_with_a_partial_one(image_tree):

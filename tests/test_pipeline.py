@@ -8,7 +8,8 @@ import torch
 from vitoats.errors import InputError
 from vitoats.layers import compressed_layers
 from vitoats.methods.oats import OATSConfig, oats
-from vitoats.pipeline import BlockStore, compress, fingerprint
+from vitoats.pipeline import compress
+from vitoats.resume import BlockStore, fingerprint
 
 from .conftest import make_tiny
 

@@ -20,7 +20,7 @@ def main(source: Path, target: Path) -> None:
     random = np.random.RandomState(0)
     arrays = {}
     for split, prefix in IDX_FILES.items():
-        images = read_idx(source / f"{prefix}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
+        images = read_idx(source / f"{prefix}-images-idx3-ubyte.gz", header=16, shape=(28, 28))
         labels = read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", header=8)
         chosen = random.permutation(len(images))[: SIZES[split]]
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], labels[chosen]

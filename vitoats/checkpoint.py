@@ -28,9 +28,11 @@ import vitoats.torchvision_ops  # (before timm)
 from vitoats import bitmask
 from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError, RunError
+from vitoats.files import save_tensors
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
 from vitoats.models.heads import LinearHeadClassifier, save_head
 from vitoats.models.loading import LoadedModel
+from vitoats.models.weights import read_json
 
 import timm  # isort: skip
 from timm.models._hub import load_model_config_from_path, save_config_for_hf  # isort: skip
@@ -79,7 +81,7 @@ def save_checkpoint(
     data_config = {**loaded.preprocessing.to_dict(), "input_size": (3, size, size)}
     del data_config["img_size"]
     with whole_folder(folder, overwrite) as partial:
-        safetensors.torch.save_file(state, str(partial / WEIGHTS), metadata={"format": "pt"})
+        save_tensors(partial / WEIGHTS, state, {"format": "pt"})
         save_config_for_hf(backbone, str(partial / CONFIG), data_config=data_config)
         (partial / ABOUT).write_text(json.dumps(about, indent=1))
         if isinstance(loaded.model, LinearHeadClassifier):
@@ -145,7 +147,7 @@ def load(folder: str | Path) -> nn.Module:
 def load_checkpoint(folder: Path) -> LoadedModel:
     """Loads the backbone of a folder that ``save_checkpoint`` wrote, without its head."""
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        about = read_json(folder / ABOUT)
         if about["format_version"] != FORMAT_VERSION:
             raise InputError(
                 f"{folder} has format version {about['format_version']}, this vitoats reads {FORMAT_VERSION}: update vitoats"
@@ -182,4 +184,4 @@ def load_checkpoint(folder: Path) -> LoadedModel:
 
 def about(folder: Path) -> dict[str, Any]:
     """What vitoats.json says of a compressed model."""
-    return json.loads((folder / ABOUT).read_text())
+    return read_json(folder / ABOUT)

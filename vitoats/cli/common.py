@@ -50,7 +50,7 @@ def add_model_flags(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     made.add_argument("--random-weights", action="store_true", help="random weights, for a dry run; nothing is fetched")
-    made.add_argument("--img-size", type=int, metavar="PX", help="image size; the model's usual one by default")
+    made.add_argument("--img-size", type=positive, metavar="PX", help="image size; the model's usual one by default")
     made.add_argument(
         "--crop-mode", choices=("center", "squash", "border"), help="squash resizes both sides, as the OATS paper does"
     )
@@ -83,7 +83,7 @@ def add_compute_flags(made: argparse.ArgumentParser) -> None:
     """--device, --threads and --seed."""
     made.add_argument("--device", default="cpu", help="cpu, or cuda")
     made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    made.add_argument("--seed", type=int, default=42, help="of the calibration sample and the solver")
+    made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")
 
 
 def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
@@ -105,20 +105,34 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     return loaded
 
 
+def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not good(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+    return value
+
+
 def positive(text: str) -> int:
     """An int of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+    return _number(text, int, lambda n: n >= 1, "a whole number of 1 or more")
 
 
 def non_negative(text: str) -> int:
     """An int of at least 0, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    return _number(text, int, lambda n: n >= 0, "a whole number of 0 or more")
+
+
+def seed(text: str) -> int:
+    """A seed that torch takes, for argparse."""
+    return _number(text, int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
 
 
 def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -127,47 +141,80 @@ def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     Raises:
         InputError: a flag or the file is wrong.
     """
-    first = ArgumentParser(prog=made.prog, add_help=False)
-    first.add_argument("--config", type=Path)
-    path = first.parse_known_args(argv)[0].config
-    if path is not None:
-        made.set_defaults(**_read_config(path, made))
+    config = _first_look(argv, complain=True).config
+    if config is not None and any(action.dest == "config" for action in made._actions):
+        made.set_defaults(**_settings(config, made))
         for action in made._actions:
             if action.required and made.get_default(action.dest) is not None:
                 action.required = False
     return made.parse_args(argv)
 
 
-def _read_config(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
+def _first_look(argv: list[str], complain: bool) -> argparse.Namespace:
+    """The flags that matter before a command's own parser is known, those in a config file included."""
+    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--quiet", action="store_true")
+    first.add_argument("--results-file", type=Path)
+    try:
+        found = first.parse_known_args(argv)[0]
+        values = {} if found.config is None else _read_config(found.config)
+    except argparse.ArgumentError:  # the command's own parser says it
+        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None)
+    except InputError:
+        if complain:
+            raise
+        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None)
+    found.quiet = found.quiet or values.get("quiet") == "true"
+    if found.results_file is None and isinstance(values.get("results_file"), str):
+        found.results_file = Path(values["results_file"])
+    return found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A YAML file of settings, every value as the text it is: 2:4 stays 2:4, and passes the same checks as a flag's."""
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_text(), Loader=yaml.BaseLoader) or {}
     except OSError as error:
         raise InputError(f"the config file {path} cannot be read ({error.strerror}): give --config a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"the config file {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise InputError(f"the config file {path} holds no settings: write lines such as 'compression: 0.5'")
-    actions = {a.dest: a for a in made._actions}
+    return values
+
+
+def _settings(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
+    """The settings of a config file as values of a parser's flags; an empty one stays at its default."""
+    actions = {
+        option.lstrip("-").replace("-", "_"): action
+        for action in made._actions
+        for option in action.option_strings
+        if option.startswith("--") and action.dest not in ("help", "config")
+    }
     settings = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in actions or name in ("help", "config"):
-            near = difflib.get_close_matches(name, actions, n=1)
-            raise InputError(
-                f"{path}: unknown setting {key!r}" + (f", did you mean {near[0]}?" if near else f" (see {made.prog} --help)")
-            )
-        action = actions[name]
+    for key, text in _read_config(path).items():
+        action = actions.get(key.replace("-", "_"))
+        if action is None:
+            near = difflib.get_close_matches(key, actions, n=1)
+            hint = f", did you mean {near[0]}?" if near else f" (see {made.prog} --help)"
+            raise InputError(f"{path}: unknown setting {key!r}{hint}")
+        if text == "":
+            continue
+        if not isinstance(text, str):
+            raise InputError(f"{path}: {key} takes one value, not {text!r}")
+        if action.nargs == 0:
+            if text.lower() not in ("true", "false"):
+                raise InputError(f"{path}: {key} is true or false, not {text!r}")
+            settings[action.dest] = text.lower() == "true"
+            continue
         try:
-            # argparse converts defaults only when they are strings, so that a file's values pass the same checks as flags
-            settings[name] = made._get_value(action, str(value)) if action.type and value is not None else value
+            settings[action.dest] = made._get_value(action, text)
+            made._check_value(action, settings[action.dest])
         except argparse.ArgumentError as error:
             raise InputError(f"{path}: {key}: {error.message}") from None
-        if action.choices and value not in action.choices:
-            raise InputError(f"{path}: {key}: {value!r} is none of {', '.join(map(str, action.choices))}")
-        if action.nargs == 0 and not isinstance(value, bool):
-            raise InputError(f"{path}: {key} is true or false, not {value!r}")
     return settings
 
 
@@ -178,10 +225,15 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         0 done, 1 a failure inside, 2 bad usage or bad input, 130 Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
-    _set_up_logging(quiet="--quiet" in argv)
+    flags = _first_look(argv, complain=False)
+    _set_up_logging(flags.quiet)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
     try:
-        result = main(argv)
+        line = json.dumps(main(argv))
+        if flags.results_file is not None:
+            _write_results(flags.results_file, line)
+        print(line, flush=True)
+        return 0
     except InputError as error:
         return _fail(error, 2)
     except RunError as error:
@@ -190,31 +242,23 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         return _fail("interrupted", 130)
     except MemoryError:
         return _fail("out of memory: lower --batch-size or --nsamples, or set --memory-limit", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+        return _fail("nobody reads the output any more", 1)
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if os.environ.get("VITOATS_TRACEBACK"):
             raise
         return _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (VITOATS_TRACEBACK=1 shows where)", 1)
-    line = json.dumps(result)
-    path = result_path(argv)
-    if path is not None:
-        try:
-            path.write_text(line + "\n")
-        except OSError as error:
-            print(line, flush=True)
-            return _fail(f"{path} cannot be written ({error.strerror}): give another --results-file", 1)
-    print(line, flush=True)
-    return 0
 
 
-def result_path(argv: list[str]) -> Path | None:
-    """The value of --results-file."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--results-file", type=Path)
-    return first.parse_known_args(argv)[0].results_file
+def _write_results(path: Path, line: str) -> None:
+    try:
+        path.write_text(line + "\n")
+    except OSError as error:
+        print(line, flush=True)
+        raise RunError(f"{path} cannot be written ({error.strerror}): give another --results-file") from None
 
 
 def _fail(message: object, status: int) -> int:
@@ -292,15 +336,43 @@ def check_device(device: str) -> str:
     return device
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuses an output that exists, unless it may be overwritten.
+def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
+    """Refuses an output folder that exists or cannot be made.
+
+    Args:
+        output: the folder.
+        overwrite: it may be replaced if compress wrote it; None where the command has no such flag.
 
     Raises:
         InputError: it exists, or cannot be a folder.
     """
     if output.is_file():
         raise InputError(f"{output} is a file: give --output a folder")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise InputError(f"the folder {output} exists: add --overwrite to replace it, or give another --output")
-    if overwrite and output.exists() and any(output.iterdir()) and not (output / "vitoats.json").is_file():
-        raise InputError(f"{output} was not written by compress, so --overwrite does not touch it: give another --output")
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            remedy = "give another --output" if overwrite is None else "add --overwrite to replace it, or give another --output"
+            raise InputError(f"the folder {output} exists: {remedy}")
+        if not (output / "vitoats.json").is_file():
+            raise InputError(f"{output} was not written by compress, so --overwrite does not touch it: give another --output")
+    _check_parents(output)
+
+
+def check_output_file(output: Path, overwrite: bool) -> None:
+    """Refuses an output file that exists, unless it may be replaced, or that cannot be made.
+
+    Raises:
+        InputError: it exists, or cannot be a file.
+    """
+    _check_parents(output)
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: give --output a file")
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists: add --overwrite to replace it")
+
+
+def _check_parents(output: Path) -> None:
+    for parent in output.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise InputError(f"{output} cannot be written, {parent} is no folder to write to: give another --output")
+            return

@@ -34,13 +34,14 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
-    common.check_output(args.output, args.overwrite)
+    common.check_output_folder(args.output, args.overwrite)
 
     import vitoats.methods  # noqa: F401  (fills the table of methods)
     from vitoats.data.images import SAMPLE, calibration_batches, open_images
     from vitoats.methods.registry import get_method
     from vitoats.models.names import EMBEDDED
-    from vitoats.pipeline import BlockStore, compress, fingerprint
+    from vitoats.pipeline import compress
+    from vitoats.resume import BlockStore, fingerprint
 
     is_nm = ":" in args.pattern
     compression = args.compression if args.compression is not None or is_nm else 0.5
@@ -150,6 +151,9 @@ def make_parser() -> common.ArgumentParser:
         "--nsamples", type=common.positive, default=512, metavar="N", help="calibration images, drawn at random"
     )
     parser.add_argument(
-        "--memory-limit", type=float, metavar="GB", help="above it, hidden states go to a mapped file beside --output"
+        "--memory-limit",
+        type=common.positive_number,
+        metavar="GB",
+        help="above it, hidden states go to a mapped file beside --output",
     )
     return parser

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="vitoats-demo-") as scratch:
         if args.output is None:
             return run_demo(Path(scratch), args.threads, args.quiet, start)
-        common.check_output(args.output, overwrite=False)
+        common.check_output_folder(args.output)
         args.output.mkdir(parents=True, exist_ok=True)
         return run_demo(args.output, args.threads, args.quiet, start)
 

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "crop_pct": target.preprocessing.crop_pct,
         "interpolation": target.preprocessing.interpolation,
         "images_per_sec": round(result.n_images / result.seconds, 1),
-        "device": args.device if not args.model.endswith(".onnx") else "cpu",
+        "device": args.device,
         "threads": threads,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -76,9 +76,11 @@ def open_target(args: Namespace) -> "Target":
     from vitoats.evaluate.target import onnx_target, torch_target
 
     if args.model.endswith(".onnx"):
-        for flag in ("checkpoint", "head", "img_size"):
-            if getattr(args, flag) is not None:
+        for flag in ("checkpoint", "head", "head_layers", "img_size", "random_weights"):
+            if getattr(args, flag):
                 raise InputError(f"an ONNX file is evaluated as it is: leave --{flag.replace('_', '-')} out")
+        if args.device != "cpu":
+            raise InputError("an ONNX file runs on the CPU: leave --device out")
         return onnx_target(args.model, args.crop_mode, args.threads)
 
     loaded = common.load(args)

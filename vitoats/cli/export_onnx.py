@@ -32,8 +32,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("name one model to export: a folder, or --model NAME")
     if args.output.suffix != ".onnx":
         raise InputError(f"{args.output} does not end in .onnx: give --output a file such as model.onnx")
-    if args.output.exists() and not args.overwrite:
-        raise InputError(f"{args.output} exists: add --overwrite to replace it")
+    common.check_output_file(args.output, args.overwrite)
 
     from vitoats.checkpoint import about, is_checkpoint
     from vitoats.export.onnx_file import Form, export_onnx

@@ -9,17 +9,15 @@ Features are computed once; the head is a logistic regression. Accuracy is that 
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
-from vitoats.data.images import batches, open_images
 from vitoats.errors import InputError
-from vitoats.evaluate.probe import extract_features, train_linear_head
-from vitoats.models.heads import HeadInfo, save_head
-from vitoats.models.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitoats.models.loading import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -37,8 +35,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = common.parse(parser, argv)
     if args.data_dir is None:
         raise InputError("there are no images to train on: give --data-dir a folder with one subfolder for each class")
-    if args.output.exists() and not args.overwrite:
-        raise InputError(f"{args.output} exists: add --overwrite to replace it")
+    common.check_output_file(args.output, args.overwrite)
+
+    from vitoats.evaluate.probe import train_linear_head
+    from vitoats.models.heads import HeadInfo, save_head
+
     common.set_threads(args.threads)
     start = time.perf_counter()
     loaded = common.load(args, with_head=False)
@@ -63,9 +64,14 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def features_of(
-    loaded: LoadedModel, args: Namespace, split: str, wanted: int, layers: int
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    loaded: "LoadedModel", args: Namespace, split: str, wanted: int, layers: int
+) -> tuple["Tensor", "Tensor", tuple[str, ...]]:
     """Features, labels and class names of images drawn at random from a split."""
+    import torch
+
+    from vitoats.data.images import batches, open_images
+    from vitoats.evaluate.probe import extract_features
+
     dataset = open_images(args.data_dir, split, loaded.preprocessing.transform())
     if not dataset.classes:
         raise InputError("these images have no labels: training needs a folder with one subfolder for each class")

@@ -95,8 +95,10 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
         )
     prefix = IDX_FILES[split]
     if (root / f"{prefix}-images-idx3-ubyte.gz").is_file():
-        images = read_idx(root / f"{prefix}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
+        images = read_idx(root / f"{prefix}-images-idx3-ubyte.gz", header=16, shape=(28, 28))
         targets = read_idx(root / f"{prefix}-labels-idx1-ubyte.gz", header=8)
+        if len(images) != len(targets):
+            raise InputError(f"{root} has {len(images)} {prefix} images and {len(targets)} labels: copy the data set again")
         return ImageArrays(images, targets, FASHION_MNIST_CLASSES, transform)
     for name in SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
@@ -104,21 +106,21 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
             break
     classes, paths, labels, ignored = _walk(root)
     if ignored:
-        log.warning("%d files in %s are no images by their name and were left out: %s", len(ignored), root, _some(ignored))
+        log.warning("files left out in %s, no images by their name: %d (%s)", root, len(ignored), _some(ignored))
     if not paths:
         raise InputError(f"there are no images in {root}: give --data-dir a folder with .jpg, .png or other image files")
     return ImageFiles(paths, labels if classes else None, classes, transform)
 
 
-def read_idx(path: Path, header: int) -> np.ndarray:
-    """Reads the bytes of a gz IDX file after its header, uint8 [n].
+def read_idx(path: Path, header: int, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """Reads the bytes of a gz IDX file after its header, uint8 [n, *shape].
 
     Raises:
         InputError: the file is missing or damaged.
     """
     try:
         with gzip.open(path) as file:
-            return np.frombuffer(file.read(), np.uint8, offset=header)
+            return np.frombuffer(file.read(), np.uint8, offset=header).reshape(-1, *shape)
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): install or copy the data set again") from None
 
@@ -167,7 +169,7 @@ def batches(dataset: ImageDataset, order: list[int], batch_size: int, workers: i
                 yield images, labels
     finally:
         if unreadable:
-            log.warning("%d of the image files were skipped", len(unreadable))
+            log.warning("image files skipped: %d", len(unreadable))
 
 
 def calibration_batches(dataset: ImageDataset, nsamples: int, seed: int, batch_size: int, workers: int) -> Iterator[Tensor]:
@@ -187,7 +189,6 @@ def calibration_batches(dataset: ImageDataset, nsamples: int, seed: int, batch_s
             return
     found = nsamples - missing
     if found < FEWEST_IMAGES:
-        raise InputError(
-            f"only {found} images can be read, too few to calibrate on: add images, or set --nsamples {max(found, 1)}"
-        )
-    log.warning("only %d images can be read, not %d: calibrating on these", found, nsamples)
+        remedy = f"add images, or set --nsamples {found}" if found else "add images"
+        raise InputError(f"only {found} images can be read, too few to calibrate on: {remedy}")
+    log.warning("calibrating on %d images, all that can be read, not on %d", found, nsamples)

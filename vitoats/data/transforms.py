@@ -23,6 +23,9 @@ class Preprocessing:
         interpolation: "bicubic", "bilinear", ...
         mean: per channel, of pixels in 0..1.
         std: per channel.
+
+    Raises:
+        ValueError: such images cannot be.
     """
 
     img_size: int
@@ -31,6 +34,11 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+    def __post_init__(self):
+        sizes = isinstance(self.img_size, int) and self.img_size > 0 and self.crop_pct > 0
+        if not sizes or self.crop_mode not in CROP_MODES or not len(self.mean) == len(self.std) == 3:
+            raise ValueError(f"this preprocessing cannot be: {asdict(self)}")
 
     @classmethod
     def from_timm(cls, config: dict[str, Any]) -> "Preprocessing":

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitoats.errors import InputError
 from vitoats.models.heads import features
 
 
@@ -16,12 +17,18 @@ def extract_features(
     layers: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Tensor, Tensor]:
-    """Features [n, (layers + 1) * d] and labels [n] of all images."""
+    """Features [n, (layers + 1) * d] and labels [n] of all images.
+
+    Raises:
+        InputError: there were none.
+    """
     found, labels = [], []
     for images, batch_labels in batches:
         found.append(features(backbone, images, layers))
         labels.append(batch_labels)
         progress(sum(map(len, labels)))
+    if not found:
+        raise InputError("there was no image to compute features of: give --data-dir a folder with readable images")
     return torch.cat(found), torch.cat(labels)
 
 

@@ -34,7 +34,13 @@ class Target:
 
 
 def torch_target(loaded: LoadedModel, device: str) -> Target:
-    """A torch model on a device."""
+    """A torch model on a device.
+
+    Raises:
+        InputError: it has no classifier.
+    """
+    if not loaded.n_classes:
+        raise InputError(f"{loaded.name} has no classifier: give it one with --head FILE")
     model = loaded.model.to(device)
     folder = Path(loaded.name)
     source = about(folder).get("model") if is_checkpoint(folder) else loaded.name
@@ -53,10 +59,13 @@ def onnx_target(path: str, crop_mode: str | None, threads: int) -> Target:
         InputError: it cannot be run, or has no vitoats metadata.
     """
     opened = session(path, threads)
-    described = metadata(opened)
-    if "preprocessing" not in described:
-        raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py")
-    preprocessing = Preprocessing.from_dict(described["preprocessing"])
+    try:
+        described = metadata(opened)
+        preprocessing = Preprocessing.from_dict(described["preprocessing"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
+    if not described.get("n_classes"):
+        raise InputError(f"{path} gives features, not logits: export it with a classifier (--head)")
     if crop_mode is not None:
         preprocessing = preprocessing.with_crop_mode(crop_mode)
     name = opened.get_inputs()[0].name

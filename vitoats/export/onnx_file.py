@@ -66,7 +66,7 @@ def export_onnx(loaded: LoadedModel, path: Path, form: Form = "sparse", about: d
     proto.producer_name, proto.producer_version = "vitoats", vitoats.__version__
     described = {
         "preprocessing": loaded.preprocessing.to_dict(),
-        "n_classes": proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value,
+        "n_classes": loaded.n_classes,
         "param_count": round(parameter_count(loaded.model) / 1e6, 2),
         "form": form,
         **(about or {}),

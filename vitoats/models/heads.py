@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor, nn
 
-import vitoats.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.errors import InputError
-
-from timm.models import load_state_dict  # isort: skip
+from vitoats.files import save_tensors
+from vitoats.models.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def features(backbone: Any, x: Tensor, layers: int = 1) -> Tensor:
 def save_head(path: Path, weight: Tensor, bias: Tensor, info: HeadInfo) -> None:
     """Writes a head file."""
     tensors = {"weight": weight.contiguous(), "bias": bias.contiguous()}
-    safetensors.torch.save_file(tensors, str(path), metadata={"vitoats_head": json.dumps(asdict(info))})
+    save_tensors(path, tensors, {"vitoats_head": json.dumps(asdict(info))})
 
 
 def load_head(path: Path, layers: int | None = None) -> tuple[Tensor, Tensor, HeadInfo]:
@@ -80,19 +79,23 @@ def load_head(path: Path, layers: int | None = None) -> tuple[Tensor, Tensor, He
     Raises:
         InputError: no such file, or it holds no linear head.
     """
-    if not path.is_file():
-        raise InputError(f"there is no head file {path}: give --head a .safetensors or .pth file")
     info = HeadInfo(layers=layers or 1)
-    try:
-        tensors = load_state_dict(str(path), use_ema=False)
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(str(path), "pt") as file:
-                said = json.loads((file.metadata() or {}).get("vitoats_head", "{}"))
-            if said:
-                info = HeadInfo(**{**said, "classes": tuple(said["classes"])})
-        weight, bias = tensors["weight"], tensors["bias"]
-    except Exception as error:  # every reader fails in its own way on a foreign file
-        raise InputError(f"{path} holds no linear head (a weight and a bias): {str(error).splitlines()[0]}") from None
+    tensors = read_weights(path, "--head")
+    if not {"weight", "bias"} <= tensors.keys():
+        raise InputError(f"{path} holds no linear head (a weight and a bias): give --head the file of a linear head")
+    weight, bias = tensors["weight"], tensors["bias"]
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        raise InputError(
+            f"{path} holds a weight of shape {list(weight.shape)} and a bias of shape {list(bias.shape)}, "
+            f"which are no linear head: give --head another file"
+        )
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise InputError(f"the head {path} is not finite (NaN or Inf): train it again, or give --head another file")
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(str(path), "pt") as file:
+            said = json.loads((file.metadata() or {}).get("vitoats_head", "{}"))
+        if said:
+            info = HeadInfo(**{**said, "classes": tuple(said["classes"])})
     if layers is not None and layers != info.layers:
         raise InputError(f"{path} is a head for {info.layers} layers: leave --head-layers out")
     return weight, bias, info
@@ -106,12 +109,17 @@ def attach_head(backbone: Any, path: Path, layers: int | None = None) -> LinearH
     """
     weight, bias, info = load_head(path, layers)
     expected = (info.layers + 1) * backbone.num_features
-    if weight.ndim != 2 or weight.shape[1] != expected:
+    if weight.shape[1] != expected:
         remedy = "use the head of this backbone"
-        if weight.ndim == 2 and weight.shape[1] % backbone.num_features == 0:
-            remedy = f"give --head-layers {weight.shape[1] // backbone.num_features - 1}, or use the head of this backbone"
+        other = 5 - info.layers  # 4 layers where 1 was assumed, and the other way round
+        if weight.shape[1] == (other + 1) * backbone.num_features:
+            remedy = f"give --head-layers {other}"
         raise InputError(
-            f"the head {path} takes {weight.shape[-1]} features, but {info.layers} layer(s) "
-            f"of this backbone give {expected}: {remedy}"
+            f"the head {path} takes {weight.shape[1]} features, but {info.layers} layer(s) of this backbone "
+            f"give {expected}: {remedy}"
+        )
+    if info.layers > len(backbone.blocks):
+        raise InputError(
+            f"the head {path} takes {info.layers} layers, but this backbone has {len(backbone.blocks)}: use another head"
         )
     return LinearHeadClassifier(backbone, weight, bias, info)

@@ -1,12 +1,10 @@
 """From a name, a folder or a file to a model with its preprocessing."""
 
 import difflib
-import os
-import socket
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import safetensors
 import torch
@@ -17,11 +15,11 @@ from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError
 from vitoats.models import embedded
 from vitoats.models.heads import LinearHeadClassifier, attach_head
-from vitoats.models.names import DINOV2, EMBEDDED, EMBEDDED_IMG_SIZE, NamedModel
+from vitoats.models.names import DINOV2, EMBEDDED, EMBEDDED_IMG_SIZE
+from vitoats.models.weights import announce_fetch, cannot_fetch, check_folder, one_line, read_weights
 
 import timm  # isort: skip
 from timm.data.model_config import resolve_input_data_config  # isort: skip
-from timm.models import load_state_dict  # isort: skip
 
 EMBEDDED_HEAD = Path(__file__).parent.parent / "data" / "fashion_mnist_head.safetensors"
 
@@ -32,10 +30,9 @@ class LoadedModel:
 
     Attributes:
         name: the name that was asked for.
-        model: images to logits, or to features where there is no head; in eval mode.
+        model: images to logits, or to features where there is no classifier; in eval mode.
         preprocessing: what its images go through.
         weights: where its weights came from, in words.
-        timm_model: the timm model inside (``model`` itself, or the backbone under a linear head).
     """
 
     name: str
@@ -44,8 +41,14 @@ class LoadedModel:
     weights: str
 
     @property
-    def timm_model(self) -> nn.Module:
+    def timm_model(self) -> Any:
+        """The timm model inside: ``model`` itself, or the backbone under a linear head."""
         return self.model.backbone if isinstance(self.model, LinearHeadClassifier) else self.model
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes its outputs are logits of; 0 where they are features."""
+        return self.model.head.out_features if isinstance(self.model, LinearHeadClassifier) else self.timm_model.num_classes
 
 
 def load_model(
@@ -75,40 +78,49 @@ def load_model(
     Raises:
         InputError: unknown name, weights that are missing or do not fit, or settings the model does not take.
     """
-    if ("/" in name and not name.startswith(("hf-hub:", "local-dir:"))) or name in (".", "..") or Path(name).is_dir():
-        folder = Path(name)
-        loaded = _load_folder(folder, img_size)
-        own_head = folder / "head.safetensors"
+    if not name:
+        raise InputError("no model is named: give --model a timm name, a dinov2_ name or a folder")
+    if img_size is not None and img_size < 1:
+        raise InputError(f"an image of {img_size} px cannot be: give --img-size a positive number")
+    own_head = None
+    if ("/" in name and not name.startswith(("hf-hub:", "local-dir:"))) or Path(name).is_dir():
+        _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights)
+        loaded = _load_folder(Path(name), img_size)
+        own_head = Path(name) / "head.safetensors"
     elif name == EMBEDDED:
-        if checkpoint is not None:
-            raise InputError(f"{EMBEDDED} has weights of its own: leave --checkpoint out, or use --model dinov2_vits14")
+        _refuse_other_weights(f"{EMBEDDED} has its own weights (other ones go with dinov2_vits14)", checkpoint, random_weights)
         size = img_size or EMBEDDED_IMG_SIZE
         loaded = LoadedModel(name, embedded.load_backbone(size), Preprocessing(img_size=size, crop_pct=1.0), _EMBEDDED_WEIGHTS)
         own_head = EMBEDDED_HEAD
     else:
-        own_head = None
         loaded = _load_timm(name, checkpoint, random_weights, img_size)
-    if head is None and with_head and own_head is not None and own_head.is_file():
-        head = own_head
     if crop_mode is not None:
         loaded.preprocessing = loaded.preprocessing.with_crop_mode(crop_mode)
+    _check_finite(loaded)
+    if head is None and with_head and own_head is not None and own_head.is_file():
+        head = own_head
     if head is not None:
-        if loaded.timm_model.num_classes:
+        if loaded.n_classes:
             raise InputError(f"{name} has a classifier of its own: leave --head out")
         loaded.model = attach_head(loaded.timm_model, head, head_layers)
     loaded.model.eval().requires_grad_(False)
-    _check_finite(loaded)
     return loaded
 
 
 _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {embedded.PACKAGE_VERSION}"
 
 
+def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: bool) -> None:
+    if checkpoint is not None or random_weights:
+        raise InputError(f"{reason}: leave --{'checkpoint' if checkpoint is not None else 'random-weights'} out")
+
+
 def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
     from vitoats.checkpoint import is_checkpoint, load_checkpoint
 
     if not folder.is_dir():
-        raise InputError(f"there is no model folder {folder}: use a folder that compress wrote, or hf-hub:{folder} for the Hub")
+        hub = "" if folder.is_absolute() else f", or hf-hub:{folder} for the Hub"
+        raise InputError(f"there is no model folder {folder}: use a folder that compress wrote{hub}")
     if not is_checkpoint(folder):
         raise InputError(
             f"{folder} was not written by compress (it has no vitoats.json): for a timm folder use local-dir:{folder}"
@@ -124,77 +136,68 @@ def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
 def _load_timm(name: str, checkpoint: Path | None, random_weights: bool, img_size: int | None) -> LoadedModel:
     named = DINOV2.get(name)
     timm_name = named.timm_name if named else name
-    _check_name(name, timm_name)
-    kwargs: dict[str, Any] = {}
     img_size = img_size or (named.img_size if named else None)
-    if img_size is not None:
-        kwargs["img_size"] = img_size
-    if random_weights:
-        weights = "random weights"
-        kwargs["pretrained"] = False
-    elif checkpoint is not None:
-        weights = str(checkpoint)
-        state = read_weights(checkpoint)
-        overlay: dict[str, Any] = {"state_dict": state}
-        n_classes = _classes_of(state)
-        if n_classes and not timm_name.startswith("local-dir:"):
-            overlay["num_classes"] = kwargs["num_classes"] = n_classes
-        kwargs |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
-    else:
-        weights = _announce_fetch(name, timm_name, named)
-        kwargs["pretrained"] = True
+    _check_name(name, timm_name, needs_weights=not random_weights and checkpoint is None)
+    kwargs = {} if img_size is None else {"img_size": img_size}
     try:
-        model = timm.create_model(timm_name, **kwargs)
-    except (OSError, InputError) as error:
-        raise _cannot_fetch(name, timm_name, named, error) if checkpoint is None else error from None
-    except (RuntimeError, KeyError, ValueError, AssertionError, TypeError) as error:
+        if random_weights:
+            weights = "random weights"
+            model = timm.create_model(timm_name, pretrained=False, **kwargs)
+        elif checkpoint is not None:
+            weights = str(checkpoint)
+            model = _create_with(timm_name, read_weights(checkpoint), kwargs)
+        else:
+            weights = announce_fetch(name, timm_name, named)
+            model = timm.create_model(timm_name, pretrained=True, **kwargs)
+    except InputError:
+        raise
+    except safetensors.SafetensorError as error:
+        raise InputError(f"model.safetensors of {name} is damaged ({one_line(error, 100)}): copy the folder again") from None
+    except OSError as error:
+        raise cannot_fetch(name, timm_name, named, one_line(error, 150)) from None
+    except (RuntimeError, KeyError, ValueError, AssertionError, TypeError, ZeroDivisionError) as error:
         raise InputError(_explain(name, checkpoint, img_size, error)) from None
-    model.pretrained_cfg.pop("state_dict", None)
-    size = {"img_size": img_size} if img_size else {}
-    config = resolve_input_data_config(model, args=size | ({"crop_pct": named.crop_pct} if named else {}))
-    return LoadedModel(name, model, Preprocessing.from_timm(config), weights)
+    _check_img_size(name, model, img_size)
+    args = kwargs | ({"crop_pct": named.crop_pct} if named else {})
+    return LoadedModel(name, model, Preprocessing.from_timm(resolve_input_data_config(model, args=args)), weights)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a checkpoint: EMA weights first, prefixes of wrappers stripped, no pickled code run.
+def _create_with(timm_name: str, state: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> nn.Module:
+    """A timm model with the given weights, converted by timm as it converts those of the architecture.
 
-    Raises:
-        InputError: no such file, or it is no checkpoint that can be read safely.
+    The class count is that of the weights: of their classifier, or 0 where native weights have none.
     """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint file {path}: give --checkpoint a .pth or .safetensors file")
-    try:
-        return dict(load_state_dict(str(path)))
-    except (
-        safetensors.SafetensorError,
-        RuntimeError,
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path} cannot be read as weights ({reason}): "
-            f"give --checkpoint a .safetensors file, or a .pth that holds tensors only"
-        ) from None
-    except Exception as error:  # pickle.UnpicklingError and its like, which have no base class of their own
-        raise InputError(
-            f"{path} cannot be read as weights ({type(error).__name__}): convert it to .safetensors first"
-        ) from None
+    source, _, path = timm_name.partition(":")
+    arguments: dict[str, Any] = {}
+    if source in ("local-dir", "hf-hub"):
+        from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+        config, timm_name, arguments = (load_model_config_from_path if source == "local-dir" else load_model_config_from_hf)(
+            path
+        )
+        config = {k: v for k, v in config.items() if k not in ("file", "source", "url", "hf_hub_id")}
+    else:
+        found = timm.get_pretrained_cfg(timm_name)
+        config = {} if found is None else found.to_dict(remove_source=True, remove_null=True)
+    classifier = config.get("classifier") or "head"
+    key = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
+    if key in state:
+        arguments["num_classes"] = config["num_classes"] = state[key].shape[0]
+    elif "patch_embed.proj.weight" in state and "mask_token" not in state:
+        arguments["num_classes"] = config["num_classes"] = 0
+    config["state_dict"] = state
+    model = timm.create_model(timm_name, pretrained=True, pretrained_cfg=config, **(arguments | kwargs))
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
 
 
-def _check_name(name: str, timm_name: str) -> None:
+def _check_name(name: str, timm_name: str, needs_weights: bool) -> None:
     if timm_name.startswith("hf-hub:"):
+        if not re.fullmatch(r"hf-hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", timm_name):
+            raise InputError(f"{name!r} is no repository on the Hub: use hf-hub:owner/name")
         return
     if timm_name.startswith("local-dir:"):
-        folder = Path(timm_name.removeprefix("local-dir:"))
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{folder} is no timm model folder (it has no config.json): give local-dir: a folder that timm saved"
-            )
+        check_folder(Path(timm_name.removeprefix("local-dir:")), needs_weights)
         return
     architecture, _, tag = timm_name.partition(".")
     if not timm.is_model(architecture):
@@ -215,81 +218,23 @@ def _nearest(name: str, names: list[str]) -> str:
     )
 
 
-def _classes_of(state: dict[str, torch.Tensor]) -> int | None:
-    """The class count of a fine-tuned classifier, from its head."""
-    weight = state.get("head.weight")
-    return weight.shape[0] if weight is not None and weight.ndim == 2 else None
-
-
-def _announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
-    """Says where weights are about to come from, and fails at once where that cannot work.
-
-    Returns:
-        the source in words.
-    """
-    import logging
-
-    log = logging.getLogger("vitoats")
-    if timm_name.startswith("local-dir:"):
-        return timm_name
-    if timm_name.startswith("hf-hub:"):
-        repo, filename = timm_name.removeprefix("hf-hub:").partition("@")[0], "config.json"
-    else:
-        config = timm.get_pretrained_cfg(timm_name)
-        if config is None or not config.has_weights:
-            raise InputError(
-                f"timm has no weights for {name}: give them with --checkpoint FILE, or use --random-weights for a dry run"
-            )
-        if not config.hf_hub_id:
-            log.info("fetching the weights of %s from %s", name, config.url or config.file)
-            return str(config.url or config.file)
-        repo, filename = config.hf_hub_id, config.hf_hub_filename or "model.safetensors"
-        if repo.endswith("/"):
-            repo += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
-
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(repo, filename), str):
-        log.info("using the cached weights of %s (%s)", name, repo)
-    else:
-        if not _reachable(constants.ENDPOINT):
-            raise _cannot_fetch(name, timm_name, named, OSError(f"{urlparse(constants.ENDPOINT).hostname} cannot be reached"))
-        log.info("fetching the weights of %s from the Hugging Face Hub (%s)", name, repo)
-    return f"{repo} on the Hugging Face Hub"
-
-
-def _reachable(endpoint: str) -> bool:
-    """Whether a connection opens; True behind a proxy, where only the client itself can tell."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return False
-    if any(os.environ.get(v) for v in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
-        return True
-    url = urlparse(endpoint)
-    try:
-        socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout=10).close()
-        return True
-    except OSError:
-        return False
-
-
-def _cannot_fetch(name: str, timm_name: str, named: NamedModel | None, error: Exception) -> InputError:
-    file = named.weights_file if named else "model.safetensors"
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(
-        f"the weights of {name} ({file} of {timm_name}) cannot be fetched: {reason}; "
-        f"give the file with --checkpoint FILE, or a timm folder with --model local-dir:PATH"
-    )
-
-
 def _explain(name: str, checkpoint: Path | None, img_size: int | None, error: Exception) -> str:
     """One line out of timm's or torch's many."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if checkpoint is not None or "state_dict" in text:
-        text = text if len(text) < 300 else text[:300] + "..."
-        return f"the weights {checkpoint or ''} do not fit {name}: {text}; use the model they were made for"
-    if img_size is not None and "img_size" in text:
-        return f"{name} takes no --img-size {img_size}: leave --img-size out ({text})"
+    text = re.sub(r"Error\(s\) in loading state_dict for \w+: ?", "", one_line(error, 1000))
+    text = text if len(text) <= 300 else text[:300] + "..."
+    if checkpoint is not None:
+        return f"the weights {checkpoint} do not fit {name}: {text}; use the model they were made for"
+    if "Missing key" in text or "Unexpected key" in text or "size mismatch" in text:
+        return f"the weights of {name} do not fit its architecture: {text}; save the folder again"
+    if img_size is not None:
+        return f"{name} cannot be built for --img-size {img_size}: {text}"
     return f"{name} cannot be built: {text}"
+
+
+def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if img_size is not None and patch and img_size % patch[0]:
+        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change --img-size")
 
 
 def _check_finite(loaded: LoadedModel) -> None:
