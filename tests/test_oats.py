@@ -1,4 +1,4 @@
-"""OATS against an independent restatement in NumPy float64, its special cases, and the fast solvers against the exact one."""
+"""OATS against an independent restatement in NumPy float64, its special cases, and the fast solver against the exact one."""
 
 from itertools import pairwise
 
@@ -85,7 +85,7 @@ def test_exact_objective_never_rises(seed, pattern, dtype):
     compression=st.floats(0.1, 0.8),
     rank_ratio=st.floats(0, 0.9),
     pattern=st.sampled_from(["row", "layer", "2:4", "3:8"]),
-    solver=st.sampled_from(["exact", "fast", "accelerated"]),
+    solver=st.sampled_from(["exact", "fast"]),
 )
 def test_budget_holds_for_every_solver(seed, d_out, d_in, compression, rank_ratio, pattern, solver):
     weight, moment = layer(seed, d_out, d_in)
@@ -111,7 +111,7 @@ def test_budget_holds_for_every_solver(seed, d_out, d_in, compression, rank_rati
 
 @pytest.mark.parametrize("pattern", ["row", "layer", "2:4"])
 @pytest.mark.parametrize("seed", range(3))
-def test_fast_solvers_reach_the_exact_objective(seed, pattern):
+def test_fast_solver_reaches_the_exact_objective(seed, pattern):
     """The problem is not convex: small matrices end a per cent or two apart, as exact runs from nearby starts do."""
     weight, moment = layer(seed, 160, 192, torch.float32)
     compression = None if pattern == "2:4" else 0.5
@@ -119,10 +119,9 @@ def test_fast_solvers_reach_the_exact_objective(seed, pattern):
         solver: oats(
             weight, moment, OATSConfig(compression=compression, pattern=pattern, solver=solver, tolerance=0.0)
         ).objective
-        for solver in ("exact", "fast", "accelerated")
+        for solver in ("exact", "fast")
     }
     assert reached["fast"] < 1.03 * reached["exact"]
-    assert reached["accelerated"] < 0.97 * reached["exact"]
 
 
 def test_planted_decomposition_is_found():
@@ -131,7 +130,7 @@ def test_planted_decomposition_is_found():
     L = torch.randn(60, 4, generator=random, dtype=torch.float64) @ torch.randn(4, 80, generator=random, dtype=torch.float64)
     S = torch.zeros(60, 80, dtype=torch.float64)
     S.scatter_(1, torch.rand(60, 80, generator=random).argsort(dim=1)[:, :8], 20.0)
-    for solver in ("exact", "fast", "accelerated"):
+    for solver in ("exact", "fast"):
         config = OATSConfig(compression=0.7, rank_ratio=0.5, iterations=80, solver=solver, tolerance=0.0)
         result = oats(L + S, torch.ones(80), config)
         assert result.relative_error < 5e-3, solver
@@ -158,7 +157,7 @@ def test_rank_ratio_1_is_the_activation_weighted_svd(solver):
     assert not result.S.any()
 
 
-@pytest.mark.parametrize("solver", ["exact", "fast", "accelerated"])
+@pytest.mark.parametrize("solver", ["exact", "fast"])
 class TestInputsThatTellNothing:
     """Dead, constant and tiny inputs; every output stays finite."""
 
@@ -206,7 +205,7 @@ class TestInputsThatTellNothing:
         assert torch.allclose((result.S + result.U @ result.V)[:, 0], weight[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", ["exact", "fast", "accelerated"])
+@pytest.mark.parametrize("solver", ["exact", "fast"])
 def test_a_seed_gives_the_same_result(solver):
     weight, moment = layer(5, 64, 48, torch.float32)
     first, second = (oats(weight, moment, OATSConfig(solver=solver, seed=3)) for _ in range(2))
@@ -217,11 +216,11 @@ def test_a_seed_gives_the_same_result(solver):
 
 def test_early_stop_takes_fewer_steps_and_costs_less_than_it_says():
     weight, moment = layer(6, 96, 96, torch.float32)
-    full = oats(weight, moment, OATSConfig(solver="accelerated", tolerance=0.0))
-    early = oats(weight, moment, OATSConfig(solver="accelerated", tolerance=1e-3))
+    full = oats(weight, moment, OATSConfig(tolerance=0.0))
+    early = oats(weight, moment, OATSConfig(tolerance=3e-3))
     assert full.steps == 80
     assert 5 < early.steps < 80
-    assert early.objective < 1.03 * full.objective
+    assert early.objective < 1.1 * full.objective
     assert ((early.S != 0).sum(dim=1) == OATSConfig().budget(96, 96).kept_per_group).all()
 
 

@@ -139,7 +139,7 @@ def make_parser() -> common.ArgumentParser:
     parser.add_argument("--pattern", default="row", help="row, layer, or N:M such as 2:4 (N of M are kept)")
     parser.add_argument(
         "--solver",
-        choices=("fast", "exact", "accelerated"),
+        choices=("fast", "exact"),
         default="fast",
         help="exact: full SVDs, as published; see docs/oats.md",
     )

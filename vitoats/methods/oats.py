@@ -20,10 +20,9 @@ from vitoats.methods.registry import Decomposition, register
 from vitoats.methods.sparsity import Pattern, WarmThreshold, largest
 
 FIRST_POWER_STEPS = 16  # subspace iterations that stand in for the first SVD; each later step takes one
-MOMENTUM = 0.9  # of the "accelerated" solver
 
 
-Solver = Literal["fast", "exact", "accelerated"]
+Solver = Literal["fast", "exact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,7 @@ class OATSConfig:
         iterations: alternating steps at most.
         pattern: "row" (the paper's), "layer", or "N:M".
         solver: "exact" takes a full SVD and an exact threshold each step, as published. "fast" takes one warm-started
-            subspace iteration and a warm-started threshold instead; it follows the same path at a fraction of the time.
-            "accelerated" is "fast" with momentum on S, which ends at a lower objective than the published steps do.
+            subspace iteration and a warm-started threshold instead, at a fraction of the time.
         tolerance: stop when a step lowers the objective by less than this share of it; 0 turns that off. The exact solver
             always takes all steps, as published.
         seed: of the random start of the subspace.
@@ -56,7 +54,7 @@ class OATSConfig:
         if self.iterations < 1:
             raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
         if self.solver not in get_args(Solver):
-            raise InputError(f"unknown solver {self.solver!r}: use fast, exact or accelerated")
+            raise InputError(f"unknown solver {self.solver!r}: use fast or exact")
         if not 0 <= self.tolerance < 1:
             raise InputError(f"tolerance {self.tolerance:g} is out of range: --tolerance takes a number from 0 up to but not 1")
 
@@ -161,8 +159,7 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
 
     A - S moves little between steps, so one subspace iteration from the last right factor B keeps up with its leading
     singular vectors:  Q <- qr((A - S) B^T),  B <- Q^T (A - S),  L = Q B.  Likewise for the threshold (``WarmThreshold``).
-    All passes write into buffers made once: on a CPU fresh memory costs more than the arithmetic. With momentum beta, L is
-    fitted to A - (S + beta (S - S_before)) instead, and S to A - L as ever.
+    All passes write into buffers made once: on a CPU fresh memory costs more than the arithmetic.
 
     Returns:
         S [m, n], Q B in the form U diag(sigma) [m, r] and V^T [r, n], and the number of steps.
@@ -172,19 +169,11 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
         A.device
     )
     B = start.T
-    S, S_before, R, magnitudes, mask = (
-        torch.zeros_like(A),
-        torch.zeros_like(A),
-        *(torch.empty_like(A) for _ in range(3)),
-    )
+    S, R, magnitudes, mask = torch.zeros_like(A), torch.empty_like(A), torch.empty_like(A), torch.empty_like(A)
     warm = WarmThreshold(budget.kept_per_group)
-    momentum = MOMENTUM if config.solver == "accelerated" else 0.0
     objective = float("inf")
     for step in range(1, config.iterations + 1):
-        beta = momentum if step > 2 else 0.0
-        torch.sub(A, S, alpha=1 + beta, out=R)
-        if beta:
-            R.add_(S_before, alpha=beta)
+        torch.sub(A, S, out=R)
         for _ in range(FIRST_POWER_STEPS if step == 1 else 1):
             Q = torch.linalg.qr(R @ B.T).Q
             B = Q.T @ R
@@ -192,7 +181,6 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
         if step == config.iterations:
             break
         torch.abs(R, out=magnitudes)
-        S, S_before = S_before, S
         if pattern.kind == "N:M":
             mask.copy_(largest(pattern.groups(magnitudes), budget.kept_per_group).view_as(A))
             torch.mul(R, mask, out=S)

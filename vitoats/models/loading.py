@@ -142,7 +142,9 @@ def _load_timm(name: str, checkpoint: Path | None, random_weights: bool, img_siz
     try:
         if random_weights:
             weights = "random weights"
-            model = timm.create_model(timm_name, pretrained=False, **kwargs)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # the same ones each time
+                model = timm.create_model(timm_name, pretrained=False, **kwargs)
         elif checkpoint is not None:
             weights = str(checkpoint)
             model = _create_with(timm_name, read_weights(checkpoint), kwargs)
