@@ -102,9 +102,6 @@ def solver(argv: list[str]) -> dict[str, Any]:
             "fast s",
             "speedup",
             "objective gap",
-            "accelerated s",
-            "speedup",
-            "objective gap",
         ),
         rows,
     )

@@ -70,7 +70,7 @@ def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str,
     print(
         "The compressed file holds values, bit masks and low-rank factors. Stock ONNX Runtime unpacks S to dense weights when"
     )
-    print(f"it loads the file: smaller to ship, at dense speed or a little below. {seconds:.0f} seconds in all.")
+    print(f"it loads the file and computes U V on top: smaller to ship, not faster yet. {seconds:.0f} seconds in all.")
     return {
         "model": EMBEDDED,
         "method": done["method"],
