@@ -77,10 +77,12 @@ def test_activations_that_are_not_finite_are_refused(tiny):
 
 
 def test_memory_by_hand(tiny):
-    estimate = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000)
+    estimate = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5)
     tokens = 16 + 1
     assert estimate.hidden == 100 * tokens * 48 * 4
     assert estimate.block == 8 * tokens * 48 * 16 * 4
+    assert estimate.saving == round(3 * (4 + 8) * 48 * 48 * (2 + 1 / 8))
+    assert estimate.total == estimate.model + max(estimate.hidden + estimate.block + estimate.solver, estimate.saving)
     assert estimate.solver == 6 * (192 * 48) * 4
     assert estimate.model == 4 * (sum(p.numel() for p in tiny.parameters()) + 1000)
 

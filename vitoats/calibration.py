@@ -8,6 +8,9 @@ Memory does not grow with depth:
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
   + the model itself and its low-rank factors (S is held with its zeros, in the place of the dense weight)
+
+and at the end, instead of all but the model, a packed copy of the compressed weights: 4 bytes a kept parameter and a bit a
+weight.
 """
 
 import os
@@ -34,22 +37,24 @@ class MemoryEstimate:
     hidden: int
     block: int
     solver: int
+    saving: int
 
     @property
     def total(self) -> int:
-        return self.model + self.hidden + self.block + self.solver
+        """The most there is at once: at work, or while saving."""
+        return self.model + max(self.hidden + self.block + self.solver, self.saving)
 
     def __str__(self) -> str:
         def gb(n: int) -> str:
             return f"{n / 1e9:.2f} GB"
 
         return (
-            f"{gb(self.total)} = model {gb(self.model)} + hidden states {gb(self.hidden)} "
-            f"+ one block at work {gb(self.block)} + solver {gb(self.solver)}"
+            f"{gb(self.total)} = model {gb(self.model)} + the larger of: hidden states {gb(self.hidden)} "
+            f"+ one block at work {gb(self.block)} + solver {gb(self.solver)}; saving {gb(self.saving)}"
         )
 
 
-def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int, factors: int) -> MemoryEstimate:
+def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int, factors: int, compression: float) -> MemoryEstimate:
     """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
 
     Args:
@@ -57,16 +62,18 @@ def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int, facto
         nsamples: calibration images.
         batch_size: images at a time.
         factors: parameters of all low-rank factors.
+        compression: share of the weights that is removed.
     """
     tokens_by_width = 1
     for size in adapter.hidden_shape:
         tokens_by_width *= size
-    largest = max(adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block)
+    sizes = [adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block]
     return MemoryEstimate(
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
         hidden=nsamples * tokens_by_width * 4,
         block=min(batch_size, nsamples) * tokens_by_width * MLP_TENSORS * 4,
-        solver=SOLVER_BUFFERS * largest * 4,
+        solver=SOLVER_BUFFERS * max(sizes) * 4,
+        saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),
     )
 
 

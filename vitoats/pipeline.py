@@ -120,7 +120,8 @@ def compress(
         module = adapter.linear(layer)
         d_out, d_in = module.out_features // layer.parts, module.in_features
         factors += layer.parts * config.budget(d_out, d_in).rank * (d_out + d_in)
-    spill_to = _plan_memory(estimate_memory(adapter, nsamples, batch_size, factors), memory_limit, scratch)
+    estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression())
+    spill_to = _plan_memory(estimate, memory_limit, scratch)
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
