@@ -56,11 +56,8 @@ def read_weights(path: Path, flag: str = "--checkpoint") -> dict[str, torch.Tens
     return dict(state)
 
 
-def check_folder(folder: Path, needs_weights: bool) -> dict[str, Any]:
+def check_folder(folder: Path, needs_weights: bool) -> None:
     """Checks that timm can open a folder by ``local-dir:``.
-
-    Returns:
-        its configuration.
 
     Raises:
         InputError: it has no configuration that timm understands, or no weights.
@@ -72,7 +69,7 @@ def check_folder(folder: Path, needs_weights: bool) -> dict[str, Any]:
     if about.is_file() and '"format": "factored"' in about.read_text(errors="replace"):
         raise InputError(f"{folder} holds a compressed model, which timm cannot open: use --model {folder}, without local-dir:")
     try:
-        config, architecture, arguments = load_model_config_from_path(folder)
+        architecture = load_model_config_from_path(folder)[1]
         known = timm.is_model(architecture)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{folder}/config.json is no timm configuration ({one_line(error, 100)}): {remedy}") from None
@@ -82,7 +79,6 @@ def check_folder(folder: Path, needs_weights: bool) -> dict[str, Any]:
         )
     if needs_weights and not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
         raise InputError(f"{folder} holds no weights: copy model.safetensors there, or give --checkpoint FILE")
-    return {"pretrained_cfg": config, "architecture": architecture, "model_args": arguments}
 
 
 def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
