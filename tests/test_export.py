@@ -20,7 +20,7 @@ from vitoats.export.sparse_matmul import DOMAIN, NAME, OPSET, sparse_matmul_func
 from vitoats.methods.oats import OATSConfig
 from vitoats.models.loading import load_model
 from vitoats.pipeline import compress
-from vitoats.runtime.session import metadata, session
+from vitoats.runtime.inference import metadata, session
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -40,7 +40,7 @@ def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str,
     from vitoats.models.loading import load_model
     from vitoats.models.names import EMBEDDED
     from vitoats.report.tables import print_table
-    from vitoats.runtime.session import median_latency_ms, session
+    from vitoats.runtime.inference import median_latency_ms, session
 
     compressed = folder / "compressed"
     flags = f"--model {EMBEDDED} --compression {COMPRESSION} --rank-ratio {RANK_RATIO} --threads {threads}"

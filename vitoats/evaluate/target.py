@@ -13,7 +13,7 @@ from vitoats.evaluate.accuracy import Predict
 from vitoats.layers import parameter_count
 from vitoats.models.loading import LoadedModel
 from vitoats.models.names import EMBEDDED
-from vitoats.runtime.session import metadata, session
+from vitoats.runtime.inference import metadata, session
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats import bitmask
+from vitoats.errors import InputError
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, NAME
 from vitoats.layers import SparseLowRankLinear
 
@@ -15,18 +16,21 @@ class ExportedSparseLowRankLinear(nn.Module):
     a block of zeros, which cannot happen beside others of a rank above 0: they all have one shape.
     """
 
-    def __init__(self, layer: SparseLowRankLinear):
+    def __init__(self, layer: SparseLowRankLinear, float16: bool = False):
+        """Takes a layer; ``float16`` stores its S, U and V so (the arithmetic stays float32).
+
+        Raises:
+            InputError: a weight is too large for float16.
+        """
         super().__init__()
         values, mask = bitmask.pack(layer.S.detach().cpu().numpy())
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.ranks = [rank for _, rank in layer.row_blocks]
-        self.values = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+        self.values = _stored(torch.from_numpy(values), float16)
         self.mask = nn.Parameter(torch.from_numpy(mask), requires_grad=False)
         if layer.rank:
-            self.V = nn.Parameter(torch.cat([v.data for v in layer.V]).T.contiguous(), requires_grad=False)  # [d_in, sum r_i]
-            self.U = nn.ParameterList(
-                nn.Parameter(u.data.T.contiguous(), requires_grad=False) for u in layer.U
-            )  # each [r_i, d_i]
+            self.V = _stored(torch.cat([v.data for v in layer.V]).T, float16)  # [d_in, sum r_i]
+            self.U = nn.ParameterList(_stored(u.data.T, float16) for u in layer.U)  # each [r_i, d_i]
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +43,15 @@ class ExportedSparseLowRankLinear(nn.Module):
             version=DOMAIN_VERSION,
         )
         if sum(self.ranks):
-            parts = torch.split(x @ self.V, self.ranks, dim=-1) if len(self.ranks) > 1 else [x @ self.V]
-            products = [part @ u for part, u in zip(parts, self.U, strict=True)]
+            inner = x @ self.V.to(x.dtype)
+            parts = torch.split(inner, self.ranks, dim=-1) if len(self.ranks) > 1 else [inner]
+            products = [part @ u.to(x.dtype) for part, u in zip(parts, self.U, strict=True)]
             y = y + (torch.cat(products, dim=-1) if len(products) > 1 else products[0])
         return y if self.bias is None else y + self.bias
+
+
+def _stored(weights: Tensor, float16: bool) -> nn.Parameter:
+    stored = weights.to(torch.float16) if float16 else weights
+    if not torch.isfinite(stored).all():
+        raise InputError("a weight is too large for float16: export without --float16")
+    return nn.Parameter(stored.contiguous(), requires_grad=False)

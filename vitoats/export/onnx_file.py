@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from vitoats.export.layers import ExportedSparseLowRankLinear
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
 from vitoats.layers import compressed_layers, parameter_count, replace_module
 from vitoats.models.loading import LoadedModel
-from vitoats.runtime.session import METADATA_KEY
+from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
 LARGEST_FILE = 2**31 - 1  # of a protobuf
@@ -28,7 +29,9 @@ LARGEST_FILE = 2**31 - 1  # of a protobuf
 Form = Literal["sparse", "inline", "dense"]
 
 
-def export_onnx(loaded: LoadedModel, path: Path, form: Form = "sparse", about: dict[str, Any] | None = None) -> onnx.ModelProto:
+def export_onnx(
+    loaded: LoadedModel, path: Path, form: Form = "sparse", about: dict[str, Any] | None = None, float16: bool = False
+) -> onnx.ModelProto:
     """Writes a model as ONNX; the file appears whole or not at all.
 
     Args:
@@ -37,21 +40,21 @@ def export_onnx(loaded: LoadedModel, path: Path, form: Form = "sparse", about: d
         form: "sparse" has SparseMatMul nodes and their function; "inline" has standard operators only, from the same small
             tensors; "dense" folds S + U V into plain weights.
         about: more for the metadata: method, compression.
+        float16: store S, U and V of the compressed layers as float16; not for the form "dense".
 
     Returns:
         the model as written.
 
     Raises:
-        InputError: the model cannot be traced, or is larger than an ONNX file can be.
+        InputError: the model cannot be traced, is larger than an ONNX file can be, or too large in value for float16.
         RunError: the file cannot be written.
     """
     model = copy.deepcopy(loaded.model).cpu().eval()
     layers = compressed_layers(model)
     for name, layer in layers.items():
-        replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer))
+        replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, float16))
     proto = _trace(model, loaded.preprocessing.img_size)
-    graph = proto.graph
-    for noted in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+    for noted in _parts(proto.graph):
         del noted.metadata_props[:]  # the exporter notes stack traces, with paths of this machine
     for node in proto.graph.node:
         if node.domain == DOMAIN:  # named after its layer, as its values are
@@ -69,6 +72,7 @@ def export_onnx(loaded: LoadedModel, path: Path, form: Form = "sparse", about: d
         "n_classes": loaded.n_classes,
         "param_count": round(parameter_count(loaded.model) / 1e6, 2),
         "form": form,
+        "sparse_nodes": sum(node.domain == DOMAIN for node in proto.graph.node),
         **(about or {}),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
     }
@@ -76,6 +80,13 @@ def export_onnx(loaded: LoadedModel, path: Path, form: Form = "sparse", about: d
     onnx.checker.check_model(proto, full_check=True)
     _write(proto, path)
     return proto
+
+
+def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
+    """All that can carry notes of the exporter."""
+    yield graph
+    for parts in (graph.node, graph.value_info, graph.initializer, graph.input, graph.output):
+        yield from parts
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,1 +1,6 @@
-"""Running exported models in ONNX Runtime; needs numpy and onnxruntime only."""
+"""Running exported files on a CPU, with the native operator: numpy and onnxruntime only, never torch."""
+
+from vitoats.runtime.inference import Session, metadata, session
+from vitoats.runtime.library import available_isas, isa, library_path, register
+
+__all__ = ["Session", "available_isas", "isa", "library_path", "metadata", "register", "session"]

@@ -1,0 +1,88 @@
+// Compares all kernels that run here with double precision, over random shapes and patterns: check_kernels [CASES] [SEED].
+// The buffers have no slack, so that a sanitizer or an emulator sees any access past them.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "sparse_matmul.h"
+
+namespace {
+
+struct Serial : vitoats::Parallel {
+  void run(void (*call)(void*, size_t), size_t n, void* context) const override {
+    for (size_t i = 0; i < n; ++i) call(context, i);
+  }
+};
+
+uint16_t to_half(float f) {  // of a small multiple of 1/64: exact
+  if (f == 0) return 0;
+  int exponent;
+  const float fraction = std::frexp(std::fabs(f), &exponent);  // in [1/2, 1)
+  return static_cast<uint16_t>((f < 0 ? 0x8000 : 0) | (exponent + 14) << 10 | (static_cast<int>(fraction * 2048) & 0x3ff));
+}
+
+int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, int64_t columns, int64_t tokens, double zeros,
+          bool half) {
+  const int64_t stride = (columns + 7) / 8;
+  std::vector<uint8_t> mask(static_cast<size_t>(rows * stride));
+  std::vector<float> values, dense(static_cast<size_t>(rows * columns));
+  std::vector<int64_t> row_start{0};
+  std::uniform_real_distribution<double> uniform(0, 1);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < columns; ++k) {
+      if (uniform(random) < zeros) continue;
+      const float value = static_cast<float>(static_cast<int>(random() % 255) - 127) / 64;
+      mask[static_cast<size_t>(r * stride + k / 8)] |= static_cast<uint8_t>(1 << k % 8);
+      dense[static_cast<size_t>(r * columns + k)] = value;
+      values.push_back(value);
+    }
+    row_start.push_back(static_cast<int64_t>(values.size()));
+  }
+  std::vector<uint16_t> halves;
+  for (const float v : values) halves.push_back(to_half(v));
+  std::vector<float> x(static_cast<size_t>(tokens * columns)), y(static_cast<size_t>(tokens * rows), NAN);
+  for (float& v : x) v = static_cast<float>(uniform(random) * 2 - 1);
+
+  const vitoats::SparseMatrix S{rows, columns, stride, mask.data(), half ? static_cast<const void*>(halves.data()) : values.data(),
+                                half, row_start.data()};
+  const vitoats::Weights weights(S);
+  if (!vitoats::multiply(kernels, weights, x.data(), tokens, y.data(), Serial())) return 1;
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t r = 0; r < rows; ++r) {
+      double sum = 0, size = 0;
+      for (int64_t k = 0; k < columns; ++k) {
+        const double product = static_cast<double>(x[static_cast<size_t>(t * columns + k)]) * dense[static_cast<size_t>(r * columns + k)];
+        sum += product;
+        size += std::fabs(product);
+      }
+      const double found = y[static_cast<size_t>(t * rows + r)];
+      if (!(std::fabs(found - sum) <= 1e-5 * size + 1e-30)) {
+        std::printf("%s: %lld x %lld, %lld tokens, %.2f zeros, %s: y[%lld, %lld] = %.9g, not %.9g\n", kernels.name,
+                    static_cast<long long>(rows), static_cast<long long>(columns), static_cast<long long>(tokens), zeros,
+                    half ? "float16" : "float32", static_cast<long long>(t), static_cast<long long>(r), found, sum);
+        return 1;
+      }
+    }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
+  std::mt19937 random(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0);
+  const double zeros[] = {0, 0.3, 0.5, 0.625, 0.75, 0.9, 1};
+  int failed = 0, done = 0;
+  for (const vitoats::Kernels* const* kernels = vitoats::available_kernels(); *kernels; ++kernels)
+    for (int i = 0; i < cases; ++i, ++done) {
+      const int64_t rows = 1 + random() % (i % 7 ? 40 : 300), columns = 1 + random() % (i % 5 ? 150 : 400);
+      const int64_t tokens = i % 3 ? 1 + random() % 20 : random() % 260;
+      failed += check(**kernels, random, rows, columns, tokens, zeros[random() % 7], random() % 2);
+    }
+  std::printf("%d passed, %d failed\n", done - failed, failed);
+  return failed != 0;
+}

@@ -1,0 +1,51 @@
+"""SparseMatMul nodes as plain MatMul with dense weights, for a session without the native library.
+
+ONNX Runtime would unpack the weights too, but keeps every step of it until the last layer is done: that takes ten times as long
+and several times the memory.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from vitoats import bitmask
+
+LARGEST_MODEL = 2**31 - 1  # bytes, of a protobuf
+
+
+def densified(path: Path) -> bytes | None:
+    """An ONNX file's bytes with a MatMul for each SparseMatMul.
+
+    Returns:
+        the model, or None where that is left to ONNX Runtime: the package onnx is not installed, the file is unusual, or the
+        dense model would be larger than one message can be.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        return None
+    try:
+        model = onnx.load(str(path))
+        graph = model.graph
+        tensors = {t.name: t for t in graph.initializer}
+        for node in graph.node:
+            if (node.domain, node.op_type) != ("vitoats", "SparseMatMul"):
+                continue
+            x, values, mask = node.input
+            (columns,) = (a.i for a in node.attribute if a.name == "in_features")
+            S = bitmask.unpack(
+                numpy_helper.to_array(tensors[values]).astype(np.float32), numpy_helper.to_array(tensors[mask]), columns
+            )
+            weight = f"{node.name or node.output[0]}.dense"
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(S.T), weight))
+            node.op_type, node.domain = "MatMul", ""
+            node.input[:] = [x, weight]
+            del node.attribute[:]
+        used = {name for node in graph.node for name in node.input}
+        kept = [t for t in graph.initializer if t.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        return model.SerializeToString() if model.ByteSize() <= LARGEST_MODEL else None
+    except Exception:  # whatever is wrong with the file, ONNX Runtime says it
+        return None

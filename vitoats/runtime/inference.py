@@ -1,0 +1,108 @@
+"""An ONNX file as a session of ONNX Runtime on the CPU, with the native operators and what vitoats wrote into its metadata."""
+
+import contextlib
+import json
+import logging
+import mmap
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from vitoats.errors import InputError
+from vitoats.runtime import library
+from vitoats.runtime.densify import densified
+
+METADATA_KEY = "vitoats"
+
+log = logging.getLogger("vitoats")
+
+
+class Session(ort.InferenceSession):
+    """An ``onnxruntime.InferenceSession`` that knows which of its nodes the native library runs.
+
+    Attributes:
+        native_nodes: names of the SparseMatMul nodes with a native kernel; empty where ONNX Runtime runs the file by itself.
+    """
+
+    native_nodes: tuple[str, ...] = ()
+
+
+def session(path: str | Path, threads: int = 0, native: bool = True) -> Session:
+    """Opens an ONNX file, with the native operators where the library is installed.
+
+    Without the library the same file runs as standard operators, correctly but at dense speed; that is logged as a warning.
+
+    Args:
+        path: the file.
+        threads: for one inference; 0 takes all cores.
+        native: whether to use the library.
+
+    Raises:
+        InputError: no such file, or ONNX Runtime cannot run it, or VITOATS_ISA is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no ONNX file {path}: write one with tools/export_onnx.py")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if not (native and library.register(options)) and _mentions_sparse_matmul(path):
+        if native:
+            log.warning("%s runs at dense speed: vitoats was installed without its native library", path)
+        if (model := densified(path)) is not None:
+            with contextlib.suppress(InputError):  # or else ONNX Runtime takes the file as it is
+                return _open(model, options, path)
+    opened = _open(str(path), options, path)
+    sparse = metadata(opened).get("sparse_nodes", 0)
+    if native and library.library_path() and len(opened.native_nodes) < sparse:
+        log.warning("%s: %d of %d sparse nodes run at dense speed", path, sparse - len(opened.native_nodes), sparse)
+    return opened
+
+
+def _open(model: str | bytes, options: ort.SessionOptions, path: Path) -> Session:
+    try:
+        with library.Watch() as watch:
+            opened = Session(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no public base class
+        raise InputError(f"{path} does not run in ONNX Runtime ({str(error).splitlines()[0]}): export it again") from None
+    opened.native_nodes = tuple(watch.nodes)
+    return opened
+
+
+def _mentions_sparse_matmul(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(b"SparseMatMul") >= 0
+        except ValueError:  # an empty file
+            return False
+
+
+def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
+    """What vitoats wrote about the model: preprocessing, class count, compression, versions; empty for other files."""
+    return json.loads(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+
+
+def median_latency_ms(
+    sessions: Sequence[ort.InferenceSession], batch: np.ndarray, rounds: int = 5, runs: int = 10, warm_up: int = 2
+) -> list[float]:
+    """Median milliseconds of one inference on a batch [b, 3, h, w], for each session.
+
+    The sessions take turns, so that whatever else the machine does hits them alike; each turn begins with runs that do not
+    count, until the threads of the session before have stopped looking for work.
+    """
+    times: list[list[float]] = [[] for _ in sessions]
+    for _ in range(rounds):
+        for opened, row in zip(sessions, times, strict=True):
+            name = opened.get_inputs()[0].name
+            for i in range(warm_up + runs):
+                start = time.perf_counter()
+                opened.run(None, {name: batch})
+                if i >= warm_up:
+                    row.append(time.perf_counter() - start)
+    return [1000 * statistics.median(row) for row in times]
