@@ -5,6 +5,7 @@ import difflib
 import json
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -103,6 +104,22 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     log.info("model: %s (%s)", args.model, loaded.weights)
     log.info("preprocessing: %s", loaded.preprocessing)
     return loaded
+
+
+def load_or_randomise(args: argparse.Namespace) -> tuple["LoadedModel", str]:
+    """For benchmarks: the model with its own weights, or with random ones where those cannot be had; says which."""
+    from vitoats.models.loading import load_model
+
+    arguments = {"checkpoint": args.checkpoint, "img_size": args.img_size, "crop_mode": args.crop_mode}
+    if not args.random_weights:
+        try:
+            loaded = load_model(args.model, **arguments)
+            return loaded, loaded.weights
+        except InputError as error:
+            if "cannot be fetched" not in str(error):
+                raise
+            log.warning("%s", error)
+    return load_model(args.model, random_weights=True, **arguments), "random weights"
 
 
 def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
@@ -319,6 +336,16 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def processor() -> str:
+    """What runs this: the processor's name and how many cores there are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def check_device(device: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import mmap
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +88,27 @@ def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
     return json.loads(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
 
 
-def median_latency_ms(
-    sessions: Sequence[ort.InferenceSession], batch: np.ndarray, rounds: int = 5, runs: int = 10, warm_up: int = 2
-) -> list[float]:
-    """Median milliseconds of one inference on a batch [b, 3, h, w], for each session.
+def median_ms(calls: Sequence[Callable[[], object]], rounds: int = 5, turn_seconds: float = 0.1) -> list[float]:
+    """Median milliseconds of each call.
 
-    The sessions take turns, so that whatever else the machine does hits them alike; each turn begins with runs that do not
-    count, until the threads of the session before have stopped looking for work.
+    The calls take turns, so that whatever else the machine does hits them alike. A turn is two runs that do not count, until the
+    threads of the call before have stopped looking for work, and 3 to 20 that do, ``turn_seconds`` together.
     """
-    times: list[list[float]] = [[] for _ in sessions]
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        for opened, row in zip(sessions, times, strict=True):
-            name = opened.get_inputs()[0].name
-            for i in range(warm_up + runs):
+        for call, row in zip(calls, times, strict=True):
+            call()
+            start = time.perf_counter()
+            call()
+            runs = min(max(turn_seconds / (time.perf_counter() - start), 3), 20)
+            for _ in range(round(runs)):
                 start = time.perf_counter()
-                opened.run(None, {name: batch})
-                if i >= warm_up:
-                    row.append(time.perf_counter() - start)
+                call()
+                row.append(time.perf_counter() - start)
     return [1000 * statistics.median(row) for row in times]
+
+
+def inference(opened: ort.InferenceSession, batch: np.ndarray) -> Callable[[], object]:
+    """A call that runs a session of one input on a batch."""
+    feed = {opened.get_inputs()[0].name: batch}
+    return lambda: opened.run(None, feed)

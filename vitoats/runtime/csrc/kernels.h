@@ -2,7 +2,7 @@
 //
 // V has: lanes; T; zero(); load(p), loadu(p), store(p, v); set1(float); fmadd(a, b, c) = a b + c; add(a, b); sum(v);
 // expand(packed, bits): the packed lanes in order to where bits are set, zero elsewhere; widen(p): lanes of float16 to float;
-// transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or NoTail.
+// transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or NoTail; half(v): its first half.
 #pragma once
 
 #include <cstring>
@@ -27,8 +27,8 @@ struct NoTail {
   static VITOATS_INLINE T zero() { return {}; }
   static VITOATS_INLINE T load(const float*) { return {}; }
   static VITOATS_INLINE void store(float*, T) {}
-  static VITOATS_INLINE T set1(float) { return {}; }
-  static VITOATS_INLINE T fmadd(T, T, T) { return {}; }
+  template <class Weight>
+  static VITOATS_INLINE T fmadd(Weight, T, T) { return {}; }
   static VITOATS_INLINE T add(T, T) { return {}; }
 };
 
@@ -129,7 +129,7 @@ struct RowSums {
     const auto w = V::set1(value);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) whole[c][m] = V::fmadd(w, V::load(tokens + m * V::lanes), whole[c][m]);
-    tail[c] = Tail::fmadd(Tail::set1(value), Tail::load(tokens + M * V::lanes), tail[c]);
+    tail[c] = Tail::fmadd(V::half(w), Tail::load(tokens + M * V::lanes), tail[c]);
   }
 
   // The non-zeros where n bits are set.

@@ -26,7 +26,6 @@ struct HalfVector {
   static VITOATS_INLINE T zero() { return _mm_setzero_ps(); }
   static VITOATS_INLINE T load(const float* p) { return _mm_load_ps(p); }
   static VITOATS_INLINE void store(float* p, T v) { _mm_store_ps(p, v); }
-  static VITOATS_INLINE T set1(float f) { return _mm_set1_ps(f); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return _mm_fmadd_ps(a, b, c); }
   static VITOATS_INLINE T add(T a, T b) { return _mm_add_ps(a, b); }
 };
@@ -40,6 +39,7 @@ struct Vector {
   static VITOATS_INLINE T loadu(const float* p) { return _mm256_loadu_ps(p); }
   static VITOATS_INLINE void store(float* p, T v) { _mm256_store_ps(p, v); }
   static VITOATS_INLINE T set1(float f) { return _mm256_set1_ps(f); }
+  static VITOATS_INLINE Tail::T half(T v) { return _mm256_castps256_ps128(v); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static VITOATS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
   static VITOATS_INLINE float sum(T v) {

@@ -15,6 +15,7 @@ struct Vector {
   static VITOATS_INLINE T loadu(const float* p) { return load(p); }
   static VITOATS_INLINE void store(float* p, T v) { std::memcpy(p, v.lane, sizeof v.lane); }
   static VITOATS_INLINE T set1(float f) { return {{f, f, f, f}}; }
+  static VITOATS_INLINE Tail::T half(T) { return {}; }
   static VITOATS_INLINE T fmadd(T a, T b, T c) {
     for (int i = 0; i < lanes; ++i) c.lane[i] += a.lane[i] * b.lane[i];
     return c;
