@@ -174,11 +174,14 @@ def write_variants(loaded, compressions: list[float], rank_ratio: float, seed: i
 
 def quantize(dense: Path, int8: Path) -> None:
     """ONNX Runtime's dynamic quantization: weights of MatMuls in int8 for each output, activations at each call."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(str(dense))
+    del model.graph.value_info[:]  # it takes the shapes of a Gemm with a transposed weight for a contradiction
     logging.disable(logging.WARNING)  # it asks for a preprocessing that moves nothing here
     try:
-        quantize_dynamic(dense, int8, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(model, int8, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
     finally:
         logging.disable(logging.NOTSET)
 

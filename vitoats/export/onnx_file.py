@@ -17,6 +17,7 @@ from torch import nn
 
 import vitoats
 from vitoats.errors import InputError, RunError
+from vitoats.export.gelu import gelu
 from vitoats.export.layers import ExportedSparseLowRankLinear
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
 from vitoats.layers import compressed_layers, parameter_count, replace_module
@@ -53,6 +54,9 @@ def export_onnx(
     layers = compressed_layers(model)
     for name, layer in layers.items():
         replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, float16))
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):  # the fused one becomes more nodes, not fewer
+            module.fused_attn = False
     proto = _trace(model, loaded.preprocessing.img_size)
     for noted in _parts(proto.graph):
         del noted.metadata_props[:]  # the exporter notes stack traces, with paths of this machine
@@ -121,6 +125,7 @@ def _trace(model: nn.Module, img_size: int) -> onnx.ModelProto:
     except Exception as error:  # the exporter wraps whatever went wrong inside
         raise InputError(f"the model cannot be traced to ONNX: {' '.join(str(error).split())[:200]}") from None
     assert program is not None
+    gelu.apply_to_model(program.model)
     return program.model_proto
 
 
