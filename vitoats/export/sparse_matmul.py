@@ -1,9 +1,10 @@
 """The operator ``vitoats::SparseMatMul`` and its body as an ONNX function of standard operators.
 
-    SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8) -> y[..., N],  attribute in_features = K
+    SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], addend[..., N]) -> y[..., N]
 
-y = x S^T, where S [N, K] has ``values`` in row order wherever ``mask`` has a bit (vitoats.bitmask). The function travels in
-the file, so that any runtime runs it. ONNX Runtime inlines it, and since values and mask are constants it folds everything
+y = x S^T + addend + bias, with the attribute in_features = K; S [N, K] has ``values`` in row order wherever ``mask`` has a bit
+(vitoats.bitmask). bias and addend are optional: adding them in the operator saves passes over y. The function travels in the
+file, so that any runtime runs it; a function's inputs are not optional, so it has those that the file's nodes have. ONNX Runtime inlines it, and since values and mask are constants it folds everything
 up to the transposed S: it then runs one dense MatMul, at dense speed, from a small file.
 
 The body unpacks bits, numbers them by a running sum, and gathers; no NonZero or Scatter, which would not be folded, and only
@@ -17,11 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 DOMAIN = "vitoats"
 DOMAIN_VERSION = 1
 NAME = "SparseMatMul"
+INPUTS = ("x", "values", "mask", "bias", "addend")
 OPSET = 18
 
 
-def sparse_matmul_function() -> onnx.FunctionProto:
-    """The function; values may be float32 or float16 and are cast to the type of x."""
+def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:
+    """The function with the first 3, 4 or 5 inputs; values may be float32 or float16 and are cast to the type of x."""
 
     def constant(name: str, array: np.ndarray) -> onnx.NodeProto:
         return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
@@ -56,13 +58,18 @@ def sparse_matmul_function() -> onnx.FunctionProto:
         helper.make_node("Shape", ["kept"], ["shape"]),
         helper.make_node("Reshape", ["entries", "shape"], ["S"]),  # [N, K]
         helper.make_node("Transpose", ["S"], ["S_transposed"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "S_transposed"], ["y"]),
+        helper.make_node("MatMul", ["x", "S_transposed"], ["product"]),
+    ]
+    terms = INPUTS[3:inputs]
+    sums = ["product", *(f"with_{term}" for term in terms)]
+    nodes += [
+        helper.make_node("Add", [before, term], [after]) for before, term, after in zip(sums, terms, sums[1:], strict=False)
     ]
     return helper.make_function(
         DOMAIN,
         NAME,
-        ["x", "values", "mask"],
-        ["y"],
+        list(INPUTS[:inputs]),
+        [sums[-1]],
         nodes,
         [helper.make_opsetid("", OPSET)],
         attributes=["in_features"],

@@ -1,4 +1,4 @@
-"""SparseMatMul nodes as plain MatMul with dense weights, for a session without the native library.
+"""SparseMatMul nodes as plain MatMul and Add with dense weights, for a session without the native library.
 
 ONNX Runtime would unpack the weights too, but keeps every step of it until the last layer is done: that takes ten times as long
 and several times the memory.
@@ -22,26 +22,31 @@ def densified(path: Path) -> bytes | None:
     """
     try:
         import onnx
-        from onnx import numpy_helper
+        from onnx import helper, numpy_helper
     except ImportError:
         return None
     try:
         model = onnx.load(str(path))
         graph = model.graph
         tensors = {t.name: t for t in graph.initializer}
-        for node in graph.node:
+        nodes = list(graph.node)
+        del graph.node[:]
+        for node in nodes:
+            graph.node.append(node)
             if (node.domain, node.op_type) != ("vitoats", "SparseMatMul"):
                 continue
-            x, values, mask = node.input
+            x, values, mask, *terms = node.input
             (columns,) = (a.i for a in node.attribute if a.name == "in_features")
             S = bitmask.unpack(
                 numpy_helper.to_array(tensors[values]).astype(np.float32), numpy_helper.to_array(tensors[mask]), columns
             )
             weight = f"{node.name or node.output[0]}.dense"
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(S.T), weight))
-            node.op_type, node.domain = "MatMul", ""
-            node.input[:] = [x, weight]
-            del node.attribute[:]
+            y, terms = node.output[0], [term for term in terms if term]
+            sums = [f"{weight}.{i}" for i in range(len(terms))] + [y]
+            graph.node[-1].CopyFrom(helper.make_node("MatMul", [x, weight], sums[:1], node.name))
+            for i, term in enumerate(terms):
+                graph.node.append(helper.make_node("Add", [sums[i], term], [sums[i + 1]], f"{node.name}.{i}"))
         used = {name for node in graph.node for name in node.input}
         kept = [t for t in graph.initializer if t.name in used]
         del graph.initializer[:]

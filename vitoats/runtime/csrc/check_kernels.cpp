@@ -26,7 +26,7 @@ uint16_t to_half(float f) {  // of a small multiple of 1/64: exact
 }
 
 int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, int64_t columns, int64_t tokens, double zeros,
-          bool half) {
+          bool half, bool with_bias, bool with_addend) {
   const int64_t stride = (columns + 7) / 8;
   std::vector<uint8_t> mask(static_cast<size_t>(rows * stride));
   std::vector<float> values, dense(static_cast<size_t>(rows * columns));
@@ -45,22 +45,26 @@ int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, i
   std::vector<uint16_t> halves;
   for (const float v : values) halves.push_back(to_half(v));
   std::vector<float> x(static_cast<size_t>(tokens * columns)), y(static_cast<size_t>(tokens * rows), NAN);
-  for (float& v : x) v = static_cast<float>(uniform(random) * 2 - 1);
+  std::vector<float> bias(static_cast<size_t>(rows)), addend(y.size());
+  for (std::vector<float>* numbers : {&x, &bias, &addend})
+    for (float& v : *numbers) v = static_cast<float>(uniform(random) * 2 - 1);
 
   const vitoats::SparseMatrix S{rows, columns, stride, mask.data(), half ? static_cast<const void*>(halves.data()) : values.data(),
                                 half, row_start.data()};
   const vitoats::Weights weights(S);
-  if (!vitoats::multiply(kernels, weights, x.data(), tokens, y.data(), Serial())) return 1;
+  const vitoats::Output output{y.data(), with_bias ? bias.data() : nullptr, with_addend ? addend.data() : nullptr};
+  if (!vitoats::multiply(kernels, weights, x.data(), tokens, output, Serial())) return 1;
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t r = 0; r < rows; ++r) {
-      double sum = 0, size = 0;
+      double sum = with_bias ? bias[static_cast<size_t>(r)] : 0, size = 0;
+      if (with_addend) sum += addend[static_cast<size_t>(t * rows + r)];
       for (int64_t k = 0; k < columns; ++k) {
         const double product = static_cast<double>(x[static_cast<size_t>(t * columns + k)]) * dense[static_cast<size_t>(r * columns + k)];
         sum += product;
         size += std::fabs(product);
       }
       const double found = y[static_cast<size_t>(t * rows + r)];
-      if (!(std::fabs(found - sum) <= 1e-5 * size + 1e-30)) {
+      if (!(std::fabs(found - sum) <= 1e-5 * size + 1e-6 * std::fabs(sum))) {
         std::printf("%s: %lld x %lld, %lld tokens, %.2f zeros, %s: y[%lld, %lld] = %.9g, not %.9g\n", kernels.name,
                     static_cast<long long>(rows), static_cast<long long>(columns), static_cast<long long>(tokens), zeros,
                     half ? "float16" : "float32", static_cast<long long>(t), static_cast<long long>(r), found, sum);
@@ -81,7 +85,8 @@ int main(int argc, char** argv) {
     for (int i = 0; i < cases; ++i, ++done) {
       const int64_t rows = 1 + random() % (i % 7 ? 40 : 300), columns = 1 + random() % (i % 5 ? 150 : 400);
       const int64_t tokens = i % 3 ? 1 + random() % 20 : random() % 260;
-      failed += check(**kernels, random, rows, columns, tokens, zeros[random() % 7], random() % 2);
+      failed += check(**kernels, random, rows, columns, tokens, zeros[random() % 7], random() % 2, random() % 2,
+                      random() % 2);
     }
   std::printf("%d passed, %d failed\n", done - failed, failed);
   return failed != 0;

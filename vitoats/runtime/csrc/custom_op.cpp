@@ -1,7 +1,8 @@
 // The operator vitoats::SparseMatMul of ONNX Runtime:
 //
-//   SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8) -> y[..., N],  attribute in_features = K
+//   SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], addend[..., N]) -> y[..., N]
 //
+// y = x S^T + addend + bias, attribute in_features = K; bias and addend are optional.
 // Everything that a model file says is checked when the session is made; x is checked at each call. No error leaves this file
 // but as a status. Values and mask stay where ONNX Runtime has them; only the rows' first values are indexed.
 #include <algorithm>
@@ -153,6 +154,12 @@ class Kernel {
     const bool finite = matrix_.half ? all_finite<uint16_t>(matrix_.values, values_dims[0], 0x7c00)
                                      : all_finite<uint32_t>(matrix_.values, values_dims[0], 0x7f800000);
     if (!finite) refuse("a value is infinite or NaN");
+    size_t inputs = 0;
+    check(api.KernelInfo_GetInputCount(info, &inputs));
+    int is_constant = 0;
+    const OrtValue* bias = nullptr;
+    if (inputs > 3) check(api.KernelInfoGetConstantInput_tensor(info, 3, &is_constant, &bias));
+    if (is_constant && bias) term(bias, "bias", {matrix_.rows});
     weights_.emplace(matrix_);
   }
 
@@ -169,10 +176,19 @@ class Kernel {
     int64_t tokens = 1;
     for (size_t i = 0; i + 1 < dims.size(); ++i) tokens *= dims[i];
     dims.back() = matrix_.rows;
+    const OrtValue *bias = nullptr, *addend = nullptr;
+    size_t inputs = 0;
+    check(api_.KernelContext_GetInputCount(context, &inputs));
+    if (inputs > 3) check(api_.KernelContext_GetInput(context, 3, &bias));
+    if (inputs > 4) check(api_.KernelContext_GetInput(context, 4, &addend));
+    Output output{};
+    if (bias) output.bias = term(bias, "bias", {matrix_.rows});
+    if (addend) output.addend = term(addend, "addend", dims);
     OrtValue* y = nullptr;
     check(api_.KernelContext_GetOutput(context, 0, dims.data(), dims.size(), &y));
+    output.data = const_cast<float*>(data<float>(api_, y));
     const Pool pool(api_, context);
-    if (!multiply(kernels_, *weights_, data<float>(api_, x), tokens, const_cast<float*>(data<float>(api_, y)), pool))
+    if (!multiply(kernels_, *weights_, data<float>(api_, x), tokens, output, pool))
       throw Error{ort::kFail, "vitoats::SparseMatMul: out of memory for the transposed activations"};
   }
 
@@ -202,6 +218,15 @@ class Kernel {
     return value;
   }
 
+  // The numbers of a term of the sum, whose type and shape must be right.
+  const float* term(const OrtValue* value, const char* name, const std::vector<int64_t>& expected) const {
+    const Shape shape(api_, value);
+    const std::vector<int64_t> found = shape.dimensions();
+    if (shape.type() != ort::kFloat) refuse(std::string(name) + " is not float");
+    if (found != expected) refuse(std::string(name) + " has shape " + text(found) + ", not " + text(expected));
+    return data<float>(api_, value);
+  }
+
   // Counts the mask's bits, row by row, against the values.
   void index_rows(int64_t n_values) {
     row_start_.resize(static_cast<size_t>(matrix_.rows) + 1);
@@ -227,13 +252,16 @@ struct Operator : OrtCustomOp {
     version = ort::kApiVersion;
     GetName = [](const OrtCustomOp*) { return kName; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 3; };
-    GetInputType = [](const OrtCustomOp*, size_t i) -> int { return i == 0 ? ort::kFloat : i == 1 ? ort::kAny : ort::kUint8; };
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 5; };
+    GetInputType = [](const OrtCustomOp*, size_t i) -> int {
+      constexpr int types[] = {ort::kFloat, ort::kAny, ort::kUint8, ort::kFloat, ort::kFloat};
+      return types[i];
+    };
     GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
     GetOutputType = [](const OrtCustomOp*, size_t) -> int { return ort::kFloat; };
-    GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };   // required
-    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
-    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };       // of the processor
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int { return i < 3 ? ort::kRequired : ort::kOptional; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return ort::kRequired; };
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };  // the processor's
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return std::numeric_limits<int>::max(); };
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {

@@ -1,6 +1,6 @@
 // The kernels, written once over a vector type V; each instruction set has a file that fills in V.
 //
-// V has: lanes; T; zero(); load(p), loadu(p), store(p, v); set1(float); fmadd(a, b, c) = a b + c; add(a, b); sum(v);
+// V has: lanes; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c; add(a, b); sum(v);
 // expand(packed, bits): the packed lanes in order to where bits are set, zero elsewhere; widen(p): lanes of float16 to float;
 // transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or NoTail; half(v): its first half.
 #pragma once
@@ -156,8 +156,27 @@ struct RowSums {
   }
 };
 
+// Adds bias and addend to a token's outputs [row, row + n); at is where the token's outputs begin.
+template <class V>
+VITOATS_INLINE void add_terms(const Output& y, int64_t at, int64_t row, int64_t n) {
+  float* target = y.data + at + row;
+  const float* addend = y.addend ? y.addend + at + row : nullptr;
+  const float* bias = y.bias ? y.bias + row : nullptr;
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) {
+    auto sum = V::loadu(target + i);
+    if (addend) sum = V::add(sum, V::loadu(addend + i));
+    if (bias) sum = V::add(sum, V::loadu(bias + i));
+    V::storeu(target + i, sum);
+  }
+  for (; i < n; ++i) {
+    if (addend) target[i] += addend[i];
+    if (bias) target[i] += bias[i];
+  }
+}
+
 template <class V, class Value, int M, class Tail>
-void many_rows(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, int words, float* y) {
+void many_rows(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, int words, const Output& y) {
   using Sums = RowSums<V, M, Tail>;
   alignas(64) float sums[kMaxRows * Sums::stride];
   alignas(64) float widened[64];
@@ -188,11 +207,12 @@ void many_rows(const PackedMatrix& S, const TokenBlock& block, int64_t row, int6
     const int64_t tokens = smaller(V::lanes, block.count - lane);
     for (int64_t r = 0; r < rows; r += V::lanes)
       transpose<V>(sums + r * Sums::stride + lane, Sums::stride, smaller(V::lanes, rows - r), tokens,
-                   y + (block.first + lane) * S.rows + row + r, S.rows);
+                   y.data + (block.first + lane) * S.rows + row + r, S.rows);
+    for (int64_t t = 0; t < tokens; ++t) add_terms<V>(y, (block.first + lane + t) * S.rows, row, rows);
   }
 }
 
-using ManyRows = void (*)(const PackedMatrix&, const TokenBlock&, int64_t, int64_t, int, float*);
+using ManyRows = void (*)(const PackedMatrix&, const TokenBlock&, int64_t, int64_t, int, const Output&);
 
 template <class V, class Value, class Tail, class Numbers>
 struct ManyTable;  // by the number of vectors less 1; the last of them is half, if there is a tail
@@ -212,7 +232,7 @@ ManyRows pick_many(const TokenBlock& block) {
 }
 
 template <class V>
-void many(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, int words, float* y) {
+void many(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, int words, const Output& y) {
   (S.half ? pick_many<V, uint16_t>(block) : pick_many<V, float>(block))(S, block, row, row_end, words, y);
 }
 
@@ -225,7 +245,7 @@ VITOATS_INLINE void prefetch(const Value* p, int n) {
 
 // R rows at once with all T tokens: R T sums. Careful: some values lie less than a vector before the end.
 template <class V, class Value, int R, int T, bool careful>
-VITOATS_INLINE void few_rows(const SparseMatrix& S, const float* x, const float* x_end, int64_t row, float* y) {
+VITOATS_INLINE void few_rows(const SparseMatrix& S, const float* x, const float* x_end, int64_t row, const Output& y) {
   const Value* values = static_cast<const Value*>(S.values);
   const Value* end = values + S.row_start[S.rows];
   const Value* next[R];
@@ -270,11 +290,12 @@ VITOATS_INLINE void few_rows(const SparseMatrix& S, const float* x, const float*
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) y[t * S.rows + row + r] = V::sum(sum[r][t]);
+    for (int t = 0; t < T; ++t) y.data[t * S.rows + row + r] = V::sum(sum[r][t]);
 }
 
 template <class V, class Value, int T>
-void few_tokens(const SparseMatrix& S, const float* x, int64_t row, int64_t row_end, float* y) {
+void few_tokens(const SparseMatrix& S, const float* x, int64_t row, int64_t row_end, const Output& y) {
+  const int64_t first = row;
   constexpr int R = T <= 2 ? 4 : 2;
   alignas(64) float x_end[T][64] = {};  // the columns past the last 64
   const int64_t whole = S.columns / 64 * 64;
@@ -283,9 +304,10 @@ void few_tokens(const SparseMatrix& S, const float* x, int64_t row, int64_t row_
   const int64_t safe = S.row_start[S.rows] - V::lanes;  // a vector that begins here ends within the values
   for (; row + R <= row_end && S.row_start[row + R] <= safe; row += R) few_rows<V, Value, R, T, false>(S, x, x_end[0], row, y);
   for (; row < row_end; ++row) few_rows<V, Value, 1, T, true>(S, x, x_end[0], row, y);
+  for (int t = 0; t < T; ++t) add_terms<V>(y, t * S.rows, first, row_end - first);
 }
 
-using FewTokens = void (*)(const SparseMatrix&, const float*, int64_t, int64_t, float*);
+using FewTokens = void (*)(const SparseMatrix&, const float*, int64_t, int64_t, const Output&);
 
 template <class V, class Value, class Numbers>
 struct FewTable;  // by the number of tokens, less 1
@@ -296,7 +318,7 @@ struct FewTable<V, Value, std::integer_sequence<int, T...>> {
 };
 
 template <class V>
-void few(const SparseMatrix& S, const float* x, int64_t tokens, int64_t row, int64_t row_end, float* y) {
+void few(const SparseMatrix& S, const float* x, int64_t tokens, int64_t row, int64_t row_end, const Output& y) {
   using Numbers = std::make_integer_sequence<int, kFewTokens>;
   (S.half ? FewTable<V, uint16_t, Numbers>::entry : FewTable<V, float, Numbers>::entry)[tokens - 1](S, x, row, row_end, y);
 }

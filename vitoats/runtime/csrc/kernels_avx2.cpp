@@ -38,6 +38,7 @@ struct Vector {
   static VITOATS_INLINE T load(const float* p) { return _mm256_load_ps(p); }
   static VITOATS_INLINE T loadu(const float* p) { return _mm256_loadu_ps(p); }
   static VITOATS_INLINE void store(float* p, T v) { _mm256_store_ps(p, v); }
+  static VITOATS_INLINE void storeu(float* p, T v) { _mm256_storeu_ps(p, v); }
   static VITOATS_INLINE T set1(float f) { return _mm256_set1_ps(f); }
   static VITOATS_INLINE Tail::T half(T v) { return _mm256_castps256_ps128(v); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }

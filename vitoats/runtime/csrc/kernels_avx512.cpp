@@ -24,6 +24,7 @@ struct Vector {
   static VITOATS_INLINE T load(const float* p) { return _mm512_load_ps(p); }
   static VITOATS_INLINE T loadu(const float* p) { return _mm512_loadu_ps(p); }
   static VITOATS_INLINE void store(float* p, T v) { _mm512_store_ps(p, v); }
+  static VITOATS_INLINE void storeu(float* p, T v) { _mm512_storeu_ps(p, v); }
   static VITOATS_INLINE T set1(float f) { return _mm512_set1_ps(f); }
   static VITOATS_INLINE Tail::T half(T v) { return _mm512_castps512_ps256(v); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }

@@ -32,6 +32,7 @@ struct Vector {
   static VITOATS_INLINE T load(const float* p) { return vld1q_f32(p); }
   static VITOATS_INLINE T loadu(const float* p) { return vld1q_f32(p); }
   static VITOATS_INLINE void store(float* p, T v) { vst1q_f32(p, v); }
+  static VITOATS_INLINE void storeu(float* p, T v) { vst1q_f32(p, v); }
   static VITOATS_INLINE T set1(float f) { return vdupq_n_f32(f); }
   static VITOATS_INLINE Tail::T half(T) { return {}; }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return vfmaq_f32(c, a, b); }

@@ -14,6 +14,7 @@ struct Vector {
   static VITOATS_INLINE T load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static VITOATS_INLINE T loadu(const float* p) { return load(p); }
   static VITOATS_INLINE void store(float* p, T v) { std::memcpy(p, v.lane, sizeof v.lane); }
+  static VITOATS_INLINE void storeu(float* p, T v) { store(p, v); }
   static VITOATS_INLINE T set1(float f) { return {{f, f, f, f}}; }
   static VITOATS_INLINE Tail::T half(T) { return {}; }
   static VITOATS_INLINE T fmadd(T a, T b, T c) {

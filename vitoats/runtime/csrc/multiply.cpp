@@ -63,7 +63,7 @@ struct Few {
   const SparseMatrix& S;
   const float* x;
   int64_t tokens, rows;
-  float* y;
+  const Output& y;
 
   static void call(void* context, size_t i) {
     const Few& self = *static_cast<const Few*>(context);
@@ -77,7 +77,7 @@ struct Many {
   const PackedMatrix& S;
   const float* x;
   int64_t columns;
-  float* y;
+  const Output& y;
   const TokenBlock* blocks;
   int words;  // tiles of a pass
   int64_t rows, row_tasks, column_tasks;
@@ -127,7 +127,8 @@ Weights::Weights(const SparseMatrix& S) : in_order_(S) {
   packed_ = {S.rows, tiles, groups, nnz, masks_.data(), values_.data(), start_.data(), S.half};
 }
 
-bool multiply(const Kernels& kernels, const Weights& weights, const float* x, int64_t tokens, float* y, const Parallel& parallel) {
+bool multiply(const Kernels& kernels, const Weights& weights, const float* x, int64_t tokens, const Output& y,
+              const Parallel& parallel) {
   const SparseMatrix& S = weights.in_order();
   if (tokens == 0) return true;
   if (tokens <= kFewTokens) {

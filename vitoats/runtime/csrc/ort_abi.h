@@ -57,6 +57,7 @@ namespace vitoats::ort {
 constexpr uint32_t kApiVersion = 17;
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
+enum Characteristic { kRequired = 0, kOptional = 1 };
 enum ElementType { kAny = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10 };
 
 // An error for a runtime whose table is too short for Api.
@@ -81,10 +82,12 @@ struct Api {
   OrtStatus* (*GetSymbolicDimensions)(const OrtTensorTypeAndShapeInfo*, const char**, size_t);
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue*, OrtTensorTypeAndShapeInfo**);
   OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo*, const char*, int64_t*);
+  OrtStatus* (*KernelContext_GetInputCount)(const OrtKernelContext*, size_t*);
   OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext*, size_t, const OrtValue**);
   OrtStatus* (*KernelContext_GetOutput)(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**);
   void (*ReleaseStatus)(OrtStatus*);
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo*);
+  OrtStatus* (*KernelInfo_GetInputCount)(const OrtKernelInfo*, size_t*);
   OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo*, char*, size_t*);
   OrtStatus* (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo*, size_t, int*, const OrtValue**);
   OrtStatus* (*ShapeInferContext_GetInputTypeShape)(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**);
@@ -107,10 +110,12 @@ struct Api {
     take(63, GetSymbolicDimensions);
     take(65, GetTensorTypeAndShape);
     take(86, KernelInfoGetAttribute_int64);
+    take(88, KernelContext_GetInputCount);
     take(90, KernelContext_GetInput);
     take(91, KernelContext_GetOutput);
     take(93, ReleaseStatus);
     take(99, ReleaseTensorTypeAndShapeInfo);
+    take(230, KernelInfo_GetInputCount);
     take(244, KernelInfo_GetNodeName);
     take(249, KernelInfoGetConstantInput_tensor);
     take(268, ShapeInferContext_GetInputTypeShape);

@@ -1,4 +1,4 @@
-// The product y = x S^T with a sparse S, apart from any runtime.
+// The product y = x S^T + addend + bias with a sparse S, apart from any runtime.
 //
 //   x [tokens, columns] and y [tokens, rows], float32, row-major; S [rows, columns] as a bit mask and its values in row order.
 //
@@ -41,6 +41,13 @@ constexpr int kMaxVectors = 13; // of tokens in a block: as many accumulators, a
 constexpr int kMaxRows = 128;   // of S in a task
 constexpr int kMaxLanes = 16;
 
+// Where y goes, and what is added to the product: y = x S^T + addend + bias. Either may be null.
+struct Output {
+  float* data;                  // [tokens, rows]
+  const float* bias;            // [rows]
+  const float* addend;          // [tokens, rows]
+};
+
 // A block of tokens, transposed: [columns, stride], where stride is a whole number of vectors; lanes past count are zero.
 struct TokenBlock {
   int64_t first, count;         // of the tokens of x
@@ -56,9 +63,9 @@ struct Kernels {
   void (*pack)(const float* x, int64_t columns, const TokenBlock& block, int64_t column, int64_t column_end);
   // y[block, row..row_end) from a packed block; at most kMaxRows rows, and row a multiple of kGroup;
   // a row takes 1 to kMaxWords tiles in one pass.
-  void (*many)(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, int words, float* y);
+  void (*many)(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, int words, const Output& y);
   // y[0..tokens, row..row_end) for 1 to kFewTokens tokens.
-  void (*few)(const SparseMatrix& S, const float* x, int64_t tokens, int64_t row, int64_t row_end, float* y);
+  void (*few)(const SparseMatrix& S, const float* x, int64_t tokens, int64_t row, int64_t row_end, const Output& y);
   // Arithmetic alone, fused multiply-adds on registers: returns the floating-point operations done.
   double (*fma)(int64_t rounds);
 };
@@ -95,7 +102,8 @@ class Weights {
   std::vector<int64_t> start_;
 };
 
-// y = x S^T. Returns false if memory for the transposed activations cannot be had.
-bool multiply(const Kernels& kernels, const Weights& S, const float* x, int64_t tokens, float* y, const Parallel& parallel);
+// y = x S^T + addend + bias. Returns false if memory for the transposed activations cannot be had.
+bool multiply(const Kernels& kernels, const Weights& S, const float* x, int64_t tokens, const Output& y,
+              const Parallel& parallel);
 
 }  // namespace vitoats
