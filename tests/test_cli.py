@@ -649,14 +649,14 @@ def test_a_damaged_interrupted_run_is_reported(left, refuse, tmp_path, damaged):
         (export_onnx, ["runs/none", "-o", "m.onnx"], "no model folder runs/none"),
         (export_onnx, ["x", "-o", "m.bin"], ".onnx"),
         (export_onnx, ["x", "-o", "m.onnx", "--inline", "--dense"], "--dense"),
+        (export_onnx, ["x", "-o", "m.onnx", "--float16", "--dense"], "--float16"),
+        (export_onnx, ["x", "-o", "m.onnx", "--data-dir", "y"], "--verify"),
         (eval_imagenet, [], "--model"),
         (eval_imagenet, ["--model", "vit_tiny_patch16_225", "--data-dir", "x"], "vit_tiny_patch16_224"),
         (eval_imagenet, ["--model", "x", "--num-samples", "0"], "--num-samples"),
         (eval_imagenet, ["--model", "none.onnx", "--data-dir", "x"], "none.onnx"),
         (train_linear_probe, ["--model", "x", "--output", "h.safetensors"], "--data-dir"),
         (train_linear_probe, ["--model", "x", "--data-dir", "y"], "--output"),
-        (benchmark, [], "solver"),
-        (benchmark, ["none"], "solver"),
         (benchmark, ["solver"], "--model"),
         (benchmark, ["solver", "--model", "vit_tiny_patch16_225"], "vit_tiny_patch16_224"),
         (demo, ["--threads", "x"], "--threads"),
@@ -688,6 +688,16 @@ def test_an_onnx_file_that_exists_is_kept(succeed, refuse, job, tmp_path):
     assert result["sparse_nodes"] == 12
     assert (tmp_path / "m.onnx").stat().st_size > 10_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "out"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--float16"], ["--inline"]])
+def test_verify_compares_with_torch(succeed, job, image_tree, tmp_path, flags):
+    succeed(compress, *job)
+    result = succeed(export_onnx, tmp_path / "out", "-o", tmp_path / "m.onnx", "--verify", "--data-dir", image_tree, *flags)
+    assert 0 < result["relative_error"] < (1e-2 if flags == ["--float16"] else 1e-5)
+    assert result["native_nodes"] == result["sparse_nodes"]
+    assert result["n_images"] > 0
+    assert all(image["margin"] <= 2 * result["logit_error"] for image in result["differing"])
 
 
 def test_an_export_that_cannot_be_written_says_so_before_the_work(call, succeed, job, tmp_path):

@@ -1,7 +1,9 @@
 """ONNX files: the operator's function body against NumPy, whole models against torch, and what ONNX Runtime folds."""
 
+import copy
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,32 +12,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
-from vitoats import bitmask
 from vitoats.checkpoint import save_checkpoint
+from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError, RunError
-from vitoats.export.onnx_file import IR_VERSION, export_onnx
-from vitoats.export.sparse_matmul import DOMAIN, NAME, OPSET, sparse_matmul_function
+from vitoats.export.onnx_file import export_onnx
+from vitoats.export.sparse_matmul import DOMAIN, NAME
+from vitoats.export.verify import verify
+from vitoats.layers import compressed_layers, replace_module
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.loading import load_model
+from vitoats.models.loading import LoadedModel, load_model
 from vitoats.pipeline import compress
-from vitoats.runtime.inference import metadata, session
+from vitoats.runtime import metadata, session
+
+from .conftest import make_tiny
+from .sparse_models import operator_model, random_sparse
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-def operator_model(S: np.ndarray, value_type: type) -> onnx.ModelProto:
-    values, mask = bitmask.pack(S)
-    graph = helper.make_graph(
-        [helper.make_node(NAME, ["x", "values", "mask"], ["y"], domain=DOMAIN, in_features=S.shape[1])],
-        "operator",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "t", S.shape[1]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "t", S.shape[0]])],
-        [numpy_helper.from_array(values.astype(value_type), "values"), numpy_helper.from_array(mask, "mask")],
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, opset_imports=opsets, functions=[sparse_matmul_function()], ir_version=IR_VERSION)
 
 
 @settings(deadline=None, max_examples=25)
@@ -45,16 +38,20 @@ def operator_model(S: np.ndarray, value_type: type) -> onnx.ModelProto:
     k=st.integers(1, 40),
     zeros=st.floats(0, 1),
     value_type=st.sampled_from([np.float32, np.float16]),
+    terms=st.tuples(st.booleans(), st.booleans()),
 )
-def test_function_body_is_the_sparse_product(seed, n, k, zeros, value_type):
+def test_function_body_is_the_sparse_product(seed, n, k, zeros, value_type, terms):
     """Any N and K, also no multiples of 8, any density down to no entry at all."""
     random = np.random.default_rng(seed)
-    S = random.standard_normal((n, k)).astype(value_type).astype(np.float32) * (random.random((n, k)) >= zeros)
-    model = operator_model(S, value_type)
+    S = random_sparse(random, n, k, zeros, value_type)
+    bias = random.standard_normal(n, np.float32) if terms[0] else None
+    model = operator_model(S, value_type, bias, terms[1])
     onnx.checker.check_model(model, full_check=True)
-    x = random.standard_normal((2, 3, k)).astype(np.float32)
-    found = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
-    assert np.allclose(found, x.astype(np.float64) @ S.T.astype(np.float64), atol=1e-4)
+    x, addend = random.standard_normal((2, 3, k), np.float32), random.standard_normal((2, 3, n), np.float32)
+    opened = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = opened.run(None, {"x": x} | ({"addend": addend} if terms[1] else {}))[0]
+    expected = x.astype(np.float64) @ S.T + (bias if terms[0] else 0) + (addend if terms[1] else 0)
+    assert np.allclose(found, expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +78,75 @@ FORMS = pytest.mark.parametrize("form", ["sparse", "inline", "dense"])
 
 
 @FORMS
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_outputs_are_those_of_torch(exported, tiny_compressed, form, batch):
+def test_outputs_are_those_of_torch(exported, tiny_compressed, form, batch, native):
     with torch.inference_mode():
         expected = tiny_compressed.model(IMAGES[:batch]).numpy()
-    found = session(exported[form][1]).run(None, {"images": IMAGES[:batch].numpy()})[0]
+    opened = session(exported[form][1], native=native)
+    assert len(opened.native_nodes) == (12 if native and form == "sparse" else 0)
+    found = opened.run(None, {"images": IMAGES[:batch].numpy()})[0]
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("form", ["sparse", "inline"])
+def test_float16_halves_the_compressed_layers(exported, tiny_compressed, form, tmp_path):
+    proto = export_onnx(tiny_compressed, tmp_path / "half.onnx", form, float16=True)
+    onnx.checker.check_model(proto, full_check=True)
+    kept = sum(layer.kept_parameters for layer in compressed_layers(tiny_compressed.model).values())
+    saved = exported[form][1].stat().st_size - (tmp_path / "half.onnx").stat().st_size
+    assert 0.8 * 2 * kept < saved < 2 * kept  # a Cast for each U and V, about a kilobyte a layer
+    with torch.inference_mode():
+        expected = tiny_compressed.model(IMAGES).numpy()
+    for native in (True, False):
+        found = session(tmp_path / "half.onnx", native=native).run(None, {"images": IMAGES.numpy()})[0]
+        assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_a_weight_too_large_for_float16_is_refused(tiny_compressed, tmp_path):
+    large = copy.deepcopy(tiny_compressed)
+    next(iter(compressed_layers(large.model).values())).S.data *= 1e6
+    with pytest.raises(InputError, match="--float16"):
+        export_onnx(large, tmp_path / "half.onnx", float16=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank_ratios", [(0.0,), (0.0, 0.25)])
+def test_layers_without_low_rank_alone_and_beside_others(tmp_path, rank_ratios):
+    model = make_tiny()
+    mixed = {}
+    for ratio in rank_ratios:
+        part = copy.deepcopy(model)
+        config = OATSConfig(iterations=3, rank_ratio=ratio)
+        compress(part, iter([IMAGES]), method="oats", config=config, img_size=32, nsamples=7)
+        mixed[ratio] = compressed_layers(part)
+    for i, name in enumerate(mixed[rank_ratios[0]]):
+        replace_module(model, name, mixed[rank_ratios[i % len(rank_ratios)]][name])
+    loaded = LoadedModel("mixed", model, Preprocessing(img_size=32), "random")
+    export_onnx(loaded, tmp_path / "model.onnx")
+    with torch.inference_mode():
+        expected = model(IMAGES).numpy()
+    for native in (True, False):
+        found = session(tmp_path / "model.onnx", native=native).run(None, {"images": IMAGES.numpy()})[0]
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@FORMS
+def test_onnx_runtime_knows_the_gelu(exported, form, tmp_path):
+    assert optimized_operators(exported[form][1], tmp_path)["Erf"] == 0
+
+
+def test_verify_measures_and_lists(tiny_compressed, exported):
+    labels = torch.zeros(len(IMAGES), dtype=torch.long)
+    right = verify(tiny_compressed, session(exported["sparse"][1]), [(IMAGES, labels)])
+    assert 0 < right.relative_error < 1e-5
+    assert (right.n_images, right.differing) == (7, [])
+    other = copy.deepcopy(tiny_compressed)
+    other.model.head.bias.data[2] += 100  # torch now says class 2, by far
+    wrong = verify(other, session(exported["sparse"][1]), [(IMAGES[:3], labels[:3]), (IMAGES[3:], labels[3:])])
+    assert [i for i, _ in wrong.differing] == list(range(7))
+    assert all(90 < margin < 110 for _, margin in wrong.differing)
+    assert wrong.logit_error == pytest.approx(100, abs=1e-2)
 
 
 @FORMS
@@ -105,7 +165,7 @@ def test_the_sparse_file_has_one_node_a_layer_with_readable_names(exported):
     nodes = [n for n in proto.graph.node if n.domain == DOMAIN]
     expected = [f"blocks.{b}.{n}" for b in range(3) for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert [n.name for n in nodes] == expected
-    assert [list(n.input[1:]) for n in nodes] == [[f"{e}.values", f"{e}.mask"] for e in expected]
+    assert [list(n.input[1:4]) for n in nodes] == [[f"{e}.values", f"{e}.mask", f"{e}.bias"] for e in expected]
     initializers = {i.name for i in proto.graph.initializer}
     assert {"blocks.0.attn.qkv.V", *(f"blocks.0.attn.qkv.U.{i}" for i in range(3))} <= initializers
     assert [f.name for f in proto.functions] == [NAME]
@@ -118,22 +178,25 @@ def test_other_forms_have_standard_operators_only(exported, form):
     assert not proto.functions
 
 
+def optimized_operators(path: Path, folder: Path) -> Counter:
+    """How often each operator is left when stock ONNX Runtime has optimized the file."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 3
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(n.op_type for n in onnx.load(str(folder / "optimized.onnx")).graph.node)
+
+
 @pytest.mark.parametrize("form", ["sparse", "inline"])
 def test_onnx_runtime_folds_the_weights_once_and_for_all(exported, form, tmp_path):
     """Nothing of the unpacking is left to run: no Gather over values, no CumSum, no Where."""
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = 3
-    ort.InferenceSession(str(exported[form][1]), options, providers=["CPUExecutionProvider"])
-    left = Counter(n.op_type for n in onnx.load(str(tmp_path / "optimized.onnx")).graph.node)
+    left = optimized_operators(exported[form][1], tmp_path)
     assert not left.keys() & {"CumSum", "Where", "BitwiseAnd", NAME}
     assert left["MatMul"] + left["FusedMatMul"] >= 12
 
 
 def test_the_sparse_file_is_smaller_by_what_was_removed(exported, tiny_compressed):
-    from vitoats.layers import compressed_layers
-
     removed = sum(
         4 * (x.S.numel() - x.kept_parameters) - x.out_features * -(-x.in_features // 8)
         for x in compressed_layers(tiny_compressed.model).values()

@@ -10,6 +10,7 @@ level of cache. The times are those of one product, with all that the operator d
 import argparse
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Tokens:
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
     parser = common.parser("benchmark op", "one sparse product against dense and int8")
-    several = {"action": "append", "metavar": "X"}
+    several: dict[str, Any] = {"action": "append", "metavar": "X"}
     parser.add_argument("--shape", type=_shape, **several, help="outputs x inputs, such as 768x3072; those of ViT-S, B and L")
     parser.add_argument("--tokens", type=_tokens, **several, help=f"such as 197, or 8x197 for a batch; {', '.join(TOKENS)}")
     parser.add_argument("--zeros", type=_percent, **several, help="percent of zeros; 50, 62.5, 75, 87.5")
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> dict[str, Any]:
             bar.update(done, len(groups), f"{shape.n}x{shape.k}, {count} tokens, {threads} threads")
             rows += measure(shape, count, threads, zeros, patterns, args.float16, args.seed, peak)
     print_table(
-        f"y = x S^T, {'float16' if args.float16 else 'float32'} values, kernels for {isa()}, one core at most {peak:.0f} GFLOP/s",
+        f"y = x S^T, values in float{16 if args.float16 else 32}, kernels for {isa()}, one core at most {peak:.0f} GFLOP/s",
         ("n x k", "tokens", "threads", "zeros %", "pattern", "dense ms", "int8 ms", "sparse ms", "speedup", "of peak %"),
         [
             (
@@ -156,19 +157,17 @@ def check(S: np.ndarray, x: np.ndarray, found: np.ndarray, tolerance: float) -> 
 def dense_model(W: np.ndarray, copies: int) -> Any:
     """ONNX: x W^T, ``copies`` times."""
     weights = np.ascontiguousarray(W.T)
-    return _model(W.shape, copies, lambda i: _node("MatMul", i, w=np.roll(weights, i, axis=0)))
+    return _model(W.shape, copies, "MatMul", lambda i: {"w": np.roll(weights, i, axis=0)})
 
 
 def int8_model(W: np.ndarray, copies: int) -> Any:
     """ONNX: x W^T with weights in int8, a scale for each output, and activations quantised at each call."""
     scale = np.abs(W).max(axis=1) / 127
     weights = np.ascontiguousarray(np.round(W / scale[:, None]).astype(np.int8).T)
-    zero = np.zeros_like(scale, np.int8)
-
-    def node(i: int):
-        return _node("DynamicQuantizeMatMul", i, "com.microsoft", w=np.roll(weights, i, axis=0), scale=scale, zero=zero)
-
-    return _model(W.shape, copies, node)
+    others = {"scale": scale, "zero": np.zeros_like(scale, np.int8)}
+    return _model(
+        W.shape, copies, "DynamicQuantizeMatMul", lambda i: {"w": np.roll(weights, i, axis=0)} | others, "com.microsoft"
+    )
 
 
 def sparse_model(S: np.ndarray, copies: int, float16: bool) -> Any:
@@ -176,45 +175,47 @@ def sparse_model(S: np.ndarray, copies: int, float16: bool) -> Any:
     from vitoats import bitmask
     from vitoats.export.sparse_matmul import DOMAIN, NAME
 
-    def node(i: int):
-        values, mask = bitmask.pack(np.roll(S, i, axis=0))
-        values = values.astype(np.float16) if float16 else values
-        return _node(NAME, i, DOMAIN, values=values, mask=mask, in_features=S.shape[1])
+    values, mask = bitmask.pack(S)
+    values = values.astype(np.float16) if float16 else values
+    starts = np.concatenate([[0], np.cumsum(np.count_nonzero(S, axis=1))])
 
-    return _model(S.shape, copies, node)
+    def constants(i: int) -> dict[str, np.ndarray]:
+        i %= len(S)
+        return {"values": np.roll(values, -starts[i]), "mask": np.roll(mask, -i, axis=0)}
 
-
-def _node(op: str, i: int, domain: str = "", **inputs) -> tuple[Any, list[Any]]:
-    """Copy i of an operator on x, and its constants; integers are attributes."""
-    from onnx import helper, numpy_helper
-
-    attributes = {name: value for name, value in inputs.items() if isinstance(value, int)}
-    constants = [numpy_helper.from_array(a, f"{name}{i}") for name, a in inputs.items() if name not in attributes]
-    return helper.make_node(op, ["x", *(c.name for c in constants)], [f"y{i}"], domain=domain, **attributes), constants
+    return _model(S.shape, copies, NAME, constants, DOMAIN, in_features=S.shape[1])
 
 
-def _model(shape: tuple[int, ...], copies: int, node) -> Any:
-    """Several products of the same x. Of all but the first only one number is handed on, so that outputs reuse memory."""
+def _model(
+    shape: tuple[int, ...],
+    copies: int,
+    op: str,
+    constants: Callable[[int], dict[str, np.ndarray]],
+    domain: str = "",
+    **attributes: int,
+) -> Any:
+    """Several products of the same x, each with weights of its own: ONNX Runtime keeps one of those that are equal.
+
+    Of all but the first only one number is handed on, so that outputs reuse memory.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     from vitoats.export.onnx_file import IR_VERSION
     from vitoats.export.sparse_matmul import DOMAIN, OPSET
 
     n, k = shape
-    ones = [numpy_helper.from_array(np.array(v, np.int64), name) for v, name in (([0, 0, 0], "from"), ([1, 1, 1], "to"))]
-    nodes, constants = [], list(ones)
+    indices = [numpy_helper.from_array(np.array(v, np.int64), name) for v, name in (([0, 0, 0], "from"), ([1, 1, 1], "to"))]
+    graph = helper.make_graph([], "op", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "t", k])], [], indices)
     for i in range(copies):
-        product, tensors = node(i)
-        nodes.append(product)
-        constants += tensors
+        tensors = [numpy_helper.from_array(array, f"{name}{i}") for name, array in constants(i).items()]
+        graph.initializer.extend(tensors)
+        graph.node.append(helper.make_node(op, ["x", *(t.name for t in tensors)], [f"y{i}"], domain=domain, **attributes))
         if i:
-            nodes.append(helper.make_node("Slice", [f"y{i}", "from", "to"], [f"one{i}"]))
+            graph.node.append(helper.make_node("Slice", [f"y{i}", "from", "to"], [f"one{i}"]))
+    graph.output.append(helper.make_tensor_value_info("y0", TensorProto.FLOAT, ["b", "t", n]))
     if copies > 1:
-        nodes.append(helper.make_node("Concat", [f"one{i}" for i in range(1, copies)], ["others"], axis=0))
-    float32 = TensorProto.FLOAT
-    outputs = [helper.make_tensor_value_info("y0", float32, ["b", "t", n])]
-    outputs += [helper.make_tensor_value_info("others", float32, ["c", 1, 1])] * (copies > 1)
-    graph = helper.make_graph(nodes, "op", [helper.make_tensor_value_info("x", float32, ["b", "t", k])], outputs, constants)
+        graph.node.append(helper.make_node("Concat", [f"one{i}" for i in range(1, copies)], ["others"], axis=0))
+        graph.output.append(helper.make_tensor_value_info("others", TensorProto.FLOAT, ["c", 1, 1]))
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", OPSET), (DOMAIN, 1), ("com.microsoft", 1))]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 

@@ -4,15 +4,20 @@
     python tools/export_onnx.py --model vit_base_patch16_224 -o dense.onnx
 
 A compressed layer becomes a SparseMatMul node, whose function travels in the file, beside plain MatMul nodes for its low-rank
-term. --inline writes standard operators only, --dense folds S + UV. The batch is dynamic, the image size fixed.
+term. --inline writes standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. The batch is
+dynamic, the image size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
 """
 
 import time
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
 from vitoats.errors import InputError
+
+if TYPE_CHECKING:
+    from vitoats.models.loading import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -25,6 +30,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--inline", action="store_true", help="standard operators only, for other runtimes")
     forms.add_argument("--dense", action="store_true", help="fold S + UV into plain weights")
+    parser.add_argument("--float16", action="store_true", help="store S, U and V as float16; the arithmetic stays float32")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
+    )
+    common.add_data_flags(parser, batch_size=50)
+    parser.add_argument("--num-samples", type=common.positive, metavar="N", help="verify on the first N images only")
+    parser.add_argument("--threads", type=common.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     next(a for a in parser._actions if a.dest == "model").required = False
     args = common.parse(parser, argv)
     name = args.folder or args.model
@@ -32,7 +44,12 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("name one model to export: a folder, or --model NAME")
     if args.output.suffix != ".onnx":
         raise InputError(f"{args.output} does not end in .onnx: give --output a file such as model.onnx")
+    if args.float16 and args.dense:
+        raise InputError("--float16 stores S, U and V, which --dense folds: leave one of them out")
+    if args.data_dir and not args.verify:
+        raise InputError("--data-dir is for --verify: add that, or leave it out")
     common.check_output_file(args.output, args.overwrite)
+    common.set_threads(args.threads)
 
     from vitoats.checkpoint import about, is_checkpoint
     from vitoats.export.onnx_file import Form, export_onnx
@@ -44,13 +61,57 @@ def main(argv: list[str]) -> dict[str, Any]:
     described = {"model": said.get("model", name)} | {k: said[k] for k in ("method", "compression") if k in said}
     form: Form = "inline" if args.inline else "dense" if args.dense else "sparse"
     common.log.info("tracing")
-    proto = export_onnx(loaded, args.output, form, described)
-    return {
+    proto = export_onnx(loaded, args.output, form, described, args.float16)
+    result = {
         "model": name,
         "output": str(args.output),
         "form": form,
+        "float16": args.float16,
         "onnx_mb": round(args.output.stat().st_size / 1e6, 3),
         "sparse_nodes": sum(node.domain == "vitoats" for node in proto.graph.node),
         "img_size": loaded.preprocessing.img_size,
-        "seconds": round(time.perf_counter() - start, 1),
+    }
+    if args.verify:
+        result |= verified(loaded, args)
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def verified(loaded: "LoadedModel", args: Namespace) -> dict[str, Any]:
+    """Compares the file with torch and says where they differ; returns it for the JSON line."""
+    from vitoats.data.images import SAMPLE, batches, open_images
+    from vitoats.export.verify import verify
+    from vitoats.models.names import EMBEDDED
+    from vitoats.runtime import metadata, session
+
+    exported = session(args.output, args.threads)
+    if args.data_dir is None and loaded.n_classes and metadata(exported).get("model") == EMBEDDED:
+        args.data_dir = SAMPLE
+    common.log.info("comparing with torch")
+    agreement, names = verify(loaded, exported), []
+    if args.data_dir is not None:
+        if not loaded.n_classes:
+            raise InputError("this model gives features, which classify nothing: leave --data-dir out")
+        dataset = open_images(args.data_dir, "test", loaded.preprocessing.transform())
+        order = list(range(len(dataset)))[: args.num_samples]
+        agreement = verify(loaded, exported, batches(dataset, order, args.batch_size, args.workers))
+        paths = (
+            getattr(dataset, "paths", []) if agreement.n_images == len(order) else []
+        )  # of the readable ones, else, the place
+        names = [paths[i] if paths else f"image {i}" for i, _ in agreement.differing]
+    common.log.info(
+        "largest difference from torch: %.1e of the largest output, at batch 1, 2 and 7; of a logit on %d images: %.1e",
+        agreement.relative_error,
+        agreement.n_images,
+        agreement.logit_error,
+    )
+    margins = [margin for _, margin in agreement.differing]
+    for name, margin in zip(names, margins, strict=True):
+        kind = "a tie" if margin <= 2 * agreement.logit_error else "no tie"
+        common.log.info("another class for %s: margin %.1e in torch, %s", name, margin, kind)
+    return {
+        "native_nodes": len(exported.native_nodes),
+        "relative_error": agreement.relative_error,
+        "n_images": agreement.n_images,
+        "logit_error": agreement.logit_error,
+        "differing": [{"image": name, "margin": margin} for name, margin in zip(names, margins, strict=True)],
     }

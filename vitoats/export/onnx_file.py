@@ -57,7 +57,7 @@ def export_onnx(
         replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, inputs, float16))
     for module in model.modules():
         if hasattr(module, "fused_attn"):  # the fused one becomes more nodes, not fewer
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]
     proto = _trace(model, loaded.preprocessing.img_size)
     for noted in _parts(proto.graph):
         del noted.metadata_props[:]  # the exporter notes stack traces, with paths of this machine

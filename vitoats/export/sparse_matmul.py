@@ -4,8 +4,9 @@
 
 y = x S^T + addend + bias, with the attribute in_features = K; S [N, K] has ``values`` in row order wherever ``mask`` has a bit
 (vitoats.bitmask). bias and addend are optional: adding them in the operator saves passes over y. The function travels in the
-file, so that any runtime runs it; a function's inputs are not optional, so it has those that the file's nodes have. ONNX Runtime inlines it, and since values and mask are constants it folds everything
-up to the transposed S: it then runs one dense MatMul, at dense speed, from a small file.
+file, so that any runtime runs it; a function's inputs are not optional, so it has those that the file's nodes have. ONNX
+Runtime inlines it where it knows no such operator, and since values and mask are constants it folds everything up to the
+transposed S: it then runs one dense MatMul, at dense speed, from a small file.
 
 The body unpacks bits, numbers them by a running sum, and gathers; no NonZero or Scatter, which would not be folded, and only
 what ONNX Runtime 1.17 has kernels for (no comparison of uint8).

@@ -57,11 +57,7 @@ def session(path: str | Path, threads: int = 0, native: bool = True) -> Session:
         if (model := densified(path)) is not None:
             with contextlib.suppress(InputError):  # or else ONNX Runtime takes the file as it is
                 return _open(model, options, path)
-    opened = _open(str(path), options, path)
-    sparse = metadata(opened).get("sparse_nodes", 0)
-    if native and library.library_path() and len(opened.native_nodes) < sparse:
-        log.warning("%s: %d of %d sparse nodes run at dense speed", path, sparse - len(opened.native_nodes), sparse)
-    return opened
+    return _open(str(path), options, path)
 
 
 def _open(model: str | bytes, options: ort.SessionOptions, path: Path) -> Session:
@@ -91,16 +87,15 @@ def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
 def median_ms(calls: Sequence[Callable[[], object]], rounds: int = 5, turn_seconds: float = 0.1) -> list[float]:
     """Median milliseconds of each call.
 
-    The calls take turns, so that whatever else the machine does hits them alike. A turn is two runs that do not count, until the
-    threads of the call before have stopped looking for work, and 3 to 20 that do, ``turn_seconds`` together.
+    The calls take turns, so that whatever else the machine does hits them alike. A turn is one run that does not count, while
+    the threads of the call before stop looking for work, and 1 to 20 that do, about ``turn_seconds`` together.
     """
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, row in zip(calls, times, strict=True):
-            call()
             start = time.perf_counter()
             call()
-            runs = min(max(turn_seconds / (time.perf_counter() - start), 3), 20)
+            runs = min(max(turn_seconds / (time.perf_counter() - start), 1), 20)
             for _ in range(round(runs)):
                 start = time.perf_counter()
                 call()

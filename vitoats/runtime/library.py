@@ -56,7 +56,8 @@ def available_isas() -> list[str]:
     Raises:
         InputError: there is no native library.
     """
-    library, names = _loaded(), []
+    library = _loaded()
+    names: list[str] = []
     while (name := library.vitoats_available_isa(len(names))) is not None:
         names.append(name.decode())
     return names

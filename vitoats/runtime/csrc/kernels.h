@@ -71,7 +71,7 @@ VITOATS_INLINE typename V::T load_values(const uint16_t* p, const uint16_t* end)
   return V::widen(padded);
 }
 
-// n <= 32 values as floats: where they are, or widened into a buffer.
+// n <= 64 values as floats: where they are, or widened into a buffer.
 template <class V>
 VITOATS_INLINE const float* as_floats(const float* values, const float*, int, float*) {
   return values;

@@ -1,0 +1,64 @@
+"""An exported file against the torch model that it came from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from vitoats.models.loading import LoadedModel
+from vitoats.runtime.inference import Session
+
+BATCHES = (1, 2, 7)
+
+
+@dataclass
+class Agreement:
+    """How far an exported file is from torch.
+
+    Attributes:
+        relative_error: largest difference of an output over the largest output, on noise images at batch 1, 2 and 7.
+        n_images: real images compared.
+        logit_error: largest difference of a logit on them.
+        differing: (index, margin) of each image that is classified otherwise: its place in the data, and torch's logit of its
+            class less that of the next. A margin below twice ``logit_error`` is a tie that rounding may break.
+    """
+
+    relative_error: float = 0.0
+    n_images: int = 0
+    logit_error: float = 0.0
+    differing: list[tuple[int, float]] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor, Tensor]] = (), seed: int = 0) -> Agreement:
+    """Compares outputs, and the classes of images where the model has a classifier.
+
+    Args:
+        loaded: the torch model.
+        exported: the session of its file.
+        images: batches of (images [b, 3, h, w], labels), to classify.
+        seed: of the noise images.
+    """
+    size = loaded.preprocessing.img_size
+    noise = torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(seed))
+    agreement = Agreement()
+    for batch in BATCHES:
+        expected = loaded.model(noise[:batch])
+        difference = (_run(exported, noise[:batch]) - expected).abs().max() / expected.abs().max()
+        agreement.relative_error = max(agreement.relative_error, float(difference))
+    for batch_of_images, _ in images:
+        expected = loaded.model(batch_of_images)
+        found = _run(exported, batch_of_images)
+        agreement.logit_error = max(agreement.logit_error, float((found - expected).abs().max()))
+        first, second = expected.topk(2, dim=1).values.T
+        for i in torch.nonzero(found.argmax(1) != expected.argmax(1)).ravel().tolist():
+            agreement.differing.append((agreement.n_images + i, float(first[i] - second[i])))
+        agreement.n_images += len(expected)
+    return agreement
+
+
+def _run(exported: ort.InferenceSession, images: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(exported.run(None, {exported.get_inputs()[0].name: images.numpy()})[0]))
