@@ -65,7 +65,8 @@ def lie_about_type(model, dice):
 
 
 def other_in_features(model, dice):
-    model.graph.node[0].attribute[0].i = dice.choice(SIZES)
+    for attribute in model.graph.node[0].attribute:
+        attribute.i = dice.choice(SIZES)
 
 
 def no_attribute(model, dice):
@@ -74,7 +75,8 @@ def no_attribute(model, dice):
 
 def other_inputs(model, dice):
     inputs = model.graph.node[0].input
-    inputs[dice.randrange(len(inputs))] = dice.choice([*inputs, ""])
+    if inputs:
+        inputs[dice.randrange(len(inputs))] = dice.choice([*inputs, ""])
 
 
 def fewer_inputs(model, dice):
@@ -82,7 +84,7 @@ def fewer_inputs(model, dice):
 
 
 def more_inputs(model, dice):
-    model.graph.node[0].input.extend(dice.choices(list(model.graph.node[0].input), k=dice.randint(1, 3)))
+    model.graph.node[0].input.extend(dice.choices(["", *model.graph.node[0].input], k=dice.randint(1, 3)))
 
 
 def unknown_shapes(model, dice):

@@ -48,9 +48,10 @@ def test_kernels_under_sanitizers(sanitized):
 
 @pytest.mark.parametrize("isa", library.available_isas())
 def test_mutated_models_under_sanitizers(sanitized, isa):
-    runtime = run(os.environ.get("CXX", "g++"), "-print-file-name=libasan.so").strip()
-    # ONNX Runtime and Python keep some memory for good, and ONNX Runtime throws through frames without sanitizers
-    options = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1"}
+    compiler = os.environ.get("CXX", "g++")
+    # the C++ runtime too, or the sanitizer does not know how to throw; Python keeps some memory for good
+    preload = [run(compiler, f"-print-file-name={name}").strip() for name in ("libasan.so", "libstdc++.so.6")]
+    options = {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1"}
     environment = os.environ | options | {library.ISA_VARIABLE: isa}
     script = [sys.executable, ROOT / "tests" / "fuzz_native.py", sanitized / "libvitoats_ops.so", 1500, 7]
     assert "sessions made" in run(*script, env=environment)
