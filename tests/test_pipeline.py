@@ -8,6 +8,7 @@ import torch
 from vitoats.errors import InputError
 from vitoats.layers import compressed_layers
 from vitoats.methods.oats import OATSConfig, oats
+from vitoats.methods.statistics import InputStatistics
 from vitoats.pipeline import compress
 from vitoats.resume import BlockStore, fingerprint
 
@@ -21,11 +22,11 @@ def run(model, images, config=CONFIG, **kwargs):
     return compress(model, stream, method="oats", config=config, img_size=32, nsamples=len(images), batch_size=4, **kwargs)
 
 
-def second_moments(model, names, images) -> dict[str, torch.Tensor]:
+def statistics(model, names, images) -> dict[str, InputStatistics]:
     moments = {}
 
     def measure(name, x):
-        moments[name] = x.reshape(-1, x.shape[-1]).double().square().mean(dim=0)
+        moments[name] = InputStatistics.of(x.reshape(-1, x.shape[-1]))
 
     handles = [model.get_submodule(n).register_forward_pre_hook(lambda _m, args, n=n: measure(n, args[0])) for n in names]
     with torch.inference_mode():
@@ -43,7 +44,7 @@ def test_each_layer_is_oats_on_the_inputs_that_the_compressed_prefix_makes():
     weights = {n: m.weight.data for n, m in dense.named_modules() if isinstance(m, torch.nn.Linear)}
     for b in range(3):
         names = [f"blocks.{b}.{n}" for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
-        moments = second_moments(dense, names, images)
+        moments = statistics(dense, names, images)
         for name in names:
             parts = weights[name].chunk(3 if name.endswith("qkv") else 1)
             expected = torch.cat([r.S + r.U @ r.V for r in (oats(w, moments[name], CONFIG) for w in parts)])

@@ -29,16 +29,18 @@ def test_largest_is_the_stable_sort(magnitudes, data):
     assert np.array_equal(largest(torch.from_numpy(magnitudes), kept).numpy(), largest_by_sorting(magnitudes, kept))
 
 
-@pytest.mark.parametrize(("text", "shape"), [("row", (6, 8)), ("layer", (1, 48)), ("2:4", (12, 4)), ("1:8", (6, 8))])
+@pytest.mark.parametrize(
+    ("text", "shape"), [("row", (6, 8)), ("layer", (1, 48)), ("2:4", (12, 4)), ("1:8", (6, 8)), ("1x4", (6, 8))]
+)
 def test_groups(text, shape):
     pattern = Pattern.parse(text)
     assert pattern.groups(torch.zeros(6, 8)).shape == shape
     assert str(pattern) == text
 
 
-@pytest.mark.parametrize("text", ["rows", "4:2", "0:4", "2:2", "2:64", "2-4", ""])
+@pytest.mark.parametrize("text", ["rows", "4:2", "0:4", "2:2", "2:64", "2-4", "1x3", "2x4", "1x", ""])
 def test_unknown_patterns_are_refused(text):
-    with pytest.raises(InputError, match="use row, layer, or N:M"):
+    with pytest.raises(InputError, match="use row, layer, 1x2, 1x4, or N:M"):
         Pattern.parse(text)
 
 
