@@ -7,6 +7,7 @@ import torch
 
 from vitoats.errors import InputError
 from vitoats.layers import compressed_layers
+from vitoats.methods.mrp import MRPConfig, mrp
 from vitoats.methods.oats import OATSConfig, oats
 from vitoats.methods.statistics import InputStatistics
 from vitoats.pipeline import compress
@@ -72,6 +73,24 @@ def test_figures_by_hand():
     D = x.double().square().mean(dim=0).sqrt()
     W = dense.blocks[0].attn.qkv.weight.double()
     assert row.relative_error == pytest.approx((((layer.weight - W) * D).norm() / (W * D).norm()).item(), rel=1e-4)
+
+
+def test_methods_that_need_the_full_second_moment_report_the_true_output_error():
+    """Block 0 restated: MRP on the inputs' own H, and the error measured on the tokens."""
+    images = torch.randn(8, 3, 32, 32)
+    model, dense = make_tiny(), make_tiny()
+    config = MRPConfig(compression=0.5)
+    stream = iter(images.split(3))
+    report = compress(model, stream, method="mrp", config=config, img_size=32, nsamples=8, batch_size=4)
+    with torch.inference_mode():
+        x = dense.blocks[0].norm1(dense._pos_embed(dense.patch_embed(images))).reshape(-1, 48).double()
+    weight = dense.blocks[0].attn.qkv.weight.detach()
+    parts = [mrp(w, InputStatistics.of(x), config) for w in weight.chunk(3)]
+    got = compressed_layers(model)["blocks.0.attn.qkv"].weight
+    assert torch.allclose(got, torch.cat([p.S for p in parts]), atol=1e-4)
+    error = ((got - weight).double() @ x.T).norm() / (weight.double() @ x.T).norm()
+    assert report.layers[0].relative_error == pytest.approx(error.item(), rel=1e-3)
+    assert report.compression == pytest.approx(0.5)
 
 
 def test_q_k_and_v_apart_or_fused():

@@ -14,7 +14,8 @@ the published code, and ten conjugate gradient iterations, zeroed off the suppor
 
 Also from the published code: lambda is 1 % of the *mean* of diag(H) (the text says of its trace), D starts from the magnitudes
 of the scaled weights, and rho is first divided by 5, from a fresh start if the support moved at all, until the support moves by
-0.5 % between two looks. We give that search up below rho = 1e-6: a support that nothing moves, as with a diagonal H.
+0.5 % between two looks. We give that search up below rho = 1e-6: a support that nothing moves, such as
+that of zero weights.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ Every field of a config has a default, and a config answers ``budget(d_out, d_in
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +140,13 @@ def _load(path: Path, name: str) -> Method:
         spec = importlib.util.spec_from_file_location(f"vitoats_method_{digest[:16]}", path)
         assert spec is not None
         assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
         try:
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+            spec.loader.exec_module(module)
             _LOADED[key] = {n: Method(m.config, m.solve, m.needs, digest) for n, m in METHODS.items() if m is not before.get(n)}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            del sys.modules[spec.name]
             said = " ".join(str(error).split())[:200]
             raise InputError(f"{path} does not run ({type(error).__name__}: {said}): correct the file") from None
         finally:
