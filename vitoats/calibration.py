@@ -7,8 +7,8 @@ Memory does not grow with depth:
     n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory)
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
-  + 8 * (sum of d_in^2 over a block's linear layers) bytes, and 48 * (largest d_in^2) + 256 MB for the solver, where a method
-    needs full second moments
+  + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
+    solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 256 MB for the rows that are refitted at once
   + the model itself and its low-rank factors (S is held with its zeros, in the place of the dense weight)
 
 and at the end, instead of all but the model, a packed copy of the compressed weights: 4 bytes a kept parameter and a bit a
@@ -31,7 +31,8 @@ from vitoats.models.adapter import LinearLayer, ModelAdapter
 
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
 SOLVER_BUFFERS = 6
-HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] at once in a solver: H damped, its factors, eigenvectors
+FULL_SOLVER_BUFFERS = 24  # the same where a method needs the full second moment: 12 matrices, in float64
+HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] at once in such a solver: H damped, its factors, eigenvectors
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,17 @@ def estimate_memory(
         tokens_by_width *= size
     sizes = [adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block]
     squares = [[adapter.linear(linear).in_features ** 2 for linear in block] for block in adapter.linears]
-    statistics = solver = 0
+    statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
     if needs == "full":
         statistics = 8 * max(sum(block) for block in squares)
-        solver = HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
+        solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
+        solver += HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
     return MemoryEstimate(
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
         hidden=nsamples * tokens_by_width * 4,
         block=min(batch_size, nsamples) * tokens_by_width * MLP_TENSORS * 4,
         statistics=statistics,
-        solver=SOLVER_BUFFERS * max(sizes) * 4 + solver,
+        solver=solver,
         saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),
     )
 

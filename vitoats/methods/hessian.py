@@ -78,7 +78,7 @@ def inverse_factor(H: Tensor) -> Tensor:
     R_jj^2 is the first diagonal entry of inv(H[j:, j:]), and R[j, j:] / R_jj its first row over that entry: what removing
     input j costs and does to the inputs after it, with those before it frozen.
     """
-    return torch.linalg.cholesky(torch.cholesky_inverse(cholesky(H)), upper=True)
+    return cholesky(torch.cholesky_inverse(cholesky(H))).mT
 
 
 def refit(problem: Problem, mask: Tensor) -> Tensor:

@@ -68,9 +68,8 @@ def measured(
     S = S.to(weight.dtype)
     U = weight.new_zeros(weight.shape[0], 0) if U is None else U.to(weight.dtype)
     V = weight.new_zeros(0, weight.shape[1]) if V is None else V.to(weight.dtype)
-    W = weight.double()
-    objective = output_energy(W - S.double() - U.double() @ V.double(), statistics)
-    total = output_energy(W, statistics)
+    objective = output_energy((weight - S - U @ V).double(), statistics)
+    total = output_energy(weight.double(), statistics)
     return Decomposition(S, U, V, objective, (objective / total) ** 0.5 if total > 0 else 0.0, steps)
 
 
