@@ -499,6 +499,18 @@ def test_dsnot_brings_the_mean_error_down_and_keeps_the_counts(pattern):
     assert result.steps <= 50
 
 
+@pytest.mark.parametrize("pattern", ["row", "1x2", "2:4"])
+def test_dsnot_bears_constant_inputs(pattern):
+    weight, X = layer(12, 20, 16)
+    X[:, :6] = torch.tensor([3.0, -3.0, 1.0, 0.0, 2.0, 1e-200])
+    config = config_for("dsnot", pattern, iterations=10)
+    S = dsnot(weight, InputStatistics.of(X), config).S
+    assert torch.isfinite(S).all()
+    first = wanda(weight, InputStatistics.of(X), config_for("wanda", pattern)).S
+    assert torch.equal((S != 0).sum(dim=1), (first != 0).sum(dim=1))
+    assert not torch.equal(S, first)
+
+
 def test_dsnot_without_means_is_its_first_mask():
     weight, _ = layer(13, 10, 16)
     for initial, first in (("wanda", WandaConfig()), ("magnitude", MagnitudeConfig(pattern="row"))):

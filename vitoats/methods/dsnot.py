@@ -78,7 +78,9 @@ def dsnot(weight: Tensor, statistics: InputStatistics, config: DSNoTConfig) -> D
     pattern = Pattern.parse(config.pattern)
     score = wanda_score(weight, statistics)
     mask = config.mask(score if config.initial == "wanda" else weight.abs())
-    variance = (statistics.second_moment - statistics.mean.square()).clamp(min=torch.finfo(torch.float64).tiny)
+    double = torch.finfo(torch.float64)
+    least = max(double.eps * statistics.second_moment.max().item(), double.tiny)  # of a constant input, by round-off
+    variance = (statistics.second_moment - statistics.mean.square()).clamp(min=least)
     d = weight.double() * statistics.mean
     growth = pattern.units(d / variance**config.power)
     units = mask.unflatten(1, (-1, pattern.width))[:, :, 0]
