@@ -8,7 +8,7 @@ Memory does not grow with depth:
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
   + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
-    solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 256 MB for the rows that are refitted at once
+    solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the rows that are refitted at once
   + the model itself and its low-rank factors (S is held with its zeros, in the place of the dense weight)
 
 and at the end, instead of all but the model, a packed copy of the compressed weights: 4 bytes a kept parameter and a bit a

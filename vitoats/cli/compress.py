@@ -181,7 +181,7 @@ def make_parser() -> common.ArgumentParser:
     method(
         "--pattern",
         help="row, layer, blocks 1x2 or 1x4 along the input, or N:M such as 2:4, of which N are kept "
-        "(default: row; layer for magnitude, sparsegpt and alps)",
+        "(default: row; layer for magnitude, sparsegpt, mrp and alps)",
     )
     method("--solver", choices=("fast", "exact"), help="oats: exact takes full SVDs, as published (default: fast)")
     method("--tolerance", type=float, help="oats: stop below this relative gain a step; 0 never stops early (default: 1e-4)")

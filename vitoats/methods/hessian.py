@@ -13,7 +13,7 @@ from vitoats.errors import InputError
 from vitoats.methods.statistics import InputStatistics, check_finite
 
 DAMPING = 0.01  # of the mean of diag(H), as in the published code of SparseGPT
-REFIT_BYTES = 256_000_000  # the refit solves as many rows at once as fit in this
+REFIT_BYTES = 32_000_000  # the refit solves as many rows at once as fit in this; more is slower on a CPU
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ published no code. We chose:
 * "blockwise" goes through the columns as SparseGPT does, so that later masks see compensated weights and, in the place of
   inv(H), the inverse for the columns that are left; then the weights are refitted from the original ones on the final mask.
   "oneshot" chooses all masks from the original weights and inv(H).
-* The comparison group is an output row; damping is 1 % of the mean of diag(H).
+* The comparison group is SparseGPT's, all rows (of a block of columns, if blockwise), so that the default is SparseGPT's mask
+  with weights whose damped error is never above SparseGPT's. ``--pattern row`` compares each row apart. Damping is 1 % of the
+  mean of diag(H).
 """
 
 from dataclasses import dataclass
@@ -43,12 +45,14 @@ class MRPConfig(SparseConfig):
     """Settings of MRP.
 
     Attributes:
+        pattern: "layer" by default, as in SparseGPT.
         mask_choice: "S" leaves interactions between removed weights out; "M", for N:M alone, takes them in.
         schedule: "blockwise" or "oneshot".
         damping: what is added to the diagonal of H, as a share of its mean.
         block_size: columns of a block.
     """
 
+    pattern: str = "layer"
     mask_choice: Mask = "S"
     schedule: Schedule = "blockwise"
     damping: float = DAMPING
