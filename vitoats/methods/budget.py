@@ -66,7 +66,7 @@ def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, p
 
     rank = int(kappa * (1 - rho) * d_out * d_in / (d_out + d_in)); a row of S loses int(d_in * s) entries, with
     s = 1 - (1 - kappa) * (1 - rho). A layer-wise pattern keeps as many entries in all as the row-wise one; blocks round to the
-    nearest whole block of a row.
+    nearest whole block of a row, halves up.
 
     Raises:
         InputError: nothing would be left of the layer, or the pattern does not fit its d_in.
@@ -77,7 +77,7 @@ def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, p
     per_row = d_in - int(d_in * (1 - (1 - rank_ratio) * kept))
     if pattern.kind == "N:M":
         return LayerBudget(rank, pattern.n)
-    per_row = pattern.width * round(per_row / pattern.width)
+    per_row = (per_row + pattern.width // 2) // pattern.width * pattern.width
     if rank == 0 and per_row == 0:
         raise InputError(
             f"compression {compression:g} with rank ratio {rank_ratio:g} leaves nothing of a {d_out} x {d_in} layer: "
