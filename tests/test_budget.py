@@ -50,6 +50,18 @@ def test_layer_pattern_keeps_as_many_as_row():
     assert layer.kept_per_group == 64 * row.kept_per_group
 
 
+@given(d_in=st.integers(2, 60).map(lambda n: 4 * n), compression=st.floats(0.05, 0.9), pattern=st.sampled_from(["1x2", "1x4"]))
+def test_blocks_round_to_the_nearest_whole_block_of_a_row(d_in, compression, pattern):
+    width = int(pattern[-1])
+    try:
+        kept = layer_budget(16, d_in, compression, 0.0, Pattern.parse(pattern)).kept_per_group
+    except InputError:
+        assert (1 - compression) * d_in < width / 2
+        return
+    assert kept % width == 0
+    assert abs(kept - layer_budget(16, d_in, compression, 0.0, ROW).kept_per_group) <= width / 2
+
+
 @pytest.mark.parametrize(
     ("pattern", "rank_ratio", "compression"),
     [("2:4", 0.0, 0.5), ("2:4", 0.2, 0.375), ("2:8", 0.25, 2 / 3), ("2:8", 0.5, 0.5)],
@@ -90,3 +102,5 @@ def test_nothing_left_is_refused():
 def test_width_that_is_no_multiple_of_m_is_refused():
     with pytest.raises(InputError, match="multiple of 4"):
         layer_budget(8, 6, 0.5, 0.0, Pattern.parse("2:4"))
+    with pytest.raises(InputError, match="pattern 1x4 needs an input width that is a multiple of 4, not 6: use --pattern row"):
+        layer_budget(8, 6, 0.5, 0.0, Pattern.parse("1x4"))

@@ -11,7 +11,9 @@ import torch
 from vitoats.calibration import HiddenStates, estimate_memory
 from vitoats.errors import InputError
 from vitoats.layers import SparseLowRankLinear, replace_module
+from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.registry import Decomposition
+from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import adapt
 
 
@@ -37,11 +39,35 @@ def test_second_moments_are_mean_squares(tiny, block):
     adapter, hidden = collect(tiny, images)
     for i in range(block):
         hidden.advance(adapter, i)
-    moments = hidden.second_moments(adapter, block, adapter.linears[block])
+    moments = {n: s.second_moment for n, s in hidden.statistics(adapter, block, adapter.linears[block]).items()}
     assert list(moments) == [x.name for x in adapter.linears[block]]
     for name, moment in moments.items():
         expected = inputs_in_float64(tiny, name, images).square().mean(dim=0)
         assert torch.allclose(moment, expected, rtol=1e-4), name
+
+
+def test_full_second_moments_and_means(tiny):
+    """Against float64 over one whole forward pass; the batches of 4 do not divide the 7 images."""
+    images = torch.randn(7, 3, 32, 32)
+    adapter, hidden = collect(tiny, images)
+    hidden.advance(adapter, 0)
+    found = hidden.statistics(adapter, 1, adapter.linears[1], "full")
+    assert list(found) == [x.name for x in adapter.linears[1]]  # one for all of a fused qkv
+    for name, got in found.items():
+        expected = InputStatistics.of(inputs_in_float64(tiny, name, images))
+        scale = expected.second_moment.max()
+        assert got.H.dtype == got.mean.dtype == torch.float64
+        assert torch.allclose(got.H, expected.H, rtol=1e-4, atol=1e-5 * scale), name
+        assert torch.allclose(got.mean, expected.mean, rtol=1e-4, atol=1e-5 * scale.sqrt()), name
+        assert torch.equal(got.second_moment, got.H.diagonal())
+
+
+def test_the_diagonal_alone_is_collected_where_no_more_is_needed(tiny):
+    adapter, hidden = collect(tiny, torch.randn(4, 3, 32, 32))
+    for got in hidden.statistics(adapter, 0, adapter.linears[0]).values():
+        assert got.H is None
+        with pytest.raises(InputError, match='needs="full"'):
+            got.full  # noqa: B018
 
 
 def test_later_blocks_see_the_compressed_ones(tiny):
@@ -51,7 +77,7 @@ def test_later_blocks_see_the_compressed_ones(tiny):
     part = Decomposition(before.weight.data * 0.5, torch.zeros(48, 0), torch.zeros(0, before.in_features), 0, 0, 1)
     replace_module(tiny, "blocks.0.mlp.fc2", SparseLowRankLinear.from_decompositions([part], before.bias))
     hidden.advance(adapter, 0)
-    moment = hidden.second_moments(adapter, 1, adapter.linears[1])["blocks.1.attn.qkv"]
+    moment = hidden.statistics(adapter, 1, adapter.linears[1])["blocks.1.attn.qkv"].second_moment
     expected = inputs_in_float64(tiny, "blocks.1.attn.qkv", images).square().mean(dim=0)
     assert torch.allclose(moment, expected, rtol=1e-4)
 
@@ -67,13 +93,14 @@ def test_a_mapped_file_gives_the_same_bits_and_disappears(tiny, tmp_path):
     assert torch.equal(in_memory.values, mapped.values)
 
 
-def test_activations_that_are_not_finite_are_refused(tiny):
+@pytest.mark.parametrize("needs", ["diagonal", "full"])
+def test_activations_that_are_not_finite_are_refused(tiny, needs):
     tiny.blocks[1].norm1.bias.data[0] = 1e30
     tiny.blocks[1].norm1.weight.data[0] = 1e30
     adapter, hidden = collect(tiny, torch.randn(4, 3, 32, 32))
     hidden.advance(adapter, 0)
     with pytest.raises(InputError, match=r"activations at blocks\.1\.attn\.qkv are not finite"):
-        hidden.second_moments(adapter, 1, adapter.linears[1])
+        hidden.statistics(adapter, 1, adapter.linears[1], needs)
 
 
 def test_memory_by_hand(tiny):
@@ -84,6 +111,11 @@ def test_memory_by_hand(tiny):
     assert estimate.saving == round(3 * (4 + 8) * 48 * 48 * (2 + 1 / 8))
     assert estimate.total == estimate.model + max(estimate.hidden + estimate.block + estimate.solver, estimate.saving)
     assert estimate.solver == 6 * (192 * 48) * 4
+    assert estimate.statistics == 0
+    full = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5, needs="full")
+    assert full.statistics == 8 * (3 * 48**2 + 192**2)  # qkv, proj and fc1; fc2
+    assert full.solver == 12 * 8 * (192 * 48) + 6 * 8 * 192**2 + REFIT_BYTES
+    assert full.total == full.model + full.hidden + full.block + full.statistics + full.solver
     assert estimate.model == 4 * (sum(p.numel() for p in tiny.parameters()) + 1000)
 
 

@@ -7,7 +7,9 @@ import torch
 
 from vitoats.errors import InputError
 from vitoats.layers import compressed_layers
+from vitoats.methods.mrp import MRPConfig, mrp
 from vitoats.methods.oats import OATSConfig, oats
+from vitoats.methods.statistics import InputStatistics
 from vitoats.pipeline import compress
 from vitoats.resume import BlockStore, fingerprint
 
@@ -21,11 +23,11 @@ def run(model, images, config=CONFIG, **kwargs):
     return compress(model, stream, method="oats", config=config, img_size=32, nsamples=len(images), batch_size=4, **kwargs)
 
 
-def second_moments(model, names, images) -> dict[str, torch.Tensor]:
+def statistics(model, names, images) -> dict[str, InputStatistics]:
     moments = {}
 
     def measure(name, x):
-        moments[name] = x.reshape(-1, x.shape[-1]).double().square().mean(dim=0)
+        moments[name] = InputStatistics.of(x.reshape(-1, x.shape[-1]))
 
     handles = [model.get_submodule(n).register_forward_pre_hook(lambda _m, args, n=n: measure(n, args[0])) for n in names]
     with torch.inference_mode():
@@ -43,7 +45,7 @@ def test_each_layer_is_oats_on_the_inputs_that_the_compressed_prefix_makes():
     weights = {n: m.weight.data for n, m in dense.named_modules() if isinstance(m, torch.nn.Linear)}
     for b in range(3):
         names = [f"blocks.{b}.{n}" for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
-        moments = second_moments(dense, names, images)
+        moments = statistics(dense, names, images)
         for name in names:
             parts = weights[name].chunk(3 if name.endswith("qkv") else 1)
             expected = torch.cat([r.S + r.U @ r.V for r in (oats(w, moments[name], CONFIG) for w in parts)])
@@ -71,6 +73,24 @@ def test_figures_by_hand():
     D = x.double().square().mean(dim=0).sqrt()
     W = dense.blocks[0].attn.qkv.weight.double()
     assert row.relative_error == pytest.approx((((layer.weight - W) * D).norm() / (W * D).norm()).item(), rel=1e-4)
+
+
+def test_methods_that_need_the_full_second_moment_report_the_true_output_error():
+    """Block 0 restated: MRP on the inputs' own H, and the error measured on the tokens."""
+    images = torch.randn(8, 3, 32, 32)
+    model, dense = make_tiny(), make_tiny()
+    config = MRPConfig(compression=0.5)
+    stream = iter(images.split(3))
+    report = compress(model, stream, method="mrp", config=config, img_size=32, nsamples=8, batch_size=4)
+    with torch.inference_mode():
+        x = dense.blocks[0].norm1(dense._pos_embed(dense.patch_embed(images))).reshape(-1, 48).double()
+    weight = dense.blocks[0].attn.qkv.weight.detach()
+    parts = [mrp(w, InputStatistics.of(x), config) for w in weight.chunk(3)]
+    got = compressed_layers(model)["blocks.0.attn.qkv"].weight
+    assert torch.allclose(got, torch.cat([p.S for p in parts]), atol=1e-4)
+    error = ((got - weight).double() @ x.T).norm() / (weight.double() @ x.T).norm()
+    assert report.layers[0].relative_error == pytest.approx(error.item(), rel=1e-3)
+    assert report.compression == pytest.approx(0.5)
 
 
 def test_q_k_and_v_apart_or_fused():

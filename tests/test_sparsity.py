@@ -29,16 +29,44 @@ def test_largest_is_the_stable_sort(magnitudes, data):
     assert np.array_equal(largest(torch.from_numpy(magnitudes), kept).numpy(), largest_by_sorting(magnitudes, kept))
 
 
-@pytest.mark.parametrize(("text", "shape"), [("row", (6, 8)), ("layer", (1, 48)), ("2:4", (12, 4)), ("1:8", (6, 8))])
+@pytest.mark.parametrize(
+    ("text", "shape"), [("row", (6, 8)), ("layer", (1, 48)), ("2:4", (12, 4)), ("1:8", (6, 8)), ("1x4", (6, 8))]
+)
 def test_groups(text, shape):
     pattern = Pattern.parse(text)
     assert pattern.groups(torch.zeros(6, 8)).shape == shape
     assert str(pattern) == text
 
 
-@pytest.mark.parametrize("text", ["rows", "4:2", "0:4", "2:2", "2:64", "2-4", ""])
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    width=st.sampled_from([2, 4]),
+    rows=st.integers(1, 5),
+    blocks=st.sampled_from([1, 3, 8, 40]),
+    data=st.data(),
+)
+def test_blocks_keep_the_largest_sums_of_squares_of_each_row(seed, width, rows, blocks, data):
+    kept = data.draw(st.integers(0, blocks))
+    magnitudes = torch.from_numpy(np.random.default_rng(seed).random((rows, blocks * width)))
+    mask = Pattern.parse(f"1x{width}").keep(magnitudes, kept * width)
+    energy = magnitudes.numpy().reshape(rows, blocks, width) ** 2
+    for row, marked in zip(energy.sum(axis=2), mask.numpy().reshape(rows, blocks, width), strict=True):
+        assert (marked.all(axis=1) | ~marked.any(axis=1)).all()
+        assert set(np.flatnonzero(marked[:, 0])) == set(np.argsort(row)[blocks - kept :])
+
+
+@pytest.mark.parametrize("text", ["row", "layer", "2:4"])
+def test_keep_is_the_largest_of_each_group(text):
+    pattern, magnitudes = Pattern.parse(text), torch.rand(6, 8)
+    kept = 2 if text == "2:4" else 5
+    assert torch.equal(pattern.groups(pattern.keep(magnitudes, kept)), largest(pattern.groups(magnitudes), kept))
+    assert torch.equal(pattern.keep(magnitudes.T.contiguous().T, kept), pattern.keep(magnitudes, kept))  # any memory layout
+
+
+@pytest.mark.parametrize("text", ["rows", "4:2", "0:4", "2:2", "2:64", "2-4", "1x3", "2x4", "1x", ""])
 def test_unknown_patterns_are_refused(text):
-    with pytest.raises(InputError, match="use row, layer, or N:M"):
+    with pytest.raises(InputError, match="use row, layer, 1x2, 1x4, or N:M"):
         Pattern.parse(text)
 
 

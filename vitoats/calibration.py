@@ -7,6 +7,8 @@ Memory does not grow with depth:
     n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory)
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
+  + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
+    solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the rows that are refitted at once
   + the model itself and its low-rank factors (S is held with its zeros, in the place of the dense weight)
 
 and at the end, instead of all but the model, a packed copy of the compressed weights: 4 bytes a kept parameter and a bit a
@@ -23,10 +25,14 @@ import torch
 from torch import Tensor
 
 from vitoats.errors import InputError, RunError
+from vitoats.methods.hessian import REFIT_BYTES
+from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
 SOLVER_BUFFERS = 6
+FULL_SOLVER_BUFFERS = 24  # the same where a method needs the full second moment: 12 matrices, in float64
+HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] at once in such a solver: H damped, its factors, eigenvectors
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,14 @@ class MemoryEstimate:
     model: int
     hidden: int
     block: int
+    statistics: int
     solver: int
     saving: int
 
     @property
     def total(self) -> int:
         """The most there is at once: at work, or while saving."""
-        return self.model + max(self.hidden + self.block + self.solver, self.saving)
+        return self.model + max(self.hidden + self.block + self.statistics + self.solver, self.saving)
 
     def __str__(self) -> str:
         def gb(n: int) -> str:
@@ -50,11 +57,14 @@ class MemoryEstimate:
 
         return (
             f"{gb(self.total)} = model {gb(self.model)} + the larger of: hidden states {gb(self.hidden)} "
-            f"+ one block at work {gb(self.block)} + solver {gb(self.solver)}; saving {gb(self.saving)}"
+            f"+ one block at work {gb(self.block)} + second moments {gb(self.statistics)} + solver {gb(self.solver)}; "
+            f"saving {gb(self.saving)}"
         )
 
 
-def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int, factors: int, compression: float) -> MemoryEstimate:
+def estimate_memory(
+    adapter: ModelAdapter, nsamples: int, batch_size: int, factors: int, compression: float, needs: Needs = "diagonal"
+) -> MemoryEstimate:
     """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
 
     Args:
@@ -63,16 +73,24 @@ def estimate_memory(adapter: ModelAdapter, nsamples: int, batch_size: int, facto
         batch_size: images at a time.
         factors: parameters of all low-rank factors.
         compression: share of the weights that is removed.
+        needs: what the method needs to know of a layer's input.
     """
     tokens_by_width = 1
     for size in adapter.hidden_shape:
         tokens_by_width *= size
     sizes = [adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block]
+    squares = [[adapter.linear(linear).in_features ** 2 for linear in block] for block in adapter.linears]
+    statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
+    if needs == "full":
+        statistics = 8 * max(sum(block) for block in squares)
+        solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
+        solver += HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
     return MemoryEstimate(
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
         hidden=nsamples * tokens_by_width * 4,
         block=min(batch_size, nsamples) * tokens_by_width * MLP_TENSORS * 4,
-        solver=SOLVER_BUFFERS * max(sizes) * 4,
+        statistics=statistics,
+        solver=solver,
         saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),
     )
 
@@ -120,21 +138,36 @@ class HiddenStates:
         return len(self.values)
 
     @torch.inference_mode()
-    def second_moments(self, adapter: ModelAdapter, block: int, linears: list[LinearLayer]) -> dict[str, Tensor]:
-        """Runs a block over all images and returns, for each linear layer's input, the mean square of each feature.
+    def statistics(
+        self, adapter: ModelAdapter, block: int, linears: list[LinearLayer], needs: Needs = "diagonal"
+    ) -> dict[str, InputStatistics]:
+        """Runs a block over all images and measures the input of each linear layer.
+
+        Sums over one batch are float32, sums of batches float64. A fused qkv is one layer, so q, k and v share one H.
+
+        Args:
+            adapter: the model.
+            block: which block.
+            linears: its linear layers.
+            needs: "diagonal" for the second moment of each input alone, "full" for H and the mean as well.
 
         Returns:
-            float64 [d_in] by layer name: sum over tokens of x_j^2, divided by the number of tokens.
+            moments by layer name, on the CPU.
 
         Raises:
             InputError: an activation is not finite.
         """
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, list[Tensor]] = {}
         tokens: dict[str, int] = {}
 
         def measure(name: str, x: Tensor) -> None:
-            x = x.reshape(-1, x.shape[-1])
-            sums[name] = sums.get(name, 0) + x.float().square().sum(dim=0).double()
+            x = x.reshape(-1, x.shape[-1]).float()
+            new = [x.square().sum(dim=0)] if needs == "diagonal" else [x.T @ x, x.sum(dim=0)]
+            if name in sums:
+                for total, part in zip(sums[name], new, strict=True):
+                    total += part
+            else:
+                sums[name] = [part.double() for part in new]
             tokens[name] = tokens.get(name, 0) + len(x)
 
         handles = [
@@ -147,13 +180,18 @@ class HiddenStates:
         finally:
             for handle in handles:
                 handle.remove()
-        moments = {name: (total / tokens[name]).cpu() for name, total in sums.items()}
-        for name, moment in moments.items():
-            if not torch.isfinite(moment).all():
+        found = {}
+        for name, totals in sums.items():
+            moments = [total.div_(tokens[name]).cpu() for total in totals]
+            if not all(torch.isfinite(moment).all() for moment in moments):
                 raise InputError(
                     f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images"
                 )
-        return moments
+            if needs == "diagonal":
+                found[name] = InputStatistics(moments[0])
+            else:
+                found[name] = InputStatistics(moments[0].diagonal().clone(), *moments)
+        return found
 
     @torch.inference_mode()
     def advance(self, adapter: ModelAdapter, block: int) -> None:

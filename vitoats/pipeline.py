@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vitoats.calibration import HiddenStates, MemoryEstimate, estimate_memory
 from vitoats.errors import InputError
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
-from vitoats.methods.registry import Decomposition, get_method
+from vitoats.methods.registry import Decomposition, Method, get_method
+from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ class LayerRow:
         ranks: rank of each row block (three for a fused qkv).
         nonzeros: of S.
         kept_parameters: nonzeros + sum of r_i (d_i + d_in).
-        relative_error: ||(W - S - UV) D||_F / ||W D||_F, D the root of the inputs' second moments: the layer's output error
-            as OATS measures it, correlations between inputs left out.
-        steps: alternating steps, the most of its row blocks.
+        relative_error: as the method measures it (``Decomposition``). With H it is the layer's relative output error
+            ||X (W - S - UV)^T||_F / ||X W^T||_F; with the diagonal alone ||(W - S - UV) D||_F / ||W D||_F, D the root of the
+            inputs' second moments, which leaves out how inputs correlate.
+        steps: iterations of the solver, the most of its row blocks.
         seconds: spent in the solver.
     """
 
@@ -95,7 +97,7 @@ def compress(
     Args:
         model: a vision transformer in eval mode, on the device where the work is done.
         images: batches of calibration images [b, 3, img_size, img_size].
-        method: a registered method's name.
+        method: a registered method's name, or ./file.py:name.
         config: that method's config.
         img_size: in pixels.
         nsamples: how many images ``images`` yields at most.
@@ -113,6 +115,7 @@ def compress(
     start = time.perf_counter()
     if compressed_layers(model):
         raise InputError("the model is compressed already: start from the dense one")
+    solver = get_method(method)
     adapter = adapt(model, img_size)
     linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
     factors = 0
@@ -120,7 +123,7 @@ def compress(
         module = adapter.linear(layer)
         d_out, d_in = module.out_features // layer.parts, module.in_features
         factors += layer.parts * config.budget(d_out, d_in).rank * (d_out + d_in)
-    estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression())
+    estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), solver.needs)
     spill_to = _plan_memory(estimate, memory_limit, scratch)
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
@@ -134,11 +137,11 @@ def compress(
             layers, block_rows = finished
         else:
             progress(index, n_blocks, "calibrating")
-            moments = hidden.second_moments(adapter, index, block)
+            statistics = hidden.statistics(adapter, index, block, solver.needs)
             layers, block_rows = {}, []
             for linear in block:
                 progress(index, n_blocks, linear.name)
-                layers[linear.name], row = _compress_layer(adapter, linear, moments[linear.name], method, config)
+                layers[linear.name], row = _compress_layer(adapter, linear, statistics[linear.name], solver, config)
                 block_rows.append(row)
             if state:
                 state.save(index, layers, block_rows)
@@ -169,14 +172,14 @@ def _plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | 
 
 @torch.inference_mode()
 def _compress_layer(
-    adapter: ModelAdapter, linear: LinearLayer, moment: Tensor, method: str, config: Any
+    adapter: ModelAdapter, linear: LinearLayer, statistics: InputStatistics, method: Method, config: Any
 ) -> tuple[SparseLowRankLinear, LayerRow]:
     start = time.perf_counter()
     module = adapter.linear(linear)
     weight = module.weight.detach()
-    solve = get_method(method).solve
+    statistics = statistics.to(weight.device)
     try:
-        parts: list[Decomposition] = [solve(w.float(), moment.to(w.device), config) for w in weight.chunk(linear.parts)]
+        parts: list[Decomposition] = [method.solve(w.float(), statistics, config) for w in weight.chunk(linear.parts)]
     except InputError as error:
         raise InputError(f"{linear.name}: {error}") from None
     layer = SparseLowRankLinear.from_decompositions(parts, module.bias)

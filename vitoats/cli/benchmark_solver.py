@@ -47,19 +47,19 @@ def main(argv: list[str]) -> dict[str, Any]:
     hidden = HiddenStates.collect(adapter, iter([noise]), 4, 4)
     for i in range(args.block):
         hidden.advance(adapter, i)
-    moments = hidden.second_moments(adapter, args.block, adapter.linears[args.block])
+    inputs = hidden.statistics(adapter, args.block, adapter.linears[args.block])
 
     solvers: tuple[Solver, ...] = ("exact", "fast")
     rows, seconds, objectives, shapes = [], dict.fromkeys(solvers, 0.0), dict.fromkeys(solvers, 0.0), []
     work = [
-        (f"{linear.name}[{i}]" if linear.parts > 1 else linear.name, part, moments[linear.name])
+        (f"{linear.name}[{i}]" if linear.parts > 1 else linear.name, part, inputs[linear.name])
         for linear in adapter.linears[args.block]
         for i, part in enumerate(loaded.timm_model.get_submodule(linear.name).weight.float().chunk(linear.parts))
     ]
     settings: dict[str, Any] = {"compression": args.compression, "rank_ratio": args.rank_ratio, "seed": args.seed}
     settings |= {"iterations": args.iterations, "tolerance": 0.0}
     with common.Bar("layer", args.quiet) as bar:
-        for done, (name, weight, moment) in enumerate(work):
+        for done, (name, weight, moments) in enumerate(work):
             bar.update(done, len(work), name)
             took, reached = {}, {}
             for which in solvers:
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> dict[str, Any]:
                 runs = []
                 for _ in range(REPEATS[which]):
                     start = time.perf_counter()
-                    reached[which] = oats(weight, moment, config).objective
+                    reached[which] = oats(weight, moments, config).objective
                     runs.append(time.perf_counter() - start)
                 took[which] = statistics.median(runs)
                 seconds[which] += took[which]

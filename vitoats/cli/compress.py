@@ -8,7 +8,8 @@ The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx
 
 import dataclasses
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,10 @@ from vitoats.cli import common
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
+    from vitoats.methods.registry import Method
     from vitoats.pipeline import CompressionReport
+
+METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -43,17 +47,8 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     from vitoats.pipeline import compress
     from vitoats.resume import BlockStore, fingerprint
 
-    is_nm = ":" in args.pattern
-    compression = args.compression if args.compression is not None or is_nm else 0.5
-    config = get_method(args.method).config(
-        compression=compression,
-        rank_ratio=args.rank_ratio,
-        iterations=args.iterations,
-        pattern=args.pattern,
-        solver=args.solver,
-        tolerance=args.tolerance,
-        seed=args.seed,
-    )
+    method = get_method(args.method)
+    config = make_config(args, method)
     if args.data_dir is None:
         if args.model != EMBEDDED:
             raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
@@ -68,6 +63,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     settings = {
         "model": args.model,
         "method": args.method,
+        "method_digest": method.digest,
         "config": dataclasses.asdict(config),
         "fused_qkv": args.fused_qkv,
         "preprocessing": loaded.preprocessing.to_dict(),
@@ -105,8 +101,8 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         "model": args.model,
         "method": args.method,
         "compression": round(report.compression, 6),
-        "rank_ratio": args.rank_ratio,
-        "pattern": args.pattern,
+        "rank_ratio": getattr(config, "rank_ratio", None),
+        "pattern": getattr(config, "pattern", None),
         "format": args.format,
         "n_layers": len(report.layers),
         "n_images": report.n_images,
@@ -115,6 +111,40 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         "output": str(args.output),
     }
     return result, report
+
+
+def make_config(args: Namespace, method: "Method") -> Any:
+    """The method's config: flags that were given, then --method-options, then the method's own defaults.
+
+    Raises:
+        InputError: the method has no such setting, or its value is wrong.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(method.config)}
+    given: dict[str, Any] = {}
+    for name in METHOD_FLAGS:
+        if name in args:  # flags without a default are absent when not given
+            if name not in defaults:
+                raise InputError(f"the method {args.method} takes no --{name.replace('_', '-')}: leave it out")
+            given[name] = getattr(args, name)
+    if "seed" in defaults:
+        given["seed"] = args.seed
+    for item in args.method_options.split(",") if args.method_options else []:
+        name, _, text = item.partition("=")
+        if name not in defaults or name in ("seed", *METHOD_FLAGS):
+            own = [n for n in defaults if n not in ("seed", *METHOD_FLAGS)]
+            raise InputError(f"the method {args.method} has no option {name!r}: it has {', '.join(own) or 'none'}")
+        given[name] = _value(name, text, type(defaults[name]))
+    if ":" in str(given.get("pattern", defaults.get("pattern"))):
+        given.setdefault("compression", None)  # N:M implies it
+    return method.config(**given)
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    """Reads an option's value as what its default is."""
+    try:
+        return {"true": True, "false": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise InputError(f"--method-options: {name}={text} is wrong: give {name} a value of type {kind.__name__}") from None
 
 
 def make_parser() -> common.ArgumentParser:
@@ -128,24 +158,33 @@ def make_parser() -> common.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     parser.add_argument("--format", choices=("factored", "dense"), default="factored", help="dense folds S + UV; timm opens it")
-    parser.add_argument("--method", default="oats", help="the compression method: oats")
     parser.add_argument(
-        "--compression", type=float, metavar="RHO", help="share of the weights to remove; 0.5 unless N:M implies it"
+        "--method",
+        default="oats",
+        help="oats, wanda, magnitude, sparsegpt, mrp, alps, dsnot, svd, or ./file.py:name for your own; see docs/methods.md",
     )
     parser.add_argument(
-        "--rank-ratio", type=float, default=0.2, metavar="KAPPA", help="share of the kept weights for the low-rank term"
+        "--method-options", default="", metavar="NAME=VALUE,...", help="further settings of the method; see docs/methods.md"
     )
-    parser.add_argument("--iterations", type=int, default=80, metavar="N", help="alternating steps at most")
-    parser.add_argument("--pattern", default="row", help="row, layer, or N:M such as 2:4 (N of M are kept)")
-    parser.add_argument(
-        "--solver",
-        choices=("fast", "exact"),
-        default="fast",
-        help="exact: full SVDs, as published; see docs/oats.md",
+    # what a method is not told it decides itself, so these have no default here
+    method = partial(parser.add_argument, default=SUPPRESS)
+    method(
+        "--compression", type=float, metavar="RHO", help="share of the weights to remove (default: 0.5 unless N:M implies it)"
     )
-    parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="stop below this relative gain a step; 0 never stops early"
+    method(
+        "--rank-ratio",
+        type=float,
+        metavar="KAPPA",
+        help="oats: share of the kept weights for the low-rank term (default: 0.2)",
     )
+    method("--iterations", type=int, metavar="N", help="iterations at most (default: oats 80, alps 300, dsnot 50)")
+    method(
+        "--pattern",
+        help="row, layer, blocks 1x2 or 1x4 along the input, or N:M such as 2:4, of which N are kept "
+        "(default: row; layer for magnitude, sparsegpt, mrp and alps)",
+    )
+    method("--solver", choices=("fast", "exact"), help="oats: exact takes full SVDs, as published (default: fast)")
+    method("--tolerance", type=float, help="oats: stop below this relative gain a step; 0 never stops early (default: 1e-4)")
     parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
     parser.add_argument(
         "--nsamples", type=common.positive, default=512, metavar="N", help="calibration images, drawn at random"

@@ -7,6 +7,8 @@ biases do not count. OATS (arXiv 2409.13652), with the rounding of its published
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from vitoats.errors import InputError
 from vitoats.methods.sparsity import Pattern
 
@@ -19,13 +21,19 @@ class LayerBudget:
     kept_per_group: int
 
 
-def effective_compression(compression: float | None, rank_ratio: float, pattern: Pattern) -> float:
+def effective_compression(compression: float | None, rank_ratio: float | None, pattern: Pattern) -> float:
     """Returns rho. N:M fixes the density of S at n/m, so that 1 - rho = (n/m) / (1 - kappa); other patterns take rho as given.
+
+    Args:
+        compression: rho as asked for, None where it is left to the pattern.
+        rank_ratio: kappa, None for a method without a low-rank term.
+        pattern: of S.
 
     Raises:
         InputError: a value is out of range, nothing would be left, or rho contradicts what N:M and kappa imply.
     """
-    if not 0.0 <= rank_ratio <= 1.0:
+    kappa = 0.0 if rank_ratio is None else rank_ratio
+    if not 0.0 <= kappa <= 1.0:
         raise InputError(f"rank ratio {rank_ratio:g} is out of range: --rank-ratio takes a number from 0 to 1")
     if compression is not None and not 0.0 <= compression < 1.0:
         raise InputError(
@@ -37,20 +45,19 @@ def effective_compression(compression: float | None, rank_ratio: float, pattern:
             raise InputError(f"pattern {pattern} needs a compression: give --compression, say 0.5")
         return compression
     density = pattern.n / pattern.m
-    if rank_ratio >= 1 - density:
+    if kappa >= 1 - density:
         raise InputError(
             f"pattern {pattern} keeps {density:.0%} of S, so with rank ratio {rank_ratio:g} nothing would be removed: "
             f"use a --rank-ratio below {1 - density:g}"
         )
-    implied = 1 - density / (1 - rank_ratio)
+    implied = 1 - density / (1 - kappa)
     if compression is not None and abs(compression - implied) > 0.002:
         reachable = 1 - density / (1 - compression)
         remedy = f"leave --compression out (it is then {implied:.4g})"
-        if reachable >= 0:
+        if rank_ratio is not None and reachable >= 0:
             remedy += f", or give --rank-ratio {reachable:.4g}"
-        raise InputError(
-            f"pattern {pattern} with rank ratio {rank_ratio:g} means compression {implied:.4g}, not {compression:g}: {remedy}"
-        )
+        with_rank = "" if rank_ratio is None else f" with rank ratio {rank_ratio:g}"
+        raise InputError(f"pattern {pattern}{with_rank} means compression {implied:.4g}, not {compression:g}: {remedy}")
     return implied
 
 
@@ -58,23 +65,50 @@ def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, p
     """Splits a layer's budget into a rank and non-zeros.
 
     rank = int(kappa * (1 - rho) * d_out * d_in / (d_out + d_in)); a row of S loses int(d_in * s) entries, with
-    s = 1 - (1 - kappa) * (1 - rho). A layer-wise pattern keeps as many entries in all as the row-wise one.
+    s = 1 - (1 - kappa) * (1 - rho). A layer-wise pattern keeps as many entries in all as the row-wise one; blocks round to the
+    nearest whole block of a row, halves up.
 
     Raises:
-        InputError: nothing would be left of the layer, or its d_in is no multiple of M.
+        InputError: nothing would be left of the layer, or the pattern does not fit its d_in.
     """
+    pattern.check_width(d_in)
     kept = 1 - compression
     rank = int(rank_ratio * kept * (d_out * d_in) / (d_out + d_in))
     per_row = d_in - int(d_in * (1 - (1 - rank_ratio) * kept))
     if pattern.kind == "N:M":
-        if d_in % pattern.m:
-            raise InputError(
-                f"pattern {pattern} needs an input width that is a multiple of {pattern.m}, not {d_in}: use --pattern row"
-            )
         return LayerBudget(rank, pattern.n)
+    per_row = (per_row + pattern.width // 2) // pattern.width * pattern.width
     if rank == 0 and per_row == 0:
         raise InputError(
             f"compression {compression:g} with rank ratio {rank_ratio:g} leaves nothing of a {d_out} x {d_in} layer: "
             f"lower --compression"
         )
-    return LayerBudget(rank, per_row if pattern.kind == "row" else d_out * per_row)
+    return LayerBudget(rank, d_out * per_row if pattern.kind == "layer" else per_row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseConfig:
+    """Settings that all methods without a low-rank term share.
+
+    Attributes:
+        compression: rho, the share of the weights that is removed. None with an N:M pattern, which implies 1 - N/M.
+        pattern: "row", "layer", "1x2", "1x4" or "N:M" (N of M are kept).
+    """
+
+    compression: float | None = 0.5
+    pattern: str = "row"
+
+    def __post_init__(self):
+        self.total_compression()
+
+    def total_compression(self) -> float:
+        """rho, also where an N:M pattern implies it."""
+        return effective_compression(self.compression, None, Pattern.parse(self.pattern))
+
+    def budget(self, d_out: int, d_in: int) -> LayerBudget:
+        """What a d_out x d_in matrix may keep: rank 0, and the entries of S."""
+        return layer_budget(d_out, d_in, self.total_compression(), 0.0, Pattern.parse(self.pattern))
+
+    def mask(self, magnitudes: Tensor) -> Tensor:
+        """Marks the entries to keep, bool [d_out, d_in]: the largest magnitudes [d_out, d_in] that pattern and budget allow."""
+        return Pattern.parse(self.pattern).keep(magnitudes, self.budget(*magnitudes.shape).kept_per_group)

@@ -17,7 +17,8 @@ from torch import Tensor
 from vitoats.errors import InputError
 from vitoats.methods.budget import LayerBudget, effective_compression, layer_budget
 from vitoats.methods.registry import Decomposition, register
-from vitoats.methods.sparsity import Pattern, WarmThreshold, largest
+from vitoats.methods.sparsity import Pattern, WarmThreshold
+from vitoats.methods.statistics import InputStatistics, check_finite
 
 FIRST_POWER_STEPS = 16  # subspace iterations that stand in for the first SVD; each later step takes one
 
@@ -33,7 +34,7 @@ class OATSConfig:
         compression: rho, the share of the weights that is removed. None with an N:M pattern, which implies it.
         rank_ratio: kappa, the share of the kept parameters that goes to the low-rank term.
         iterations: alternating steps at most.
-        pattern: "row" (the paper's), "layer", or "N:M".
+        pattern: "row" (the paper's), "layer", "1x2", "1x4", or "N:M".
         solver: "exact" takes a full SVD and an exact threshold each step, as published. "fast" takes one warm-started
             subspace iteration and a warm-started threshold instead, at a fraction of the time.
         tolerance: stop when a step lowers the objective by less than this share of it; 0 turns that off. The exact solver
@@ -67,25 +68,24 @@ class OATSConfig:
         return layer_budget(d_out, d_in, self.total_compression(), self.rank_ratio, Pattern.parse(self.pattern))
 
 
-@register("oats", OATSConfig)
-def oats(weight: Tensor, second_moment: Tensor, config: OATSConfig) -> Decomposition:
+@register("oats", OATSConfig, needs="diagonal")
+def oats(weight: Tensor, statistics: InputStatistics, config: OATSConfig) -> Decomposition:
     """Decomposes one weight matrix.
 
     Args:
         weight: W [d_out, d_in], float32 or float64; the result has its dtype.
-        second_moment: [d_in], the sum or mean of each input's square; only ratios between inputs matter.
+        statistics: second_moment [d_in]; only ratios between inputs matter.
         config: the settings.
 
     Returns:
-        S, U and V. Inputs that were always zero get zero weights: they earn nothing, so no budget is spent on them.
+        S, U and V, with the error that OATS minimises: ||(W - S - U V) D||_F^2, and its root over ||W D||_F. Inputs that were
+        always zero get zero weights: they earn nothing, so no budget is spent on them.
 
     Raises:
         InputError: a weight or second moment is not finite, or nothing would be left of the layer.
     """
-    if not torch.isfinite(weight).all():
-        raise InputError("a weight is not finite (NaN or Inf): the weights are broken, load another checkpoint")
-    if not torch.isfinite(second_moment).all():
-        raise InputError("an activation is not finite (NaN or Inf): check the weights and the calibration images")
+    check_finite(weight, statistics)
+    second_moment = statistics.second_moment
     pattern = Pattern.parse(config.pattern)
     budget = config.budget(*weight.shape)
 
@@ -128,8 +128,7 @@ def oats(weight: Tensor, second_moment: Tensor, config: OATSConfig) -> Decomposi
 
 def threshold(R: Tensor, pattern: Pattern, kept: int) -> Tensor:
     """The nearest matrix to R [d_out, d_in] with ``kept`` non-zeros in each group."""
-    groups = pattern.groups(R)
-    return torch.where(largest(groups.abs(), kept), groups, 0).view_as(R)
+    return torch.where(pattern.keep(R.abs(), kept), R, 0)
 
 
 def truncated_svd(A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -181,8 +180,8 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
         if step == config.iterations:
             break
         torch.abs(R, out=magnitudes)
-        if pattern.kind == "N:M":
-            mask.copy_(largest(pattern.groups(magnitudes), budget.kept_per_group).view_as(A))
+        if pattern.kind in ("N:M", "block"):
+            mask.copy_(pattern.keep(magnitudes, budget.kept_per_group))
             torch.mul(R, mask, out=S)
             surplus = 0.0
         else:

@@ -1,31 +1,42 @@
 """What a layer method takes and returns, and the table of methods by name.
 
-A method is one file with a frozen config dataclass and one pure function. It is registered under the name users type:
+A method is one file with a frozen config dataclass and one pure function. It is registered under the name users type, with
+what it needs to know of the layer's input (``vitoats.methods.statistics``):
 
-    @register("oats", OATSConfig)
-    def oats(weight, second_moment, config): ...
+    @register("oats", OATSConfig, needs="diagonal")
+    def oats(weight, statistics, config): ...
+
+Every field of a config has a default, and a config answers ``budget(d_out, d_in)`` and ``total_compression()``.
 """
 
+import hashlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vitoats.errors import InputError
+from vitoats.methods.statistics import InputStatistics, Needs
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """W ~ S + U V, for one weight matrix [d_out, d_in].
+    """W ~ W' = S + U V, for one weight matrix [d_out, d_in].
 
     Attributes:
         S: [d_out, d_in], the sparse term with explicit zeros.
         U: [d_out, r].
         V: [r, d_in].
-        objective: ||(W - S - U V) D||_F^2, D = diag(sqrt(second_moment)).
-        relative_error: the root of objective over ||W D||_F^2.
-        steps: how many alternating steps were taken.
+        objective: the output error. Where the method knows H it is the true one, tr((W - W') H (W - W')^T) =
+            ||X (W - W')^T||_F^2 / n_tokens; where it knows the diagonal alone, ||(W - W') D||_F^2 with
+            D = diag(sqrt(second_moment)), which leaves out how inputs correlate.
+        relative_error: the root of objective over the same figure for W itself: ||X (W - W')^T||_F / ||X W^T||_F, or
+            ||(W - W') D||_F / ||W D||_F.
+        steps: how many iterations were taken; 1 for a method without.
     """
 
     S: Tensor
@@ -36,34 +47,111 @@ class Decomposition:
     steps: int
 
 
+def measured(
+    weight: Tensor,
+    statistics: InputStatistics,
+    S: Tensor,
+    U: Tensor | None = None,
+    V: Tensor | None = None,
+    steps: int = 1,
+) -> Decomposition:
+    """Puts a result together: casts it to the weight's dtype and measures its error.
+
+    Args:
+        weight: W [d_out, d_in].
+        statistics: of the layer's input; with H the error is the true one (see ``Decomposition``).
+        S: [d_out, d_in].
+        U: [d_out, r], none at rank 0.
+        V: [r, d_in], none at rank 0.
+        steps: how many iterations were taken.
+    """
+    S = S.to(weight.dtype)
+    U = weight.new_zeros(weight.shape[0], 0) if U is None else U.to(weight.dtype)
+    V = weight.new_zeros(0, weight.shape[1]) if V is None else V.to(weight.dtype)
+    objective = output_energy((weight - S - U @ V).double(), statistics)
+    total = output_energy(weight.double(), statistics)
+    return Decomposition(S, U, V, objective, (objective / total) ** 0.5 if total > 0 else 0.0, steps)
+
+
+def output_energy(E: Tensor, statistics: InputStatistics) -> float:
+    """tr(E H E^T), the mean over tokens of ||E x||^2, for E [d_out, d_in]; of D^2 in the place of H where H is not known."""
+    if statistics.H is None:
+        return (E.square() @ statistics.second_moment.to(E)).sum().item()
+    return max(0.0, ((E @ statistics.H.to(E)) * E).sum().item())  # round-off may leave it below 0
+
+
 @dataclass(frozen=True)
 class Method:
-    """A layer solver: ``solve(weight [d_out, d_in], second_moment [d_in], config) -> Decomposition``."""
+    """A layer solver: ``solve(weight [d_out, d_in], statistics, config) -> Decomposition``.
 
-    name: str
+    Attributes:
+        config: its frozen dataclass.
+        solve: the function.
+        needs: "diagonal" for the second moment of each input, "full" for H and the mean as well.
+        digest: SHA-256 of the file that a user's own method comes from, "" for ours.
+    """
+
     config: type
-    solve: Callable[[Tensor, Tensor, Any], Decomposition]
+    solve: Callable[[Tensor, InputStatistics, Any], Decomposition]
+    needs: Needs
+    digest: str = ""
 
 
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, config: type) -> Callable:
+def register(name: str, config: type, needs: Needs) -> Callable:
     """Enters a solver into the table of methods."""
 
     def enter(solve):
-        METHODS[name] = Method(name, config, solve)
+        METHODS[name] = Method(config, solve, needs)
         return solve
 
     return enter
 
 
 def get_method(name: str) -> Method:
-    """Looks a method up by name.
+    """Looks a method up by name, or loads a user's own, which is named ``./file.py:name``.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or the file cannot be used.
     """
+    path, colon, inner = name.rpartition(".py:")
+    if colon:
+        return _load(Path(path + ".py"), inner)
     if name not in METHODS:
-        raise InputError(f"unknown method {name!r}: use one of {', '.join(sorted(METHODS))}")
+        raise InputError(f"unknown method {name!r}: use one of {', '.join(sorted(METHODS))}, or ./file.py:name for your own")
     return METHODS[name]
+
+
+_LOADED: dict[tuple[str, str], dict[str, Method]] = {}  # what each file, of each content, registers
+
+
+def _load(path: Path, name: str) -> Method:
+    """Runs a user's file and returns what it registers as ``name``; the table of methods stays as it was."""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give --method ./file.py:name") from None
+    key = (str(path.resolve()), digest)
+    if key not in _LOADED:
+        before = dict(METHODS)
+        spec = importlib.util.spec_from_file_location(f"vitoats_method_{digest[:16]}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+            _LOADED[key] = {n: Method(m.config, m.solve, m.needs, digest) for n, m in METHODS.items() if m is not before.get(n)}
+        except (Exception, SystemExit) as error:
+            del sys.modules[spec.name]
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} does not run ({type(error).__name__}: {said}): correct the file") from None
+        finally:
+            METHODS.clear()
+            METHODS.update(before)
+    found = _LOADED[key]
+    if name not in found:
+        raise InputError(f"{path} registers no method {name!r}: it has {', '.join(sorted(found)) or 'none'}")
+    return found[name]

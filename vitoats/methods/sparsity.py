@@ -1,7 +1,8 @@
 """Which entries of S are kept: sparsity patterns, and the hard threshold onto them.
 
 Every pattern keeps the k largest magnitudes of each *group* of entries: a group is an output row ("row"), the whole matrix
-("layer"), or M consecutive inputs of one row ("N:M", of which N are kept).
+("layer"), or M consecutive inputs of one row ("N:M", of which N are kept). Blocks ("1x2", "1x4") are rows whose units are 2 or
+4 consecutive inputs that live or die together; a block counts as the sum of its squared magnitudes.
 """
 
 import re
@@ -13,20 +14,29 @@ from torch import Tensor
 
 from vitoats.errors import InputError
 
+BLOCK_WIDTHS = (2, 4)
 _PAIRWISE_LIMIT = 32  # groups up to this size are ranked by comparing all pairs
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A sparsity pattern; ``n`` and ``m`` count for "N:M" only, where n of each m consecutive inputs are kept."""
+    """A sparsity pattern.
 
-    kind: Literal["row", "layer", "N:M"]
+    Attributes:
+        kind: what a group is.
+        n: for "N:M", how many of each m consecutive inputs are *kept*.
+        m: for "N:M".
+        width: how many consecutive inputs of a row live or die together; above 1 for "block" only.
+    """
+
+    kind: Literal["row", "layer", "N:M", "block"]
     n: int = 0
     m: int = 0
+    width: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Reads "row", "layer" or "2:4".
+        """Reads "row", "layer", "2:4" or "1x4".
 
         Raises:
             InputError: the text is none of these, or not 0 < N < M <= 32.
@@ -35,15 +45,52 @@ class Pattern:
             return cls("row")
         if text == "layer":
             return cls("layer")
+        if text in (f"1x{width}" for width in BLOCK_WIDTHS):
+            return cls("block", width=int(text[2:]))
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if match and 0 < int(match[1]) < int(match[2]) <= _PAIRWISE_LIMIT:
             return cls("N:M", int(match[1]), int(match[2]))
         raise InputError(
-            f"unknown pattern {text!r}: use row, layer, or N:M such as 2:4 (N of M are kept, 0 < N < M <= {_PAIRWISE_LIMIT})"
+            f"unknown pattern {text!r}: use row, layer, 1x2, 1x4, or N:M such as 2:4 "
+            f"(N of M are kept, 0 < N < M <= {_PAIRWISE_LIMIT})"
         )
 
     def __str__(self) -> str:
+        if self.kind == "block":
+            return f"1x{self.width}"
         return f"{self.n}:{self.m}" if self.kind == "N:M" else self.kind
+
+    def check_width(self, d_in: int) -> None:
+        """Refuses inputs that the pattern does not tile.
+
+        Raises:
+            InputError: d_in is no multiple of M, or of the blocks' width.
+        """
+        unit = self.m if self.kind == "N:M" else self.width
+        if d_in % unit:
+            raise InputError(f"pattern {self} needs an input width that is a multiple of {unit}, not {d_in}: use --pattern row")
+
+    def keep(self, magnitudes: Tensor, kept: int) -> Tensor:
+        """Marks what the pattern keeps of a matrix.
+
+        Args:
+            magnitudes: [d_out, d_in], finite and not negative.
+            kept: entries to keep in each group; a multiple of the blocks' width.
+
+        Returns:
+            bool [d_out, d_in].
+        """
+        if self.kind == "block":
+            return self.spread(largest(self.units(magnitudes.square()), kept // self.width))
+        return largest(self.groups(magnitudes.contiguous()), kept).view_as(magnitudes)
+
+    def units(self, matrix: Tensor) -> Tensor:
+        """Sums a matrix [d_out, d_in] over each unit that lives or dies together: [d_out, d_in / width]."""
+        return matrix.unflatten(1, (-1, self.width)).sum(dim=2)
+
+    def spread(self, units: Tensor) -> Tensor:
+        """Gives each entry what its unit has: [d_out, d_in / width] -> [d_out, d_in]."""
+        return units.repeat_interleave(self.width, dim=1)
 
     def groups(self, matrix: Tensor) -> Tensor:
         """Views a contiguous matrix [d_out, d_in] as [n_groups, group_size]."""

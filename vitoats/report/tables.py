@@ -27,7 +27,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def layer_table(report: CompressionReport) -> None:
-    """One row a compressed layer. Error is ||(W - S - UV) D||_F / ||W D||_F in percent, kept is nnz + r (d_in + d_out)."""
+    """One row a compressed layer. Error is ``relative_error`` in percent, kept is nnz + r (d_in + d_out)."""
     print_table(
         f"{len(report.layers)} layers compressed, {report.compression:.2%} of their weights removed, {report.n_images} images",
         ("layer", "shape", "rank", "non-zeros", "kept %", "error %", "steps", "s"),

@@ -1,0 +1,129 @@
+"""DSNoT: dynamic sparse no training (Zhang et al., arXiv 2310.08915, ICLR 2024): swaps weights in and out of a mask.
+
+With d_ij = W_ij * mean(x_j), the share of input j in the mean of output i, a row's mean error is e_i, the sum of d_ij over
+removed j.
+Each cycle, in each row with |e_i| above a threshold:
+
+    grow    the removed weight that lowers |e| the most for its input's variance: largest d / var^p if e > 0, smallest if e < 0
+    remove  of the kept weights whose d then lowers |e|, the one with the least Wanda score
+
+Only the mask changes. Row by row the number of kept weights stays what it was, and each weight moves once at most. Where
+vision transformers or the patterns need it, we chose:
+
+* The published threshold, 0.1 on sums over sequences of 2048 tokens, is 0.1 / 2048 on means over tokens.
+* The variance is that over all tokens, mean(x^2) - mean(x)^2; the published code averages the variance inside each sequence.
+* All linear layers are refined; the published default leaves those of the MLP at the first mask.
+* N:M removes in the group of the weight that grew, and a row stops when the sign of e would flip; a row without a weight to
+  remove stops. In blocks, d, d / var^p and squared scores add up over a block, which moves as one.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vitoats.errors import InputError
+from vitoats.methods.budget import SparseConfig
+from vitoats.methods.registry import Decomposition, measured, register
+from vitoats.methods.sparsity import Pattern
+from vitoats.methods.statistics import InputStatistics, check_finite
+from vitoats.methods.wanda import wanda_score
+
+THRESHOLD = 0.1 / 2048  # of |e|, for each token
+
+Initial = Literal["wanda", "magnitude"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSNoTConfig(SparseConfig):
+    """Settings of DSNoT; the defaults are the published code's.
+
+    Attributes:
+        initial: which mask to start from, "wanda" or "magnitude".
+        iterations: cycles at most, one swap in each row.
+        threshold: a row is done when |e| is not above it.
+        power: p, of the variance.
+    """
+
+    initial: Initial = "wanda"
+    iterations: int = 50
+    threshold: float = THRESHOLD
+    power: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.initial not in get_args(Initial):
+            raise InputError(f"unknown first mask {self.initial!r}: use initial=wanda or initial=magnitude")
+        if self.iterations < 1:
+            raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
+        if not self.threshold >= 0 or not self.power >= 0:
+            raise InputError("threshold and power take numbers of 0 or more: leave them out of --method-options")
+
+
+@register("dsnot", DSNoTConfig, needs="full")
+def dsnot(weight: Tensor, statistics: InputStatistics, config: DSNoTConfig) -> Decomposition:
+    """Refines a mask.
+
+    Args:
+        weight: W [d_out, d_in].
+        statistics: with H and the mean.
+        config: the settings.
+
+    Raises:
+        InputError: a number is not finite, or the pattern or budget does not fit.
+    """
+    check_finite(weight, statistics)
+    assert statistics.mean is not None
+    pattern = Pattern.parse(config.pattern)
+    score = wanda_score(weight, statistics)
+    mask = config.mask(score if config.initial == "wanda" else weight.abs())
+    double = torch.finfo(torch.float64)
+    least = max(double.eps * statistics.second_moment.max().item(), double.tiny)  # of a constant input, by round-off
+    variance = (statistics.second_moment - statistics.mean.square()).clamp(min=least)
+    d = weight.double() * statistics.mean
+    growth = pattern.units(d / variance**config.power)
+    units = mask.unflatten(1, (-1, pattern.width))[:, :, 0]
+    units, steps = swap(units, pattern.units(d), growth, pattern.units(score.square()), pattern, config)
+    return measured(weight, statistics, torch.where(pattern.spread(units), weight, 0), steps=steps)
+
+
+def swap(mask: Tensor, d: Tensor, growth: Tensor, score: Tensor, pattern: Pattern, config: DSNoTConfig) -> tuple[Tensor, int]:
+    """The cycles, all rows at once; all tensors are [d_out, n].
+
+    Args:
+        mask: bool, what is kept at first.
+        d: the share of each weight in the mean output.
+        growth: what is ranked to grow.
+        score: what is ranked to remove.
+        pattern: N:M removes in the same group.
+        config: the settings.
+
+    Returns:
+        the new mask, and how many cycles it took.
+    """
+    mask, may_grow, may_go = mask.clone(), ~mask, mask.clone()
+    rows = torch.arange(len(mask), device=mask.device)
+    group = torch.arange(mask.shape[1], device=mask.device) // max(pattern.m, 1)
+    e = torch.where(mask, 0, d).sum(dim=1)
+    active = e.abs() > config.threshold
+    cycle = 0
+    while cycle < config.iterations and active.any():
+        cycle += 1
+        sign = e.sign()
+        lowers = torch.where(may_grow, growth * sign[:, None], -torch.inf)
+        grown = lowers.argmax(dim=1)
+        after = e - d[rows, grown]
+        fits = group == group[grown][:, None] if pattern.kind == "N:M" else d * after[:, None] < 0
+        candidates = may_go & fits
+        gone = torch.where(candidates, score, torch.inf).argmin(dim=1)
+        after = after + d[rows, gone]
+        active &= may_grow.any(dim=1) & candidates.any(dim=1)
+        if pattern.kind == "N:M":
+            active &= after.sign() == sign
+        r, grow, go = rows[active], grown[active], gone[active]
+        mask[r, grow], mask[r, go] = True, False
+        may_grow[r, grow], may_go[r, go] = False, False
+        e = torch.where(active, after, e)
+        active &= e.abs() > config.threshold
+    return mask, cycle
