@@ -55,7 +55,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     several: dict[str, Any] = {"action": "append", "metavar": "X"}
     parser.add_argument("--shape", type=_shape, **several, help="outputs x inputs, such as 768x3072; those of ViT-S, B and L")
     parser.add_argument("--tokens", type=_tokens, **several, help=f"such as 197, or 8x197 for a batch; {', '.join(TOKENS)}")
-    parser.add_argument("--zeros", type=_percent, **several, help="percent of zeros; 50, 62.5, 75, 87.5")
+    parser.add_argument("--zeros", type=common.percentage, **several, help="percent of zeros; 50, 62.5, 75, 87.5")
     parser.add_argument("--pattern", choices=PATTERNS, action="append", help="zeros alike in each row, or over the layer; both")
     parser.add_argument("--threads", type=common.positive, **several, help="CPU threads; 1 and 2")
     parser.add_argument("--float16", action="store_true", help="the sparse values are float16")
@@ -254,7 +254,3 @@ def _product(text: str, words: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
     return int(parts[0]), int(parts[1])
-
-
-def _percent(text: str) -> float:
-    return common._number(text, float, lambda z: 0 <= z < 100, "a percentage from 0 to below 100")

@@ -152,6 +152,11 @@ def positive_number(text: str) -> float:
     return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
 
 
+def percentage(text: str) -> float:
+    """A percentage below 100, for argparse."""
+    return _number(text, float, lambda x: 0 <= x < 100, "a percentage from 0 to below 100")
+
+
 def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Parses flags; those not given come from ``--config FILE`` (YAML: flag names without dashes), then from the defaults.
 

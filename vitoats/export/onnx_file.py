@@ -77,7 +77,6 @@ def export_onnx(
         "n_classes": loaded.n_classes,
         "param_count": round(parameter_count(loaded.model) / 1e6, 2),
         "form": form,
-        "sparse_nodes": sum(node.domain == DOMAIN for node in proto.graph.node),
         **(about or {}),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
     }

@@ -39,7 +39,6 @@ constexpr int kMaxWords = 4;    // of the mask, for a row in one pass
 constexpr int kFewTokens = 8;   // up to here: the regime of few tokens
 constexpr int kMaxVectors = 13; // of tokens in a block: as many accumulators, and registers are left for the operands
 constexpr int kMaxRows = 128;   // of S in a task
-constexpr int kMaxLanes = 16;
 
 // Where y goes, and what is added to the product: y = x S^T + addend + bias. Either may be null.
 struct Output {
