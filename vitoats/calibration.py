@@ -4,7 +4,8 @@ The hidden states of all calibration images between two blocks are one tensor [n
 runs over it twice: once as it was, to measure the inputs of its linear layers, and once compressed, to move on.
 Memory does not grow with depth:
 
-    n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory)
+    n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory);
+                                              twice for targets from the dense path
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
   + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitoats.errors import InputError, RunError
 from vitoats.methods.hessian import REFIT_BYTES
@@ -63,7 +64,13 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    adapter: ModelAdapter, nsamples: int, batch_size: int, factors: int, compression: float, needs: Needs = "diagonal"
+    adapter: ModelAdapter,
+    nsamples: int,
+    batch_size: int,
+    factors: int,
+    compression: float,
+    needs: Needs = "diagonal",
+    paths: int = 1,
 ) -> MemoryEstimate:
     """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
 
@@ -73,7 +80,8 @@ def estimate_memory(
         batch_size: images at a time.
         factors: parameters of all low-rank factors.
         compression: share of the weights that is removed.
-        needs: what the method needs to know of a layer's input.
+        needs: what is collected of a layer's input.
+        paths: 2 where the dense model's hidden states are kept beside the compressed one's.
     """
     tokens_by_width = 1
     for size in adapter.hidden_shape:
@@ -87,7 +95,7 @@ def estimate_memory(
         solver += HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
     return MemoryEstimate(
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
-        hidden=nsamples * tokens_by_width * 4,
+        hidden=paths * nsamples * tokens_by_width * 4,
         block=min(batch_size, nsamples) * tokens_by_width * MLP_TENSORS * 4,
         statistics=statistics,
         solver=solver,
@@ -187,17 +195,31 @@ class HiddenStates:
                 raise InputError(
                     f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images"
                 )
-            if needs == "diagonal":
-                found[name] = InputStatistics(moments[0])
-            else:
-                found[name] = InputStatistics(moments[0].diagonal().clone(), *moments)
+            found[name] = InputStatistics(moments[0]) if needs == "diagonal" else input_moments(*moments)
         return found
 
     @torch.inference_mode()
-    def advance(self, adapter: ModelAdapter, block: int) -> None:
-        """Replaces the hidden states by the block's outputs, in place."""
+    def advance(self, adapter: ModelAdapter, index: int, block: nn.Module | None = None) -> None:
+        """Replaces the hidden states by a block's outputs, in place.
+
+        Args:
+            adapter: the model.
+            index: which block.
+            block: another module in its place; the model's own by default.
+        """
         for batch in self.values.split(self.batch_size):
-            batch.copy_(adapter.run_block(block, batch.to(self.device)))
+            batch.copy_(adapter.run_block(index, batch.to(self.device), block))
+
+    def copy(self, spill_to: Path | None = None) -> "HiddenStates":
+        """The same hidden states once more, to go another way."""
+        values = _allocate(tuple(self.values.shape), spill_to)
+        values.copy_(self.values)
+        return HiddenStates(values, self.batch_size, self.device)
+
+
+def input_moments(H: Tensor, mean: Tensor) -> InputStatistics:
+    """Statistics from H [d_in, d_in] and the mean [d_in]."""
+    return InputStatistics(H.diagonal().clone(), H, mean)
 
 
 def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,16 @@ from vitoats.calibration import HiddenStates, MemoryEstimate, estimate_memory
 from vitoats.errors import InputError
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
 from vitoats.methods.registry import Decomposition, Method, get_method
-from vitoats.methods.statistics import InputStatistics
+from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
+from vitoats.targets import DensePath, OutputError, Target, corrected, layer_inputs
 
 if TYPE_CHECKING:
     from vitoats.resume import BlockStore
 
 log = logging.getLogger("vitoats")
 
+Budget = dict[str, float]  # of one layer: some of compression and rank_ratio
 Progress = Callable[[int, int, str], None]  # block, number of blocks, what is being done
 
 
@@ -38,7 +40,8 @@ class LayerRow:
         kept_parameters: nonzeros + sum of r_i (d_i + d_in).
         relative_error: as the method measures it (``Decomposition``). With H it is the layer's relative output error
             ||X (W - S - UV)^T||_F / ||X W^T||_F; with the diagonal alone ||(W - S - UV) D||_F / ||W D||_F, D the root of the
-            inputs' second moments, which leaves out how inputs correlate.
+            inputs' second moments, which leaves out how inputs correlate. W is what the target makes of the dense weights
+            (``vitoats.targets``), and where the bias is refitted the moments are those about the mean.
         steps: iterations of the solver, the most of its row blocks.
         seconds: spent in the solver.
     """
@@ -87,6 +90,9 @@ def compress(
     nsamples: int,
     batch_size: int = 64,
     fused_qkv: bool = False,
+    target: Target = "block",
+    refit_bias: bool = False,
+    budgets: dict[str, Budget] | None = None,
     memory_limit: float | None = None,
     scratch: Path | None = None,
     state: "BlockStore | None" = None,
@@ -103,6 +109,9 @@ def compress(
         nsamples: how many images ``images`` yields at most.
         batch_size: how many images a block runs on at a time.
         fused_qkv: decompose a fused qkv as one matrix; by default q, k and v apart, as the paper does.
+        target: what a layer is to put out, and from which inputs (``vitoats.targets``).
+        refit_bias: let the bias take up the mean of what a layer loses, so that its weights need only care for what varies.
+        budgets: settings of single layers by name, in the place of the config's; all of the config's by default.
         memory_limit: bytes; if the estimate is above it, hidden states go to a file in ``scratch`` instead.
         scratch: a folder with room for that file.
         state: keeps finished blocks, and gives back those of an interrupted run.
@@ -118,39 +127,51 @@ def compress(
     solver = get_method(method)
     adapter = adapt(model, img_size)
     linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
+    configs = {x.name: replace(config, **(budgets or {}).get(x.name, {})) for block in linears for x in block}
+    two_paths = target in ("dense", "residual")
+    needs: Needs = "full" if two_paths or refit_bias else solver.needs
     factors = 0
     for layer in [x for block in linears for x in block]:  # a budget that leaves nothing shows before the work starts
         module = adapter.linear(layer)
         d_out, d_in = module.out_features // layer.parts, module.in_features
-        factors += layer.parts * config.budget(d_out, d_in).rank * (d_out + d_in)
-    estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), solver.needs)
+        factors += layer.parts * configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in)
+    estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), needs, 1 + two_paths)
     spill_to = _plan_memory(estimate, memory_limit, scratch)
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
+    dense = DensePath(hidden.copy(spill_to)) if two_paths else None
 
     rows: list[LayerRow] = []
     for index, block in enumerate(linears):
+        if dense:
+            dense.enter(adapter, index, block, residual=target == "residual")
         finished = state.load(index) if state else None
         if finished:
             progress(index, n_blocks, "resuming")
             layers, block_rows = finished
+            for name, layer in layers.items():
+                replace_module(model, name, layer.to(hidden.device))
         else:
             progress(index, n_blocks, "calibrating")
-            statistics = hidden.statistics(adapter, index, block, solver.needs)
             layers, block_rows = {}, []
-            for linear in block:
+            for linear, statistics, error in layer_inputs(adapter, index, block, hidden, dense, target, needs):
                 progress(index, n_blocks, linear.name)
-                layers[linear.name], row = _compress_layer(adapter, linear, statistics[linear.name], solver, config)
+                layer, row = _compress_layer(
+                    adapter.linear(linear), linear, statistics, error, refit_bias, solver, configs[linear.name]
+                )
+                replace_module(model, linear.name, layer.to(hidden.device))
+                layers[linear.name] = layer
                 block_rows.append(row)
+                progress(index, n_blocks, "calibrating")
             if state:
                 state.save(index, layers, block_rows)
-        for name, compressed in layers.items():
-            replace_module(model, name, compressed.to(hidden.device))
         rows += block_rows
         if index + 1 < n_blocks:
             progress(index, n_blocks, "propagating")
             hidden.advance(adapter, index)
+            if dense:
+                dense.advance(adapter, index)
     progress(n_blocks, n_blocks, "done")
     total = sum(row.d_out * row.d_in for row in rows)
     kept = sum(row.kept_parameters for row in rows)
@@ -172,17 +193,31 @@ def _plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | 
 
 @torch.inference_mode()
 def _compress_layer(
-    adapter: ModelAdapter, linear: LinearLayer, statistics: InputStatistics, method: Method, config: Any
+    module: nn.Linear,
+    linear: LinearLayer,
+    statistics: InputStatistics,
+    error: OutputError | None,
+    refit_bias: bool,
+    method: Method,
+    config: Any,
 ) -> tuple[SparseLowRankLinear, LayerRow]:
     start = time.perf_counter()
-    module = adapter.linear(linear)
-    weight = module.weight.detach()
+    weight, bias = module.weight.detach().float(), module.bias
     statistics = statistics.to(weight.device)
+    refit_bias = refit_bias and bias is not None
+    if error is not None:
+        weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
+    moments = statistics.centred() if refit_bias else statistics
+    if method.needs == "diagonal":
+        moments = InputStatistics(moments.second_moment)
     try:
-        parts: list[Decomposition] = [method.solve(w.float(), statistics, config) for w in weight.chunk(linear.parts)]
-    except InputError as error:
-        raise InputError(f"{linear.name}: {error}") from None
-    layer = SparseLowRankLinear.from_decompositions(parts, module.bias)
+        parts: list[Decomposition] = [method.solve(w, moments, config) for w in weight.chunk(linear.parts)]
+    except InputError as refusal:
+        raise InputError(f"{linear.name}: {refusal}") from None
+    if refit_bias:
+        lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.chunk(linear.parts), parts, strict=True)])
+        bias = bias + (lost.double() @ statistics.mean).to(bias)
+    layer = SparseLowRankLinear.from_decompositions(parts, bias)
     total = sum(p.objective / p.relative_error**2 for p in parts if p.relative_error)
     return layer, LayerRow(
         name=linear.name,

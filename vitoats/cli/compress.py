@@ -8,10 +8,10 @@ The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx
 
 import dataclasses
 import time
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS, BooleanOptionalAction, Namespace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vitoats.cli import common
 from vitoats.errors import InputError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitoats.methods.registry import Method
     from vitoats.pipeline import CompressionReport
 
+RECIPE_FLAGS = ("target", "refit_bias", "allocation", "calibration_mix")
 METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
 
 
@@ -49,6 +50,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
 
     method = get_method(args.method)
     config = make_config(args, method)
+    recipe = dataclasses.replace(method.recipe, **{name: getattr(args, name) for name in RECIPE_FLAGS if name in args})
     if args.data_dir is None:
         if args.model != EMBEDDED:
             raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
@@ -65,6 +67,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         "method": args.method,
         "method_digest": method.digest,
         "config": dataclasses.asdict(config),
+        "recipe": dataclasses.asdict(recipe),
         "fused_qkv": args.fused_qkv,
         "preprocessing": loaded.preprocessing.to_dict(),
         "calibration": {"data": args.data_dir, "nsamples": args.nsamples, "seed": args.seed, "images": len(dataset)},
@@ -84,6 +87,8 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
                 nsamples=nsamples,
                 batch_size=args.batch_size,
                 fused_qkv=args.fused_qkv,
+                target=recipe.target,
+                refit_bias=recipe.refit_bias,
                 memory_limit=None if args.memory_limit is None else args.memory_limit * 1e9,
                 scratch=args.output.parent,
                 state=store,
@@ -149,6 +154,8 @@ def _value(name: str, text: str, kind: type) -> Any:
 
 def make_parser() -> common.ArgumentParser:
     """The flags of compress."""
+    from vitoats.targets import Target
+
     parser = common.parser("compress", (__doc__ or "").split("\n")[0])
     common.add_model_flags(parser)
     common.add_data_flags(parser, batch_size=64)
@@ -183,8 +190,24 @@ def make_parser() -> common.ArgumentParser:
         help="row, layer, blocks 1x2 or 1x4 along the input, or N:M such as 2:4, of which N are kept "
         "(default: row; layer for magnitude, sparsegpt, mrp and alps)",
     )
-    method("--solver", choices=("fast", "exact"), help="oats: exact takes full SVDs, as published (default: fast)")
+    method(
+        "--solver",
+        help="oats: fast, or exact with full SVDs as published (default: fast); oats-h: admm, or support for OATS' support, "
+        "which is cheaper (default: admm)",
+    )
     method("--tolerance", type=float, help="oats: stop below this relative gain a step; 0 never stops early (default: 1e-4)")
+    method(
+        "--target",
+        choices=get_args(Target),
+        help="what a layer is to put out: what its dense weights make of the inputs it gets from compressed blocks (block), "
+        "or from compressed layers too (sequential), what it puts out in the dense model (dense), or what makes up for the "
+        "residual stream's losses as well (residual) (default: block; residual for oats-h)",
+    )
+    method(
+        "--refit-bias",
+        action=BooleanOptionalAction,
+        help="let biases take up the mean of what is lost (default: no; yes for oats-h)",
+    )
     parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
     parser.add_argument(
         "--nsamples", type=common.positive, default=512, metavar="N", help="calibration images, drawn at random"

@@ -112,3 +112,29 @@ class SparseConfig:
     def mask(self, magnitudes: Tensor) -> Tensor:
         """Marks the entries to keep, bool [d_out, d_in]: the largest magnitudes [d_out, d_in] that pattern and budget allow."""
         return Pattern.parse(self.pattern).keep(magnitudes, self.budget(*magnitudes.shape).kept_per_group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseLowRankConfig:
+    """Settings that the sparse + low-rank methods share.
+
+    Attributes:
+        compression: rho, the share of the weights that is removed. None with an N:M pattern, which implies it.
+        rank_ratio: kappa, the share of the kept parameters that goes to the low-rank term.
+        pattern: of S: "row", "layer", "1x2", "1x4" or "N:M" (N of M are kept).
+    """
+
+    compression: float | None = 0.5
+    rank_ratio: float = 0.2
+    pattern: str = "row"
+
+    def __post_init__(self):
+        self.total_compression()
+
+    def total_compression(self) -> float:
+        """rho, also where an N:M pattern implies it."""
+        return effective_compression(self.compression, self.rank_ratio, Pattern.parse(self.pattern))
+
+    def budget(self, d_out: int, d_in: int) -> LayerBudget:
+        """What a d_out x d_in matrix may keep."""
+        return layer_budget(d_out, d_in, self.total_compression(), self.rank_ratio, Pattern.parse(self.pattern))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitoats.errors import InputError
-from vitoats.methods.budget import LayerBudget, effective_compression, layer_budget
+from vitoats.methods.budget import LayerBudget, SparseLowRankConfig
 from vitoats.methods.registry import Decomposition, register
 from vitoats.methods.sparsity import Pattern, WarmThreshold
 from vitoats.methods.statistics import InputStatistics, check_finite
@@ -27,14 +27,12 @@ Solver = Literal["fast", "exact"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OATSConfig:
+class OATSConfig(SparseLowRankConfig):
     """Settings of OATS; the defaults are the paper's for vision models.
 
     Attributes:
-        compression: rho, the share of the weights that is removed. None with an N:M pattern, which implies it.
-        rank_ratio: kappa, the share of the kept parameters that goes to the low-rank term.
+        rank_ratio, pattern: 0.2 and "row".
         iterations: alternating steps at most.
-        pattern: "row" (the paper's), "layer", "1x2", "1x4", or "N:M".
         solver: "exact" takes a full SVD and an exact threshold each step, as published. "fast" takes one warm-started
             subspace iteration and a warm-started threshold instead, at a fraction of the time.
         tolerance: stop when a step lowers the objective by less than this share of it; 0 turns that off. The exact solver
@@ -42,30 +40,19 @@ class OATSConfig:
         seed: of the random start of the subspace.
     """
 
-    compression: float | None = 0.5
-    rank_ratio: float = 0.2
     iterations: int = 80
-    pattern: str = "row"
     solver: Solver = "fast"
     tolerance: float = 1e-4
     seed: int = 0
 
     def __post_init__(self):
-        effective_compression(self.compression, self.rank_ratio, Pattern.parse(self.pattern))
+        super().__post_init__()
         if self.iterations < 1:
             raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
         if self.solver not in get_args(Solver):
             raise InputError(f"unknown solver {self.solver!r}: use fast or exact")
         if not 0 <= self.tolerance < 1:
             raise InputError(f"tolerance {self.tolerance:g} is out of range: --tolerance takes a number from 0 up to but not 1")
-
-    def total_compression(self) -> float:
-        """rho, also where an N:M pattern implies it."""
-        return effective_compression(self.compression, self.rank_ratio, Pattern.parse(self.pattern))
-
-    def budget(self, d_out: int, d_in: int) -> LayerBudget:
-        """What a d_out x d_in matrix may keep."""
-        return layer_budget(d_out, d_in, self.total_compression(), self.rank_ratio, Pattern.parse(self.pattern))
 
 
 @register("oats", OATSConfig, needs="diagonal")

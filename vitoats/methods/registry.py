@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,23 @@ def output_energy(E: Tensor, statistics: InputStatistics) -> float:
     return max(0.0, ((E @ statistics.H.to(E)) * E).sum().item())  # round-off may leave it below 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a method is best used on a whole model, unless the user says otherwise.
+
+    Attributes:
+        target: what a layer is to put out (``vitoats.targets``).
+        refit_bias: whether the bias takes up the mean of what a layer loses.
+        allocation: how the budget is split over the layers (``vitoats.allocation``).
+        calibration_mix: what is mixed in with the user's images (``vitoats.data.synthetic``).
+    """
+
+    target: str = "block"
+    refit_bias: bool = False
+    allocation: str = "uniform"
+    calibration_mix: str = "none"
+
+
 @dataclass(frozen=True)
 class Method:
     """A layer solver: ``solve(weight [d_out, d_in], statistics, config) -> Decomposition``.
@@ -88,23 +105,25 @@ class Method:
         config: its frozen dataclass.
         solve: the function.
         needs: "diagonal" for the second moment of each input, "full" for H and the mean as well.
+        recipe: how it is used on a whole model by default.
         digest: SHA-256 of the file that a user's own method comes from, "" for ours.
     """
 
     config: type
     solve: Callable[[Tensor, InputStatistics, Any], Decomposition]
     needs: Needs
+    recipe: Recipe = Recipe()
     digest: str = ""
 
 
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, config: type, needs: Needs) -> Callable:
+def register(name: str, config: type, needs: Needs, recipe: Recipe = Recipe()) -> Callable:  # noqa: B008  (frozen)
     """Enters a solver into the table of methods."""
 
     def enter(solve):
-        METHODS[name] = Method(config, solve, needs)
+        METHODS[name] = Method(config, solve, needs, recipe)
         return solve
 
     return enter
@@ -143,7 +162,7 @@ def _load(path: Path, name: str) -> Method:
         sys.modules[spec.name] = module  # dataclasses look their module up
         try:
             spec.loader.exec_module(module)
-            _LOADED[key] = {n: Method(m.config, m.solve, m.needs, digest) for n, m in METHODS.items() if m is not before.get(n)}
+            _LOADED[key] = {n: replace(m, digest=digest) for n, m in METHODS.items() if m is not before.get(n)}
         except (Exception, SystemExit) as error:
             del sys.modules[spec.name]
             said = " ".join(str(error).split())[:200]

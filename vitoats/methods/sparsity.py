@@ -117,9 +117,16 @@ def largest(magnitudes: Tensor, kept: int) -> Tensor:
             beaten_by[:, :j] += other >= magnitudes[:, :j]  # a later equal wins
             beaten_by[:, j + 1 :] += other > magnitudes[:, j + 1 :]
         return beaten_by < kept
-    mask = torch.ones(magnitudes.shape, dtype=torch.bool, device=magnitudes.device)
-    dropped = torch.sort(magnitudes, dim=1, stable=True).indices[:, : size - kept]
-    return mask.scatter_(1, dropped, False)
+    if kept == 0:
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
+    threshold = torch.kthvalue(magnitudes, size - kept + 1, dim=1, keepdim=True).values
+    mask = magnitudes >= threshold
+    surplus = mask.sum(dim=1, keepdim=True) - kept
+    rows = surplus.squeeze(1) > 0
+    if rows.any():  # several entries are equal to the threshold: the first of them go
+        tied = magnitudes[rows] == threshold[rows]
+        mask[rows] &= ~(tied & (tied.cumsum(dim=1) <= surplus[rows]))
+    return mask
 
 
 class WarmThreshold:

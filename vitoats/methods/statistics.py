@@ -4,6 +4,7 @@ X [n_tokens, d_in] stacks the input of one linear layer over all tokens of all c
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -12,6 +13,23 @@ from torch import Tensor
 from vitoats.errors import InputError
 
 Needs = Literal["diagonal", "full"]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """H = diag(scale) A diag(scale), and A = Q diag(m) Q^T, float32: what follows is damped far above its round-off.
+
+    Attributes:
+        scale: [d_in], float64; 1 for inputs that were always zero.
+        A: [d_in, d_in].
+        m: [d_in], not negative.
+        Q: [d_in, d_in].
+    """
+
+    scale: Tensor
+    A: Tensor
+    m: Tensor
+    Q: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,27 @@ class InputStatistics:
         if self.H is None:
             raise InputError('this method needs the full second moment: register it with needs="full"')
         return self.H
+
+    @cached_property
+    def correlation(self) -> "Correlation":
+        """H scaled to unit diagonal, with its eigendecomposition; computed once, for all matrices that share this input."""
+        scale = self.full.diagonal().sqrt()
+        scale = torch.where(scale == 0, 1, scale)  # an input that was always zero
+        A = (self.full / scale / scale[:, None]).float()
+        m, Q = torch.linalg.eigh(A)
+        return Correlation(scale, A, m.clamp_(min=0), Q)
+
+    def centred(self) -> "InputStatistics":
+        """The moments about the mean: what is left of the output error once the bias is refitted.
+
+        Raises:
+            InputError: only the diagonal was collected.
+        """
+        if self.mean is None:
+            raise InputError('a bias refit needs the mean of the inputs: collect "full" statistics')
+        H = self.full - torch.outer(self.mean, self.mean)
+        H.diagonal().clamp_(min=0)  # round-off may leave a constant input's variance below 0
+        return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(self.mean))
 
     def to(self, device: torch.device) -> "InputStatistics":
         """The same on another device."""

@@ -67,10 +67,10 @@ class ModelAdapter:
         assert isinstance(module, nn.Linear)
         return module
 
-    def run_block(self, index: int, hidden: Tensor) -> Tensor:
-        """One block on hidden states [batch, *hidden_shape]."""
+    def run_block(self, index: int, hidden: Tensor, block: nn.Module | None = None) -> Tensor:
+        """One block, or another module in its place, on hidden states [batch, *hidden_shape]."""
         call = self.calls[index]
-        return self.block(index)(hidden, *call.args, **call.kwargs)
+        return (block or self.block(index))(hidden, *call.args, **call.kwargs)
 
     @torch.inference_mode()
     def first_hidden(self, images: Tensor) -> Tensor:

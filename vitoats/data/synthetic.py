@@ -1,0 +1,84 @@
+"""Synthetic images that need no data: dead leaves over 1/f noise, to calibrate on beside the user's own.
+
+Weights that are fitted to the inputs of one domain are off on others, since second moments of one domain leave many directions
+of the input space nearly empty. These images fill them. Natural images have spectra that fall with frequency and consist of
+objects of all sizes that cover each other ("dead leaves": Ruderman 1997; Lee, Mumford and Huang 2001; as training images for
+networks: Baradad et al., arXiv 2106.05963). One image is
+
+    noise of amplitude spectrum 1 / f^a, a from 0.7 to 1.6, one draw a colour channel, mixed by a random rotation of colours
+    3 to 40 ellipses, rectangles and triangles of radius 4 / sqrt(u) of 98 pixels, u uniform, with a gradient and some texture
+    a blur of 0 to 1.2 of 98 pixels
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.utils.data import Dataset
+
+REFERENCE_SIZE = 98  # pixels that the lengths below are meant for; other sizes scale them
+SPECTRAL_EXPONENTS = (0.7, 1.6)
+COLOUR_WEIGHTS = np.array([1.0, 0.4, 0.25])  # of three noise fields before their rotation: natural images are mostly grey
+NOISE_DEVIATION = 0.18
+SHAPES = (3, 40)
+SMALLEST_RADIUS, LARGEST_RADIUS, LEAST_U = 4.0, 60.0, 0.004
+GRADIENT, TEXTURE = 0.15, 0.25
+LARGEST_BLUR = 1.2
+
+
+class SyntheticImages(Dataset):
+    """Images ``first`` to ``first + n`` of an endless seeded series; an item is (image tensor, -1)."""
+
+    def __init__(self, n: int, img_size: int, seed: int, transform: Callable[[Image.Image], Tensor], first: int = 0):
+        self.n, self.img_size, self.seed, self.transform, self.first = n, img_size, seed, transform, first
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(synthetic_image(self.img_size, self.seed, self.first + index)), -1
+
+
+def synthetic_image(img_size: int, seed: int, index: int) -> Image.Image:
+    """One image of the series, RGB.
+
+    Args:
+        img_size: height and width in pixels.
+        seed: of the series.
+        index: its place in it; images do not depend on each other.
+    """
+    random = np.random.default_rng([seed, index])
+    unit = img_size / REFERENCE_SIZE
+    noise = coloured_noise(img_size, random)  # [h, w, 3], mean 0
+    canvas = 0.5 + random.uniform(-0.15, 0.15) + noise
+    y, x = np.mgrid[:img_size, :img_size].astype(np.float32)
+    for _ in range(random.integers(*SHAPES, endpoint=True)):
+        radius = unit * min(LARGEST_RADIUS, SMALLEST_RADIUS / np.sqrt(random.uniform(LEAST_U, 1)))
+        centre, angle, aspect = random.uniform(0, img_size, 2), random.uniform(0, 2 * np.pi), random.uniform(0.4, 1)
+        u = ((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)) / radius
+        v = ((y - centre[1]) * np.cos(angle) - (x - centre[0]) * np.sin(angle)) / (radius * aspect)
+        kind = random.integers(3)
+        if kind == 0:
+            inside = u**2 + v**2 < 1  # an ellipse
+        elif kind == 1:
+            inside = np.maximum(abs(u), abs(v)) < 1  # a rectangle
+        else:
+            inside = (v > -0.5) & (v < 1 - np.sqrt(3) * abs(u))  # a triangle
+        slope = random.uniform(-GRADIENT, GRADIENT, 2)
+        shade = (u[inside] * slope[0] + v[inside] * slope[1])[:, None]
+        canvas[inside] = random.uniform(0, 1, 3) + shade + random.uniform(0, TEXTURE) * noise[inside]
+    pixels = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(unit * random.uniform(0, LARGEST_BLUR)))
+
+
+def coloured_noise(img_size: int, random: np.random.Generator) -> np.ndarray:
+    """Noise [img_size, img_size, 3] of mean 0 whose amplitude falls as 1 / f^a."""
+    f = np.hypot(np.fft.fftfreq(img_size)[:, None], np.fft.rfftfreq(img_size))
+    f[0, 0] = np.inf  # no mean
+    white = np.fft.rfft2(random.standard_normal((3, img_size, img_size)))
+    fields = np.fft.irfft2(white / f ** random.uniform(*SPECTRAL_EXPONENTS), s=(img_size, img_size))  # [3, h, w]
+    fields *= (COLOUR_WEIGHTS / fields.std(axis=(1, 2)))[:, None, None]
+    rotation = np.linalg.qr(random.standard_normal((3, 3)))[0]
+    noise = np.moveaxis(np.tensordot(rotation, fields, axes=1), 0, -1)
+    return noise * (NOISE_DEVIATION / noise.std())

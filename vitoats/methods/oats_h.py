@@ -1,0 +1,144 @@
+"""OATS-H: sparse + low rank for the layer's true output error. OATS (arXiv 2409.13652) with the full second moment.
+
+    min tr((W - S - U V) H (W - S - U V)^T)    subject to    rank(U V) <= r  and  S in the pattern
+
+which is ||X (W - S - U V)^T||_F^2 / n_tokens. OATS keeps the diagonal of H alone. H is scaled to unit diagonal, A, and damped by
+``damping`` I, which is the same as shrinking it towards OATS' diagonal. The support of S comes from ADMM with the low-rank term
+inside (``vitoats.methods.admm``; for sparse terms alone this is ALPS, arXiv 2406.07831; with a low-rank term compare 3BASiL,
+arXiv 2603.01376). Then S is refitted on its support by conjugate gradients and U V by subspace iteration, in turns; every
+turn lowers the damped error, and the best is kept.
+
+The "support" solver takes OATS' support and low-rank term as the start of the same refit: cheaper, and most of the way.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vitoats.errors import InputError
+from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
+from vitoats.methods.budget import SparseLowRankConfig
+from vitoats.methods.hessian import DAMPING, check_damping
+from vitoats.methods.oats import OATSConfig, alternate_fast, threshold
+from vitoats.methods.registry import Decomposition, Recipe, measured, register
+from vitoats.methods.sparsity import Pattern
+from vitoats.methods.statistics import InputStatistics, check_finite
+
+FIRST_STEPS = 16  # subspace iterations from a random start, before ADMM follows with one an iteration
+REFIT_STEPS = 2  # subspace iterations a round of the refit
+
+Solver = Literal["admm", "support"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OATSHConfig(SparseLowRankConfig):
+    """Settings of OATS-H.
+
+    Attributes:
+        rank_ratio, pattern: 0.25 and "layer".
+        iterations: of ADMM at most; of OATS for the "support" solver.
+        solver: "admm", or "support" for OATS' support.
+        penalty: how ADMM's penalty grows, "slow" or as in "alps".
+        refit_rounds: how often S and U V are refitted in turn.
+        refit_iterations: of conjugate gradients in each round.
+        damping: added to the unit diagonal of the scaled H.
+        seed: of the random start of the low-rank term.
+    """
+
+    rank_ratio: float = 0.25
+    pattern: str = "layer"
+    iterations: int = 150
+    solver: Solver = "admm"
+    penalty: str = "slow"
+    refit_rounds: int = 3
+    refit_iterations: int = 6
+    damping: float = DAMPING
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.iterations < 1:
+            raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
+        if self.solver not in get_args(Solver):
+            raise InputError(f"unknown solver {self.solver!r}: use admm or support")
+        if self.penalty not in PENALTIES:
+            raise InputError(f"unknown penalty {self.penalty!r}: use {' or '.join(PENALTIES)}")
+        if self.refit_rounds < 1 or self.refit_iterations < 0:
+            raise InputError("refit_rounds takes 1 or more, refit_iterations 0 or more")
+        check_damping(self.damping)
+
+
+RECIPE = Recipe(target="residual", refit_bias=True, allocation="uniform", calibration_mix="none")
+
+
+@register("oats-h", OATSHConfig, needs="full", recipe=RECIPE)
+def oats_h(weight: Tensor, statistics: InputStatistics, config: OATSHConfig) -> Decomposition:
+    """Decomposes one weight matrix.
+
+    Args:
+        weight: W [d_out, d_in].
+        statistics: with H.
+        config: the settings.
+
+    Raises:
+        InputError: a number is not finite, or the pattern or budget does not fit.
+    """
+    check_finite(weight, statistics)
+    correlation = statistics.correlation
+    alive = correlation.A.diagonal() > 0
+    scale = correlation.scale.to(weight.device)
+    W = torch.where(alive, weight.double() * scale, 0).float()
+    A = correlation.A + config.damping * torch.eye(len(scale), device=weight.device)
+    spectrum = correlation.m + config.damping, correlation.Q
+    budget, pattern = config.budget(*weight.shape), Pattern.parse(config.pattern)
+
+    def keep(magnitudes: Tensor) -> Tensor:
+        return pattern.keep(magnitudes, budget.kept_per_group)
+
+    low_rank = LowRank(A, len(W), budget.rank, config.seed)
+    if config.solver == "support" and budget.rank and budget.kept_per_group:
+        oats = OATSConfig(
+            compression=config.compression, rank_ratio=config.rank_ratio, pattern=config.pattern, iterations=config.iterations
+        )
+        S, low_rank.U, low_rank.V, steps = alternate_fast(W, pattern, budget, oats)
+        low_rank.VA = low_rank.V @ A
+        mask = S != 0
+    else:
+        low_rank.fit(W, FIRST_STEPS)
+        if config.solver == "support" or budget.kept_per_group == 0:
+            S, steps = threshold(low_rank.removed_from(W), pattern, budget.kept_per_group), 1
+        else:
+            S, steps = admm(W, A, spectrum, keep, PENALTIES[config.penalty], config.iterations, low_rank)
+        mask = keep(S.abs())
+    S, U, V = refit(torch.where(mask, S, 0), W, A, mask, low_rank, config)
+    return measured(weight, statistics, S / scale, U, V / scale, steps=steps)
+
+
+def refit(
+    S: Tensor, W: Tensor, A: Tensor, mask: Tensor, low_rank: LowRank, config: OATSHConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Refits S on its support and the low-rank term in turns.
+
+    Args:
+        S: [d_out, d_in], zero off the mask.
+        W: [d_out, d_in].
+        A: [d_in, d_in], damped.
+        mask: bool [d_out, d_in].
+        low_rank: the low-rank term; changed.
+        config: the settings.
+
+    Returns:
+        the best S [d_out, d_in], U [d_out, r] and V [r, d_in] by their damped error.
+    """
+    best = float("inf"), S, low_rank.U, low_rank.V
+    for turn in range(config.refit_rounds):
+        if turn:
+            low_rank.fit(W - S, REFIT_STEPS)
+        S = conjugate_gradients(S, low_rank.removed_from(W), A, mask, config.refit_iterations)
+        E = low_rank.removed_from(W) - S
+        error = ((E @ A) * E).sum().item()
+        if error < best[0]:
+            best = error, S, low_rank.U, low_rank.V
+    return best[1:]
