@@ -103,7 +103,8 @@ def _options(args: Namespace) -> dict[str, dict[str, str]]:
         label = text.partition("=")[0].rpartition(":")[0]
         if label not in args.methods:
             raise InputError(
-                f"--options {text} names no method of --methods: write METHOD:NAME=VALUE,... with one of {', '.join(args.methods)}"
+                f"--options {text} names no method of --methods: "
+                f"write METHOD:NAME=VALUE,... with one of {', '.join(args.methods)}"
             )
         for item in text.removeprefix(label + ":").split(","):
             name, equals, value = item.partition("=")

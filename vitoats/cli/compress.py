@@ -65,9 +65,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     return result, report
 
 
-def compress_model(
-    args: Namespace, partial: Path | None = None
-) -> tuple["LoadedModel", dict[str, Any], "CompressionReport"]:
+def compress_model(args: Namespace, partial: Path | None = None) -> tuple["LoadedModel", dict[str, Any], "CompressionReport"]:
     """From flags to a compressed model.
 
     Args:

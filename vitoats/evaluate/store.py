@@ -65,7 +65,7 @@ class RowStore:
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{self._file(name, '.npz')} is damaged ({error}): delete {path} to make the row again") from None
 
-    def save(self, name: str, settings: dict[str, Any], row: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    def save(self, name: str, settings: dict[str, Any], row: dict[str, Any], arrays: Mapping[str, Any]) -> None:
         """Writes a finished row."""
         partial = self._file(name, ".writing.npz")
         try:
