@@ -12,7 +12,6 @@ import copy
 import importlib.util
 import itertools
 import json
-import logging
 import subprocess
 import sys
 import tempfile
@@ -151,6 +150,7 @@ def write_variants(loaded, configs: list["OATSConfig"], seed: int, scratch: Path
     """Exports the model dense, quantized, and compressed in all forms; the dense one comes first."""
     import torch
 
+    from vitoats.export.int8 import quantize
     from vitoats.export.onnx_file import export_onnx
     from vitoats.pipeline import compress
 
@@ -176,20 +176,6 @@ def write_variants(loaded, configs: list["OATSConfig"], seed: int, scratch: Path
         variants += [Variant(f"openvino-{precision}", dense, precision) for precision in ("f32", "bf16")]
         variants.append(Variant("openvino-int8", int8, "f32"))
     return variants
-
-
-def quantize(dense: Path, int8: Path) -> None:
-    """ONNX Runtime's dynamic quantization: weights of MatMuls in int8 for each output, activations at each call."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    model = onnx.load(str(dense))
-    del model.graph.value_info[:]  # it takes the shapes of a Gemm with a transposed weight for a contradiction
-    logging.disable(logging.WARNING)  # it asks for a preprocessing that moves nothing here
-    try:
-        quantize_dynamic(model, int8, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def resident_mb(variant: Variant, threads: int, shape: tuple[int, ...]) -> float:

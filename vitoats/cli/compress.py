@@ -7,6 +7,7 @@ The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx
 """
 
 import dataclasses
+import shutil
 import time
 from argparse import SUPPRESS, BooleanOptionalAction, Namespace
 from functools import partial
@@ -18,6 +19,7 @@ from vitoats.errors import InputError
 
 if TYPE_CHECKING:
     from vitoats.methods.registry import Method
+    from vitoats.models.loading import LoadedModel
     from vitoats.pipeline import CompressionReport
 
 RECIPE_FLAGS = ("target", "refit_bias", "allocation", "calibration_mix")
@@ -41,6 +43,39 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
     common.check_output_folder(args.output, args.overwrite)
 
+    from vitoats.checkpoint import WEIGHTS, save_checkpoint
+
+    start = time.perf_counter()
+    partial = args.output.with_name(args.output.name + ".partial")
+    loaded, about, report = compress_model(args, partial)
+    save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=args.overwrite)
+    shutil.rmtree(partial, ignore_errors=True)
+    result = {
+        "model": args.model,
+        "method": args.method,
+        "compression": round(report.compression, 6),
+        "rank_ratio": about["config"].get("rank_ratio"),
+        "pattern": about["config"].get("pattern"),
+        "format": args.format,
+        "n_layers": len(report.layers),
+        "n_images": report.n_images,
+        "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
+        "seconds": round(time.perf_counter() - start, 1),
+        "output": str(args.output),
+    }
+    return result, report
+
+
+def compress_model(args: Namespace, partial: Path | None = None) -> tuple["LoadedModel", dict[str, Any], "CompressionReport"]:
+    """From flags to a compressed model.
+
+    Args:
+        args: the flags of compress.
+        partial: where finished blocks are kept, for ``--resume``; nowhere if None.
+
+    Returns:
+        the model, what vitoats.json says of it, and the figures of all layers.
+    """
     import vitoats.methods  # noqa: F401  (fills the table of methods)
     from vitoats.data.images import SAMPLE, calibration_batches, open_images
     from vitoats.methods.registry import get_method
@@ -57,7 +92,6 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         args.data_dir = SAMPLE
     common.set_threads(args.threads)
     device = common.check_device(args.device)
-    start = time.perf_counter()
     loaded = common.load(args)
     dataset = open_images(args.data_dir, "train", loaded.preprocessing.transform())
     nsamples = min(args.nsamples, len(dataset))
@@ -72,9 +106,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         "preprocessing": loaded.preprocessing.to_dict(),
         "calibration": {"data": args.data_dir, "nsamples": args.nsamples, "seed": args.seed, "images": len(dataset)},
     }
-    store = BlockStore(
-        args.output.with_name(args.output.name + ".partial"), fingerprint(loaded.timm_model, settings), args.resume
-    )
+    store = None if partial is None else BlockStore(partial, fingerprint(loaded.timm_model, settings), args.resume)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with common.Bar("block", args.quiet) as bar:
@@ -95,27 +127,10 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
                 progress=bar.update,
             )
     except BaseException:
-        store.settle()
+        if store:
+            store.settle()
         raise
-    about = {**settings, **report.to_dict()}
-    from vitoats.checkpoint import WEIGHTS, save_checkpoint
-
-    save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=args.overwrite)
-    store.remove()
-    result = {
-        "model": args.model,
-        "method": args.method,
-        "compression": round(report.compression, 6),
-        "rank_ratio": getattr(config, "rank_ratio", None),
-        "pattern": getattr(config, "pattern", None),
-        "format": args.format,
-        "n_layers": len(report.layers),
-        "n_images": report.n_images,
-        "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
-        "seconds": round(time.perf_counter() - start, 1),
-        "output": str(args.output),
-    }
-    return result, report
+    return loaded, {**settings, **report.to_dict()}, report
 
 
 def make_config(args: Namespace, method: "Method") -> Any:

@@ -11,6 +11,7 @@ COMMANDS = {
     "eval_imagenet": "top-1 and top-5 of a model, a compressed folder or an ONNX file",
     "export_onnx": "export to ONNX",
     "benchmark": "measure side by side",
+    "compare": "methods on the same images: accuracy, fidelity, size",
     "train_linear_probe": "train a linear head on frozen features",
     "demo": "the main job on embedded weights and images",
 }

@@ -1,6 +1,8 @@
 """Images to calibrate and evaluate on: a folder, the files of Fashion-MNIST, or the sample inside the package."""
 
 import gzip
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -110,6 +112,19 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
     if not paths:
         raise InputError(f"there are no images in {root}: give --data-dir a folder with .jpg, .png or other image files")
     return ImageFiles(paths, labels if classes else None, classes, transform)
+
+
+def digest(dataset: ImageDataset) -> str:
+    """Identifies a set of images: by what is in memory, or by names, sizes and labels of its files."""
+    found = hashlib.sha256(json.dumps(dataset.classes).encode())
+    if isinstance(dataset, ImageArrays):
+        found.update(dataset.images.tobytes())
+        found.update(dataset.labels.tobytes())
+    else:
+        root = os.path.commonpath(dataset.paths)
+        files = [(os.path.relpath(path, root), os.path.getsize(path)) for path in dataset.paths]
+        found.update(json.dumps([files, dataset.labels]).encode())
+    return found.hexdigest()
 
 
 def read_idx(path: Path, header: int, shape: tuple[int, ...] = ()) -> np.ndarray:

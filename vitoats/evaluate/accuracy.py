@@ -20,18 +20,28 @@ class Accuracy:
     """Counts of an evaluation; percentages run 0 to 100.
 
     Attributes:
-        n_images: how many images were evaluated.
-        correct1: how many had their label in first place.
-        correct5: how many had it among the first five (or all, where there are fewer classes).
+        hits1: for each image, whether its label came first.
+        hits5: whether it was among the first five (or all, where there are fewer classes).
         predictions: the class in first place, for each image.
         seconds: in the model alone.
     """
 
-    n_images: int = 0
-    correct1: int = 0
-    correct5: int = 0
+    hits1: list[bool] = field(default_factory=list)
+    hits5: list[bool] = field(default_factory=list)
     predictions: list[int] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def n_images(self) -> int:
+        return len(self.hits1)
+
+    @property
+    def correct1(self) -> int:
+        return sum(self.hits1)
+
+    @property
+    def correct5(self) -> int:
+        return sum(self.hits5)
 
     @property
     def top1(self) -> float:
@@ -71,9 +81,8 @@ def evaluate(
             _check_classes(logits, n_classes)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = ranked == labels[:, None]
-        result.n_images += len(labels)
-        result.correct1 += int(hits[:, 0].sum())
-        result.correct5 += int(hits.any(dim=1).sum())
+        result.hits1 += hits[:, 0].tolist()
+        result.hits5 += hits.any(dim=1).tolist()
         result.predictions += ranked[:, 0].tolist()
         progress(result.n_images)
     if result.n_images == 0:
