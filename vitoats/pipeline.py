@@ -15,7 +15,7 @@ from vitoats.errors import InputError
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
 from vitoats.methods.registry import Decomposition, Method, get_method
 from vitoats.methods.statistics import InputStatistics, Needs
-from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
+from vitoats.models.adapter import LinearLayer, adapt
 from vitoats.targets import DensePath, OutputError, Target, corrected, layer_inputs
 
 if TYPE_CHECKING:
@@ -150,18 +150,18 @@ def compress(
         if finished:
             progress(index, n_blocks, "resuming")
             layers, block_rows = finished
-            for name, layer in layers.items():
-                replace_module(model, name, layer.to(hidden.device))
+            for name, compressed in layers.items():
+                replace_module(model, name, compressed.to(hidden.device))
         else:
             progress(index, n_blocks, "calibrating")
             layers, block_rows = {}, []
             for linear, statistics, error in layer_inputs(adapter, index, block, hidden, dense, target, needs):
                 progress(index, n_blocks, linear.name)
-                layer, row = _compress_layer(
+                compressed, row = _compress_layer(
                     adapter.linear(linear), linear, statistics, error, refit_bias, solver, configs[linear.name]
                 )
-                replace_module(model, linear.name, layer.to(hidden.device))
-                layers[linear.name] = layer
+                replace_module(model, linear.name, compressed.to(hidden.device))
+                layers[linear.name] = compressed
                 block_rows.append(row)
                 progress(index, n_blocks, "calibrating")
             if state:
@@ -202,7 +202,8 @@ def _compress_layer(
     config: Any,
 ) -> tuple[SparseLowRankLinear, LayerRow]:
     start = time.perf_counter()
-    weight, bias = module.weight.detach().float(), module.bias
+    weight = module.weight.detach().float()
+    bias: Tensor | None = module.bias
     statistics = statistics.to(weight.device)
     refit_bias = refit_bias and bias is not None
     if error is not None:
@@ -214,7 +215,7 @@ def _compress_layer(
         parts: list[Decomposition] = [method.solve(w, moments, config) for w in weight.chunk(linear.parts)]
     except InputError as refusal:
         raise InputError(f"{linear.name}: {refusal}") from None
-    if refit_bias:
+    if refit_bias and bias is not None and statistics.mean is not None:
         lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.chunk(linear.parts), parts, strict=True)])
         bias = bias + (lost.double() @ statistics.mean).to(bias)
     layer = SparseLowRankLinear.from_decompositions(parts, bias)

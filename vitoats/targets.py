@@ -12,9 +12,9 @@ an output scaled by gamma is added to it, the layer's dense weights W are off by
 
     e = W (x_d - x) + (s_d - s) / gamma        ("dense" without the second term)
 
-What a linear layer can do about that is dW = E[e x^T] (H + ridge * mean(diag H) I)^-1, all moments about the mean where the bias
-is refitted. Any method then takes W + dW for its weights. GPTAQ (arXiv 2504.02692) calls this asymmetric calibration; the term of the
-residual stream and the refitted bias are ours.
+What a linear layer can do about that is dW = E[e x^T] (H + ridge * mean(diag H) I)^-1, all moments about the mean where the
+bias is refitted. Any method then takes W + dW for its weights. GPTAQ (arXiv 2504.02692) calls this asymmetric calibration; the
+term of the residual stream and the refitted bias are ours.
 """
 
 import copy
@@ -169,16 +169,17 @@ def corrected(
     Returns:
         W + dW [d_out, d_in] and the bias.
     """
-    H, cross = statistics.full, error.cross
+    H, cross, mean = statistics.full, error.cross, statistics.mean
     if refit_bias:
-        assert statistics.mean is not None
-        H = H - torch.outer(statistics.mean, statistics.mean)
-        cross = cross - torch.outer(error.mean, statistics.mean)
+        assert mean is not None
+        H = H - torch.outer(mean, mean)
+        cross = cross - torch.outer(error.mean, mean)
     damped = H + RIDGE * (H.diagonal().mean().item() or 1.0) * torch.eye(len(H), dtype=H.dtype, device=H.device)
     dW = torch.cholesky_solve(cross.T, cholesky(damped)).T
     if refit_bias:
         assert bias is not None
-        bias = (bias.double() + error.mean - dW @ statistics.mean).to(bias)
+        assert mean is not None
+        bias = (bias.double() + error.mean - dW @ mean).to(bias)
     return (weight.double() + dW).to(weight), bias
 
 
@@ -216,7 +217,7 @@ def stream_additions(
     for handle in handles:
         handle.remove()
 
-    found = {}
+    found: dict[str, StreamAddition] = {}
     prefix = len(adapter.block_names[index]) + 1
     for linear in linears:
         o = outputs[linear.name[prefix:]]

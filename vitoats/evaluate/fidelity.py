@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitoats.data.images import batches
 from vitoats.errors import InputError
 from vitoats.evaluate.accuracy import evaluate
 from vitoats.layers import compressed_layers
@@ -92,6 +93,54 @@ def relative_error(features: np.ndarray, dense: np.ndarray) -> float:
     """||f - f_dense||^2 / ||f_dense - mean||^2 over all images: 1 is as bad as the mean feature for every image."""
     dense = dense.astype(np.float64)
     return float(np.square(features - dense).sum() / np.square(dense - dense.mean(axis=0)).sum())
+
+
+FINAL_NORMS = ("norm", "fc_norm")  # timm's names; where there are both one is an identity
+
+
+def pooled(model: Any, hidden: Tensor, normed: bool = False) -> Tensor:
+    """Features [b, d] of a timm backbone from its last hidden states, for where there is no classifier.
+
+    The final norm; then for tokens [b, n, width] the class token, if there is one, and the mean of the patch tokens, for maps
+    [b, ..., width] the mean over all places.
+
+    Args:
+        model: the backbone.
+        hidden: after the last block.
+        normed: they are past the final norm already.
+    """
+    for name in () if normed else FINAL_NORMS:
+        hidden = getattr(model, name, nn.Identity())(hidden)
+    if hidden.ndim != 3:
+        return hidden.flatten(1, -2).mean(dim=1)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    patches = hidden[:, prefix:].mean(dim=1)
+    return torch.cat([hidden[:, 0], patches], dim=1) if prefix else patches
+
+
+class Fidelity:
+    """How far a backbone's features move between two moments, on sets of images by name."""
+
+    def __init__(self, model: Any, datasets: dict[str, Any], batch_size: int, workers: int):
+        """Notes the features as they are now."""
+        self.datasets, self.batch_size, self.workers = datasets, batch_size, workers
+        self.before = self._features(model)
+
+    def errors(self, model: Any) -> dict[str, float]:
+        """The relative error of the features since then, for each set."""
+        now = self._features(model)
+        return {name: relative_error(now[name], self.before[name]) for name in self.datasets}
+
+    @torch.inference_mode()
+    def _features(self, model: Any) -> dict[str, np.ndarray]:
+        device = next(model.parameters()).device
+        found = {}
+        for name, dataset in self.datasets.items():
+            parts = []
+            for images, _ in batches(dataset, list(range(len(dataset))), self.batch_size, self.workers):
+                parts.append(pooled(model, model.forward_features(images.to(device)), normed=True).float().cpu())
+            found[name] = torch.cat(parts).numpy()
+        return found
 
 
 @torch.inference_mode()

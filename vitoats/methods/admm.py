@@ -2,16 +2,16 @@
 
     min tr((W0 - D - L) A (W0 - D - L)^T)    subject to    D in the pattern,  rank(L) <= r
 
-with A [d_in, d_in] positive definite of near unit diagonal, and one eigendecomposition A = Q diag(m) Q^T. ADMM splits the sparse
-term into B, which meets the objective, and D, which meets the pattern; each iteration is
+with A [d_in, d_in] positive definite of near unit diagonal, and one eigendecomposition A = Q diag(m) Q^T. ADMM splits the
+sparse term into B, which meets the objective, and D, which meets the pattern; each iteration is
 
     B <- ((W0 - L) A - V + rho D) Q diag(1 / (m + rho)) Q^T
     D <- projection of B + V / rho onto the pattern
     V <- V + rho (B - D)
     L <- the best of rank r for W0 - D
 
-and rho grows as the support of D settles ("support-driven"). Without L this is the ADMM of ALPS (arXiv 2406.07831); L taken from
-D rather than from B is our choice, since what L is fitted to is then what S will be.
+and rho grows as the support of D settles ("support-driven"). Without L this is the ADMM of ALPS (arXiv 2406.07831); L taken
+from D rather than from B is our choice, since what L is fitted to is then what S will be.
 """
 
 from collections.abc import Callable

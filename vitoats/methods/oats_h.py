@@ -2,11 +2,11 @@
 
     min tr((W - S - U V) H (W - S - U V)^T)    subject to    rank(U V) <= r  and  S in the pattern
 
-which is ||X (W - S - U V)^T||_F^2 / n_tokens. OATS keeps the diagonal of H alone. H is scaled to unit diagonal, A, and damped by
-``damping`` I, which is the same as shrinking it towards OATS' diagonal. The support of S comes from ADMM with the low-rank term
-inside (``vitoats.methods.admm``; for sparse terms alone this is ALPS, arXiv 2406.07831; with a low-rank term compare 3BASiL,
-arXiv 2603.01376). Then S is refitted on its support by conjugate gradients and U V by subspace iteration, in turns; every
-turn lowers the damped error, and the best is kept.
+which is ||X (W - S - U V)^T||_F^2 / n_tokens. OATS keeps the diagonal of H alone. H is scaled to unit diagonal, A, and damped
+by ``damping`` I, which is the same as shrinking it towards OATS' diagonal. The support of S comes from ADMM with the low-rank
+term inside (``vitoats.methods.admm``; for sparse terms alone this is ALPS, arXiv 2406.07831; with a low-rank term compare
+3BASiL, arXiv 2603.01376). Then S is refitted on its support by conjugate gradients and U V by subspace iteration, in turns,
+and the best by the damped error is kept.
 
 The "support" solver takes OATS' support and low-rank term as the start of the same refit: cheaper, and most of the way.
 """

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -91,10 +91,10 @@ class Recipe:
         calibration_mix: what is mixed in with the user's images (``vitoats.data.synthetic``).
     """
 
-    target: str = "block"
+    target: Literal["block", "sequential", "dense", "residual"] = "block"
     refit_bias: bool = False
-    allocation: str = "uniform"
-    calibration_mix: str = "none"
+    allocation: Literal["uniform", "owl", "sensitivity"] = "uniform"
+    calibration_mix: Literal["none", "synthetic", "general", "both"] = "none"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, config: type, needs: Needs, recipe: Recipe = Recipe()) -> Callable:  # noqa: B008  (frozen)
+def register(name: str, config: type, needs: Needs, recipe: Recipe = Recipe()) -> Callable:
     """Enters a solver into the table of methods."""
 
     def enter(solve):

@@ -1,0 +1,155 @@
+"""Budgets from what compressing each layer alone does to the model's features: measured end to end, without labels.
+
+One layer at a time is compressed at a few rates in the dense model, by the cheap solver of OATS-H, and the relative error of
+the features is measured. Its logarithm is taken to be linear in the kept share between two rates, and errors of layers to add
+up. Then the budget is split by a Lagrange multiplier: every layer keeps what minimises its error plus the multiplier times
+what it keeps.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitoats.calibration import HiddenStates
+from vitoats.evaluate.fidelity import pooled, relative_error
+from vitoats.methods.oats_h import OATSHConfig, oats_h
+from vitoats.models.adapter import ModelAdapter
+
+RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
+EVERY = 3  # every third image is also one that the features are measured on
+LEAST_KEPT, MOST_KEPT = 0.08, 0.95  # share of a layer's weights
+GRID = 0.005  # of kept shares
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What compressing one layer alone does.
+
+    Attributes:
+        name: of the layer.
+        parameters: of its weight.
+        errors: relative feature error at each of ``RATES``.
+    """
+
+    name: str
+    parameters: int
+    errors: tuple[float, ...]
+
+    def log_error(self, kept: np.ndarray) -> np.ndarray:
+        """The logarithm of the feature error at shares kept [n]: linear between the rates, and beyond them as at the ends."""
+        measured = 1 - np.array(RATES[::-1])
+        logs = np.log(np.maximum(self.errors[::-1], 1e-12))
+        logs = np.minimum.accumulate(logs)  # keeping more never hurts, up to noise
+        inside = np.interp(kept, measured, logs)
+        low = (logs[1] - logs[0]) / (measured[1] - measured[0])
+        high = (logs[-1] - logs[-2]) / (measured[-1] - measured[-2])
+        return inside + low * np.minimum(kept - measured[0], 0) + high * np.maximum(kept - measured[-1], 0)
+
+
+@torch.inference_mode()
+def measure(
+    adapter: ModelAdapter,
+    hidden: HiddenStates,
+    config: OATSHConfig,
+    progress: Callable[[int, str], None] = lambda *_: None,
+) -> list[Sensitivity]:
+    """Measures every layer.
+
+    Args:
+        adapter: the dense model; unchanged afterwards.
+        hidden: the images that give the layers' moments, every third of which gives features too; used up.
+        config: pattern and rank ratio are what the layers are compressed with.
+        progress: told the block, and what is being done.
+    """
+    quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
+    cheap = [replace(quick, compression=rate) for rate in RATES]
+    images = hidden.values[::EVERY].to(hidden.device)
+    reference = _features(adapter, 0, images)
+    found = []
+    for index, linears in enumerate(adapter.linears):
+        progress(index, "calibrating")
+        statistics = hidden.statistics(adapter, index, linears, "full")
+        images = hidden.values[::EVERY].to(hidden.device).clone()
+        for linear in linears:
+            progress(index, linear.name)
+            moments = statistics[linear.name].to(hidden.device).centred()
+            module = adapter.linear(linear)
+            errors = []
+            weight = module.weight.data
+            try:
+                for rate in cheap:
+                    parts = [oats_h(w.float(), moments, rate) for w in weight.chunk(linear.parts)]
+                    module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(weight)
+                    errors.append(relative_error(_features(adapter, index, images), reference))
+            finally:
+                module.weight.data = weight
+            found.append(Sensitivity(linear.name, module.weight.numel(), tuple(errors)))
+        if index + 1 < len(adapter.linears):
+            hidden.advance(adapter, index)
+    return found
+
+
+def allocate(sensitivities: list[Sensitivity], compression: float) -> dict[str, dict[str, float]]:
+    """Splits a budget of parameters.
+
+    Args:
+        sensitivities: of all layers.
+        compression: of the whole model.
+
+    Returns:
+        budgets by layer name, of ``compression`` on average.
+    """
+    kept = np.arange(LEAST_KEPT, MOST_KEPT + GRID / 2, GRID)  # [g]
+    errors = np.exp([s.log_error(kept) for s in sensitivities])  # [layers, g]
+    sizes = np.array([s.parameters for s in sensitivities], dtype=float)
+    budget = (1 - compression) * sizes.sum()
+    low, high = 1e-30, 1e30  # multipliers, per parameter
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        chosen = (errors + middle * sizes[:, None] * kept).argmin(axis=1)
+        low, high = (middle, high) if (kept[chosen] * sizes).sum() > budget else (low, middle)
+    shares = kept[(errors + high * sizes[:, None] * kept).argmin(axis=1)]
+    for _ in range(20):  # what the grid leaves over
+        over = budget - (shares * sizes).sum()
+        free = (shares < MOST_KEPT) if over > 0 else (shares > LEAST_KEPT)
+        if not free.any():
+            break
+        shares[free] += over / sizes[free].sum()
+        shares = shares.clip(LEAST_KEPT, MOST_KEPT)
+    return {s.name: {"compression": 1 - float(share)} for s, share in zip(sensitivities, shares, strict=True)}
+
+
+def cached(key: str, make: Callable[[], list[Sensitivity]]) -> list[Sensitivity]:
+    """Sensitivities from the user's cache, or made and put there.
+
+    Args:
+        key: identifies model, images and settings.
+        make: measures them.
+    """
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitoats" / f"sensitivity_{key[:32]}.json"
+    try:
+        rows = json.loads(path.read_text())
+        return [Sensitivity(row["name"], int(row["parameters"]), tuple(row["errors"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        made = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.writing")
+        partial.write_text(json.dumps([asdict(row) for row in made]))
+        partial.replace(path)
+    except OSError:
+        pass  # a cache that cannot be written is no reason to stop
+    return made
+
+
+def _features(adapter: ModelAdapter, index: int, hidden: Tensor) -> np.ndarray:
+    """Features [b, d] from the hidden states before block ``index``."""
+    for i in range(index, len(adapter.linears)):
+        hidden = adapter.run_block(i, hidden)
+    return pooled(adapter.model, hidden).float().cpu().numpy()
