@@ -34,13 +34,13 @@ class RowStore:
         self.rows = folder / "rows"
         about = folder / ABOUT
         if about.is_file():
-            changed = _changes(_read_json(about), settings)
+            changed = _changes(_read_json(about, "delete the folder to start anew"), settings)
             if changed:
                 raise InputError(
                     f"{folder} holds a comparison with other settings ({changed}): repeat those, or give another --output"
                 )
-        elif folder.exists() and any(folder.iterdir()):
-            raise InputError(f"the folder {folder} exists and holds no comparison: give another --output")
+        elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
+            raise InputError(f"{folder} exists and holds no comparison: give another --output")
         else:
             _write(about, json.dumps(settings, indent=1).encode())
 
@@ -53,7 +53,7 @@ class RowStore:
         path = self._file(name, ".json")
         if not path.is_file():
             return None
-        found = _read_json(path)
+        found = _read_json(path, "delete it to make the row again")
         if changed := _changes(found["settings"], settings):
             raise InputError(
                 f"{path} was made with other settings ({changed}): repeat those, delete the file, "
@@ -96,11 +96,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}): delete it to make it again") from None
+        raise InputError(f"{path} is damaged ({type(error).__name__}): {remedy}") from None
 
 
 def _write(path: Path, content: bytes) -> None:
