@@ -415,6 +415,20 @@ def test_one_run_that_fails_does_not_stop_the_others(copied, tiny_folder, data, 
     assert result["failed"] == ["wanda 2:5"]
 
 
+def test_a_model_that_gives_no_numbers_is_no_row(begun, tiny_folder, data, photos, monkeypatch, capsys):
+    real = compress_command.compress_model
+
+    def broken(args):
+        loaded, *rest = real(args)
+        loaded.model.norm.weight.data[0] = float("nan")
+        return loaded, *rest
+
+    monkeypatch.setattr(compress_command, "compress_model", broken)
+    argv = [*flags(tiny_folder, data, begun, "wanda"), f"--ood-dir={photos}", "--patterns=2:4"]
+    assert "failed: wanda 2:4" in refused(capsys, argv, status=1)
+    assert "NaN" not in (begun / "results.json").read_text()
+
+
 # ---- bad input
 
 
@@ -440,6 +454,7 @@ def test_one_run_that_fails_does_not_stop_the_others(copied, tiny_folder, data, 
         (["--options=wanda:seed=3"], "no setting of one method"),
         (["--options=wanda:fused_qkv=1"], "true, or left out"),
         (["--num-samples=0"], "--num-samples"),
+        (["--num-samples=1"], "--num-samples"),
         (["--ood-dir=/no/such"], "/no/such"),
         (["--data-dir=FLAT"], "labels"),
         (["--output=FILE"], "--output"),

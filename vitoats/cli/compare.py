@@ -140,6 +140,8 @@ def open_bench(args: Namespace) -> Bench:
         common.log.warning("calibration and test images are drawn from the same ones: better give a folder with train and val")
     generator = torch.Generator().manual_seed(args.seed)
     order = torch.randperm(len(test), generator=generator)[: args.num_samples].tolist()
+    if len(order) < 2:
+        raise InputError("one test image cannot tell methods apart: raise --num-samples, or add images")
     ood = None
     if args.ood_dir is not None:
         ood = open_images(str(args.ood_dir), "test", Crops(dense.preprocessing, OOD_CROPS, args.seed))
@@ -185,6 +187,8 @@ def figures(bench: Bench, observe: "Observe", name: str) -> Row:
 
     with common.Bar(f"evaluating {name}", bench.quiet) as bar:
         found = fidelity.outcome(observe, bench.images(), bench.n_classes, lambda done: bar.update(done, bench.n_images))
+    if not np.isfinite(found.features).all():
+        raise RunError(f"the features of {name} are not finite (NaN or Inf)")
     ood = None if bench.ood is None else fidelity.stacked_features(observe, bench.ood())
     arrays = {"features": found.features} | ({} if ood is None else {"ood_features": ood})
     dense = bench.reference[1] if bench.reference else {**arrays, "hits1": found.hits1}

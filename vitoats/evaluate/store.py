@@ -42,7 +42,7 @@ class RowStore:
         elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
             raise InputError(f"{folder} exists and holds no comparison: give another --output")
         else:
-            _write(about, json.dumps(settings, indent=1).encode())
+            _write(about, _json(settings))
 
     def load(self, name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """A finished row and its figures of each image, None if there is none.
@@ -75,7 +75,7 @@ class RowStore:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise RunError(f"{partial} cannot be written ({error.strerror}): free some space and repeat the command") from None
-        _write(self._file(name, ".json"), json.dumps({"settings": settings, "row": row}, indent=1).encode())
+        _write(self._file(name, ".json"), _json({"settings": settings, "row": row}))
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.rows / (name + suffix)
@@ -83,7 +83,7 @@ class RowStore:
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two sets of settings, in words; "" if nothing does."""
-    now = json.loads(json.dumps(now))  # as it would be read: tuples are lists
+    now = json.loads(json.dumps(now, default=str))  # as it would be read: tuples are lists
     return ", ".join(
         f"{key} was {_short(before.get(key))} and is now {_short(now.get(key))}"
         for key in dict.fromkeys([*before, *now])
@@ -94,6 +94,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, default=str).encode()
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str
     accuracy.set_ylabel("top-1 (%)")
     difference.set_ylim(-NEAR, NEAR / 4)
     _draw(difference, rows, x, "vs_dense")
-    difference.set_ylabel(f"top-1 minus dense (points); below -{NEAR:g} cut off")
-    figure.suptitle(f"{title}; bars: ± 2 standard errors, on the right of the paired difference", fontsize=11)
+    difference.set_ylabel("top-1 minus dense (points)")
+    figure.suptitle(f"{title}; bars are ± 2 standard errors (right: of the paired difference)", fontsize=11)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center", frameon=False)
     with rc_context({"svg.hashsalt": "vitoats"}):  # the same figure is the same file
         figure.savefig(path.with_suffix(".png"), dpi=150)
