@@ -315,6 +315,7 @@ def test_a_stop_between_rows_loses_none(compared, begun, tiny_folder, data, phot
     monkeypatch.setattr(compress_command, "compress_model", stopped)
     assert common.run(compare, argv) == 130
     assert {p.stem for p in (begun / "rows").glob("*.json")} == {"dense", "int8", *RUNS[:3]}
+    assert not (begun / "models").exists()
     monkeypatch.setattr(compress_command, "compress_model", lambda args: made.append(args.output.name) or real(args))
     capsys.readouterr()
     assert common.run(compare, argv) == 0
