@@ -33,11 +33,11 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str
     """
     runs = [row for row in rows if row["asked_pattern"] is not None]
     methods, patterns = (list(dict.fromkeys(row[key] for row in runs)) for key in ("method", "asked_pattern"))
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         method: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
         for i, method in enumerate(methods)
     }
-    lines = {
+    lines: dict[str, dict[str, Any]] = {
         pattern: dict(zip(("linestyle", "fillstyle"), PATTERNS[i % len(PATTERNS)], strict=True))
         for i, pattern in enumerate(patterns)
     }
