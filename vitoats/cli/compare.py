@@ -51,34 +51,32 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     bench = open_bench(args)
     store = RowStore(args.output, bench.settings)
-    finished = {run.name: store.load(run.name, run.settings) for run in runs}  # what does not fit shows before the work
-    dense = bench.reference = stored(store, "dense", lambda: dense_row(bench, args.output))
-    rows, failed = [dense], []
     jobs: list[tuple[str, str, dict[str, Any], Callable[[], Row]]] = [
-        ("int8", "int8", {}, partial(int8_row, bench, args.output))
+        ("dense", "dense", {}, partial(dense_row, bench, args.output)),
+        ("int8", "int8", {}, partial(int8_row, bench, args.output)),
+        *((run.name, str(run), run.settings, partial(compressed_row, bench, run, args)) for run in runs),
     ]
-    jobs += [(run.name, str(run), run.settings, partial(compressed_row, bench, run, args)) for run in runs]
+    finished = {name: store.load(name, settings) for name, _, settings, _ in jobs}  # what does not fit shows before the work
+    rows: list[Row] = []
+    failed: list[str] = []
     for i, (name, words, settings, make) in enumerate(jobs, 1):
-        done = finished.get(name)
-        common.log.info("[%d/%d] %s%s", i, len(jobs), words, " is done already" if done else "")
+        row = finished[name]
+        common.log.info("[%d/%d] %s%s", i, len(jobs), words, " is done already" if row else "")
         try:
-            rows.append(done or stored(store, name, make, settings))
+            if row is None:
+                row = make()
+                store.save(name, settings, *row)
+            rows.append(row)
         except (InputError, RunError) as error:
+            if not rows:  # nothing to compare with
+                raise
             common.log.error("%s failed: %s", words, error)
             failed.append(words)
+        bench.reference = rows[0]
     result = write_report(args, bench, rows, skipped, failed, start)
     if failed:
         raise RunError(f"failed: {', '.join(failed)}; the other rows are in {args.output}, and the same command tries again")
     return result
-
-
-def stored(store, name: str, make: Callable[[], Row], settings: dict[str, Any] | None = None) -> Row:
-    """A finished row of the store, or a new one that goes there."""
-    found = store.load(name, settings or {})
-    if found is None:
-        found = make()
-        store.save(name, settings or {}, *found)
-    return found
 
 
 # ---- the bench: one dense model and the same images for all
@@ -140,6 +138,8 @@ def open_bench(args: Namespace) -> Bench:
         common.log.warning("calibration and test images are drawn from the same ones: better give a folder with train and val")
     generator = torch.Generator().manual_seed(args.seed)
     order = torch.randperm(len(test), generator=generator)[: args.num_samples].tolist()
+    if len(order) < 2:
+        raise InputError("one test image cannot tell methods apart: raise --num-samples, or add images")
     ood = None
     if args.ood_dir is not None:
         ood = open_images(str(args.ood_dir), "test", Crops(dense.preprocessing, OOD_CROPS, args.seed))
@@ -185,6 +185,8 @@ def figures(bench: Bench, observe: "Observe", name: str) -> Row:
 
     with common.Bar(f"evaluating {name}", bench.quiet) as bar:
         found = fidelity.outcome(observe, bench.images(), bench.n_classes, lambda done: bar.update(done, bench.n_images))
+    if not np.isfinite(found.features).all():
+        raise RunError(f"the features of {name} are not finite (NaN or Inf)")
     ood = None if bench.ood is None else fidelity.stacked_features(observe, bench.ood())
     arrays = {"features": found.features} | ({} if ood is None else {"ood_features": ood})
     dense = bench.reference[1] if bench.reference else {**arrays, "hits1": found.hits1}
@@ -214,7 +216,6 @@ def dense_row(bench: Bench, output: Path) -> Row:
     from vitoats.evaluate.fidelity import observer
     from vitoats.evaluate.flops import count_flops
 
-    common.log.info("dense")
     row, arrays = figures(bench, observer(bench.dense, bench.device), "dense")
     folder = output / "models" / "dense"
     save_checkpoint(bench.dense, folder, {"method": "dense"}, overwrite=True)
@@ -266,19 +267,21 @@ def compressed_row(bench: Bench, run: Run, args: Namespace) -> Row:
     from vitoats.evaluate.flops import count_flops
 
     folder = run.args.output = args.output / "models" / run.name
-    loaded, about, report = compress_command.compress_model(run.args)
-    row, arrays = figures(bench, observer(loaded, bench.device), run.name)
-    save_checkpoint(loaded, folder, about, overwrite=True)
-    row |= {
-        **described(run.label, report.compression, about["config"].get("pattern"), report.seconds),
-        "target": run.target,
-        "asked_pattern": run.pattern,
-        "layer_error": layer_error(bench.dense.timm_model, loaded.timm_model, bench.few_images()),
-        "bytes": weight_bytes(folder),
-        "flops": count_flops(loaded.model, loaded.preprocessing.img_size),
-    }
-    if not args.keep_models:
-        _remove(folder)
+    try:
+        loaded, about, report = compress_command.compress_model(run.args)
+        row, arrays = figures(bench, observer(loaded, bench.device), run.name)
+        save_checkpoint(loaded, folder, about, overwrite=True)
+        row |= {
+            **described(run.label, report.compression, about["config"].get("pattern"), report.seconds),
+            "target": run.target,
+            "asked_pattern": run.pattern,
+            "layer_error": layer_error(bench.dense.timm_model, loaded.timm_model, bench.few_images()),
+            "bytes": weight_bytes(folder),
+            "flops": count_flops(loaded.model, loaded.preprocessing.img_size),
+        }
+    finally:
+        if not args.keep_models:
+            _remove(folder)
     return row, arrays
 
 
@@ -303,8 +306,9 @@ def weight_bytes(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    shutil.rmtree(folder)
-    if not any(folder.parent.iterdir()):
+    """Removes a model's folder, and the folder of models with the last one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
 
 

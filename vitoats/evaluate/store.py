@@ -34,15 +34,15 @@ class RowStore:
         self.rows = folder / "rows"
         about = folder / ABOUT
         if about.is_file():
-            changed = _changes(_read_json(about), settings)
+            changed = _changes(_read_json(about, "delete the folder to start anew"), settings)
             if changed:
                 raise InputError(
                     f"{folder} holds a comparison with other settings ({changed}): repeat those, or give another --output"
                 )
-        elif folder.exists() and any(folder.iterdir()):
-            raise InputError(f"the folder {folder} exists and holds no comparison: give another --output")
+        elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
+            raise InputError(f"{folder} exists and holds no comparison: give another --output")
         else:
-            _write(about, json.dumps(settings, indent=1).encode())
+            _write(about, _json(settings))
 
     def load(self, name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """A finished row and its figures of each image, None if there is none.
@@ -53,7 +53,7 @@ class RowStore:
         path = self._file(name, ".json")
         if not path.is_file():
             return None
-        found = _read_json(path)
+        found = _read_json(path, "delete it to make the row again")
         if changed := _changes(found["settings"], settings):
             raise InputError(
                 f"{path} was made with other settings ({changed}): repeat those, delete the file, "
@@ -75,7 +75,7 @@ class RowStore:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise RunError(f"{partial} cannot be written ({error.strerror}): free some space and repeat the command") from None
-        _write(self._file(name, ".json"), json.dumps({"settings": settings, "row": row}, indent=1).encode())
+        _write(self._file(name, ".json"), _json({"settings": settings, "row": row}))
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.rows / (name + suffix)
@@ -83,7 +83,7 @@ class RowStore:
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two sets of settings, in words; "" if nothing does."""
-    now = json.loads(json.dumps(now))  # as it would be read: tuples are lists
+    now = json.loads(json.dumps(now, default=str))  # as it would be read: tuples are lists
     return ", ".join(
         f"{key} was {_short(before.get(key))} and is now {_short(now.get(key))}"
         for key in dict.fromkeys([*before, *now])
@@ -96,11 +96,15 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, default=str).encode()
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}): delete it to make it again") from None
+        raise InputError(f"{path} is damaged ({type(error).__name__}): {remedy}") from None
 
 
 def _write(path: Path, content: bytes) -> None:

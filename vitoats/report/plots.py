@@ -7,11 +7,14 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-# the eight colours of Okabe and Ito without black (the dense line) and yellow (too pale for lines); markers differ as well
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INT8 = {"color": "#666666", "marker": "*", "markersize": 11, "linestyle": "none", "label": "int8 (ONNX Runtime)"}
+# those of Okabe and Ito that are neither black (the dense line) nor too pale for lines, and Tol's indigo and wine
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#882255")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many as have no common divisor with the colours: 56 methods look different
+PATTERNS = (("-", "full"), (":", "none"), ("--", "left"), ("-.", "right"))  # lines and fill of markers
+DENSE: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
+INT8: dict[str, Any] = {"color": "#666666", "marker": "*", "markersize": 11, "linestyle": "none"}
 SCALES = {"compression": 100, "bytes": 1e-6}
 X_LABELS = {"compression": "weights removed from the compressed layers (%)", "bytes": "weights on disk (MB)"}
 NEAR = 6.0  # percentage points below the dense model that the second panel shows
@@ -20,39 +23,57 @@ NEAR = 6.0  # percentage points below the dense model that the second panel show
 def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str) -> None:
     """Writes ``path``.png and ``path``.svg: top-1 on the left, the paired difference from the dense model on the right.
 
+    A method has one colour and one marker in all plots, a pattern one kind of line and of fill.
+
     Args:
         path: without suffix.
         rows: of a comparison, the dense one first.
         x: "compression" or "bytes".
         title: above all.
     """
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    runs = [row for row in rows if row["asked_pattern"] is not None]
+    methods, patterns = (list(dict.fromkeys(row[key] for row in runs)) for key in ("method", "asked_pattern"))
+    looks: dict[str, dict[str, Any]] = {
+        method: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+        for i, method in enumerate(methods)
+    }
+    lines: dict[str, dict[str, Any]] = {
+        pattern: dict(zip(("linestyle", "fillstyle"), PATTERNS[i % len(PATTERNS)], strict=True))
+        for i, pattern in enumerate(patterns)
+    }
+    best_first = sorted(methods, key=lambda method: -min(row["top1"] for row in runs if row["method"] == method))
+    legend = [Line2D([], [], label="dense", **DENSE), Line2D([], [], label="int8 (ONNX Runtime)", **INT8)][: 1 + (x == "bytes")]
+    legend += [Line2D([], [], label=method, linestyle="none", **looks[method]) for method in best_first]
+    if patterns != ["own"]:
+        names = {pattern: "its own pattern" if pattern == "own" else pattern for pattern in patterns}
+        legend += [Line2D([], [], label=names[p], color="#666666", marker="o", markersize=5, **lines[p]) for p in patterns]
+
+    figure = Figure(figsize=(11, max(5, 0.26 * len(legend))), layout="constrained")
     accuracy, difference = figure.subplots(1, 2)
-    _draw(accuracy, rows, x, "top1")
+    for axes, y in ((accuracy, "top1"), (difference, "vs_dense")):
+        _draw(axes, rows, x, y, looks, lines)
     accuracy.set_ylabel("top-1 (%)")
+    difference.set_ylabel("top-1 minus dense (points)")
     difference.set_ylim(-NEAR, NEAR / 4)
-    _draw(difference, rows, x, "vs_dense")
-    difference.set_ylabel(f"top-1 minus dense (points); below -{NEAR:g} cut off")
-    figure.suptitle(f"{title}; bars: ± 2 standard errors, on the right of the paired difference", fontsize=11)
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle(f"{title}; bars are ± 2 standard errors (right: of the paired difference)", fontsize=11)
+    figure.legend(handles=legend, loc="outside right center", frameon=False)
     with rc_context({"svg.hashsalt": "vitoats"}):  # the same figure is the same file
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _draw(axes: Axes, rows: Sequence[dict[str, Any]], x: str, y: str) -> None:
-    dense, *others = rows
-    axes.axhline(dense[y], color="black", linewidth=1, linestyle="--", label="dense")
-    methods = list(dict.fromkeys(row["method"] for row in others if row["method"] != "int8"))
+def _draw(axes: Axes, rows: Sequence[dict[str, Any]], x: str, y: str, looks: dict[str, Any], lines: dict[str, Any]) -> None:
+    dense = rows[0]
+    axes.axhline(dense[y], **DENSE)
     curves: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
-    for row in sorted(others, key=lambda row: row[x]):
+    for row in sorted(rows[1:], key=lambda row: row[x]):
         curves.setdefault((row["method"], row["asked_pattern"]), []).append(row)
     if x == "bytes":
         axes.plot(dense[x] * SCALES[x], dense[y], color="black", marker="*", markersize=10)
     else:
         curves.pop(("int8", None), None)  # it removes no weights
-    for (method, pattern), curve in sorted(curves.items(), key=lambda item: -min(row["top1"] for row in item[1])):
-        style = INT8 if method == "int8" else _style(methods.index(method), method, pattern)
+    for (method, pattern), curve in curves.items():
+        style = INT8 if pattern is None else looks[method] | lines[pattern]
         bars = [2 * row[f"{y}_se"] if y == "top1" or row[y] > -NEAR else 0 for row in curve]  # none that hangs from nothing
         points = [row[x] * SCALES[x] for row in curve], [row[y] for row in curve]
         axes.errorbar(*points, bars, linewidth=1.5, elinewidth=1, capsize=2, **style)
@@ -60,16 +81,3 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], x: str, y: str) -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _style(index: int, method: str, pattern: str | None) -> dict[str, Any]:
-    """A method has one colour and one marker in all plots; a pattern that was asked for is dotted and hollow."""
-    own = pattern == "own"
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "markersize": 5,
-        "linestyle": "-" if own else ":",
-        "markerfacecolor": None if own else "white",
-        "label": method if own else f"{method} {pattern}",
-    }
