@@ -1,0 +1,166 @@
+"""The ladder of targets, against plain hooks on whole models and least squares by another way."""
+
+import pytest
+import torch
+from timm.layers import LayerScale
+
+from vitoats.calibration import HiddenStates
+from vitoats.methods.magnitude import MagnitudeConfig
+from vitoats.methods.oats_h import OATSHConfig
+from vitoats.methods.statistics import InputStatistics
+from vitoats.models.adapter import adapt
+from vitoats.pipeline import compress
+from vitoats.targets import OutputError, corrected, stream_additions
+
+from .conftest import make_tiny
+
+import timm  # isort: skip
+
+
+def scaled() -> torch.nn.Module:
+    """The tiny model with layer scales, one channel of which is closed."""
+    model = make_tiny()
+    for block in model.blocks:
+        block.ls1, block.ls2 = LayerScale(48), LayerScale(48)
+        block.ls1.gamma.data = torch.rand(48) + 0.1
+        block.ls2.gamma.data = torch.rand(48) + 0.1
+        block.ls1.gamma.data[5] = 0
+    return model
+
+
+def states(model, images):
+    adapter = adapt(model, 32)
+    return adapter, HiddenStates.collect(adapter, iter(images.split(4)), len(images), 4)
+
+
+def run(model, images, target, refit_bias=False, compression=0.5, method="magnitude"):
+    config = {"magnitude": MagnitudeConfig, "oats-h": OATSHConfig}[method](compression=compression)
+    return compress(
+        model,
+        iter(images.split(4)),
+        method=method,
+        config=config,
+        img_size=32,
+        nsamples=len(images),
+        batch_size=4,
+        target=target,
+        refit_bias=refit_bias,
+    )
+
+
+def hidden_after(model, images, block):
+    found = []
+    handle = model.blocks[block].register_forward_hook(lambda _m, _a, out: found.append(out))
+    with torch.inference_mode():
+        model(images)
+    handle.remove()
+    return found[0]
+
+
+def test_what_adds_to_the_residual_stream_is_found_with_its_scale():
+    model = scaled()
+    adapter, hidden = states(model, torch.randn(2, 3, 32, 32))
+    found = stream_additions(adapter, 0, adapter.linears[0], hidden.values)
+    assert set(found) == {"blocks.0.attn.proj", "blocks.0.mlp.fc2"}
+    assert found["blocks.0.attn.proj"].stream in ("", "norm1")  # the block's input is that of its first norm
+    assert found["blocks.0.mlp.fc2"].stream == "norm2"
+    assert torch.allclose(found["blocks.0.attn.proj"].gamma, model.blocks[0].ls1.gamma, atol=1e-6)
+    assert torch.allclose(found["blocks.0.mlp.fc2"].gamma, model.blocks[0].ls2.gamma, atol=1e-6)
+
+
+def test_without_layer_scale_the_scale_is_one(tiny):
+    adapter, hidden = states(tiny, torch.randn(2, 3, 32, 32))
+    found = stream_additions(adapter, 1, adapter.linears[1], hidden.values)
+    assert torch.allclose(found["blocks.1.mlp.fc2"].gamma, torch.ones(48), atol=1e-6)
+
+
+def test_a_block_that_normalises_after_adding_has_no_such_layers():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_relpos_small_patch16_rpn_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    adapter, hidden = states(model, torch.randn(2, 3, 32, 32))
+    assert stream_additions(adapter, 0, adapter.linears[0], hidden.values) == {}
+
+
+@pytest.mark.parametrize("refit_bias", [False, True])
+def test_corrected_weights_are_the_ridge_regression_of_the_target(refit_bias):
+    """Restated as one least-squares problem with the ridge as further rows, in float64."""
+    X = torch.randn(200, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64) + 1
+    E = X @ torch.randn(6, 3, dtype=torch.float64) + torch.randn(200, 3, dtype=torch.float64) + 2
+    W, b = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    error = OutputError(E.T @ X / 200, E.mean(dim=0))
+    got, bias = corrected(W, b, InputStatistics.of(X), error, refit_bias)
+    inputs = X - X.mean(dim=0) if refit_bias else X
+    ridge = 0.01 * (inputs.square().sum(dim=0) / 200).mean()
+    left = torch.cat([inputs, (200 * ridge).sqrt() * torch.eye(6)])
+    right = torch.cat([E - E.mean(dim=0) if refit_bias else E, torch.zeros(6, 3, dtype=torch.float64)])
+    dW = torch.linalg.lstsq(left, right).solution.T
+    assert torch.allclose(got, W + dW)
+    expected = b + E.mean(dim=0) - dW @ X.mean(dim=0) if refit_bias else b
+    assert torch.allclose(bias, expected)
+
+
+@pytest.mark.parametrize("target", ["sequential", "dense", "residual"])
+def test_nothing_removed_changes_nothing(target):
+    images = torch.randn(8, 3, 32, 32)
+    model, dense = scaled(), scaled()
+    run(model, images, target, refit_bias=True, compression=0.0)
+    with torch.inference_mode():
+        assert torch.allclose(model(images), dense(images), atol=1e-4)
+
+
+def test_the_first_layer_has_no_error_and_later_ones_see_compressed_inputs():
+    """Target "sequential" restated: magnitude pruning does not look at inputs, but the refitted bias does."""
+    images = torch.randn(8, 3, 32, 32)
+    model, reference = make_tiny(), make_tiny()
+    run(model, images, "sequential", refit_bias=True)
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        layer, compressed = reference.blocks[0].get_submodule(name), model.blocks[0].get_submodule(name)
+        seen = []
+        handle = layer.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        with torch.inference_mode():
+            reference(images)
+        handle.remove()
+        mean = seen[0].reshape(-1, layer.in_features).mean(dim=0)
+        expected = layer.bias + (layer.weight - compressed.weight) @ mean
+        assert torch.allclose(compressed.bias, expected, atol=1e-4), name
+        layer.weight.data, layer.bias.data = compressed.weight.detach(), compressed.bias.detach()
+
+
+def test_each_step_of_the_ladder_brings_hidden_states_nearer():
+    images = torch.randn(32, 3, 32, 32)
+    dense = hidden_after(scaled(), images, 2)
+    errors = {}
+    for target in ("sequential", "dense", "residual"):
+        model = scaled()
+        run(model, images, target, refit_bias=True, compression=0.6, method="oats-h")
+        errors[target] = (hidden_after(model, images, 2) - dense).square().mean().item()
+    assert errors["residual"] < errors["dense"] < errors["sequential"]
+
+
+def test_an_interrupted_run_goes_on_with_the_same_dense_path(tmp_path):
+    from vitoats.resume import BlockStore
+
+    images = torch.randn(8, 3, 32, 32)
+    whole = make_tiny()
+    run(whole, images, "residual", refit_bias=True)
+    store = BlockStore(tmp_path / "state", "x", resume=False)
+    for _ in range(2):  # the second run finds the first one's blocks, and the last of them gone
+        model = make_tiny()
+        arguments = {"method": "magnitude", "config": MagnitudeConfig(), "img_size": 32, "nsamples": 8, "batch_size": 4}
+        compress(model, iter(images.split(4)), target="residual", refit_bias=True, state=store, **arguments)
+        (tmp_path / "state" / "block_2.safetensors").unlink()
+    for name, parameter in whole.state_dict().items():
+        assert torch.allclose(parameter, model.state_dict()[name], atol=1e-5), name
+
+
+def test_a_method_without_biases_to_refit_keeps_working():
+    images = torch.randn(8, 3, 32, 32)
+    model = make_tiny()
+    for block in model.blocks:
+        block.attn.qkv.bias = None
+    run(model, images, "residual", refit_bias=True)
+    assert "blocks.0.attn.qkv.bias" not in model.state_dict()
+    assert torch.isfinite(model(images)).all()
