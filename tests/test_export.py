@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vitoats.checkpoint import save_checkpoint
 from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError, RunError
+from vitoats.export.layers import _stacked
 from vitoats.export.onnx_file import export_onnx
 from vitoats.export.sparse_matmul import DOMAIN, NAME
 from vitoats.export.verify import verify
@@ -134,6 +135,28 @@ def test_layers_without_low_rank_alone_and_beside_others(tmp_path, rank_ratios):
     for native in (True, False):
         found = session(tmp_path / "model.onnx", native=native).run(None, {"images": IMAGES.numpy()})[0]
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [(4, 2)],
+        [(4, 2), (4, 2), (4, 2)],
+        # ranks that differ, down to none
+        [(4, 3), (4, 0), (4, 1)],
+        [(4, 0)],
+        # heights that differ
+        [(5, 2), (3, 1), (4, 0)],
+    ],
+)
+def test_stacked_factors_stand_for_the_same_matrix(blocks):
+    generator = torch.Generator().manual_seed(0)
+    U = [torch.randn(rows, rank, generator=generator) for rows, rank in blocks]
+    V = [torch.randn(rank, 7, generator=generator) for _, rank in blocks]
+    stacked_U, stacked_V = _stacked(U, V)
+    assert stacked_U.shape[-1] == stacked_V.shape[-2] >= 1
+    expected = torch.cat([u @ v for u, v in zip(U, V, strict=True)])
+    assert torch.allclose((stacked_U @ stacked_V).flatten(0, 1), expected, atol=1e-6)
 
 
 @FORMS

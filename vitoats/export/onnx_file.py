@@ -54,7 +54,9 @@ def export_onnx(
     layers = compressed_layers(model)
     low_rank = any(layer.rank for layer in layers.values())
     for name, layer in layers.items():
-        replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, low_rank, float16))
+        replace_module(
+            model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, low_rank, float16)
+        )
     for module in model.modules():
         if hasattr(module, "fused_attn"):  # the fused one becomes more nodes, not fewer
             module.fused_attn = False  # type: ignore[assignment]

@@ -61,21 +61,21 @@ def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:
     ]
     weight, y = "S", "product"
     if inputs > 4:
+        weight = "S_plus_UV"
         nodes += [
             helper.make_node("CastLike", ["U", "x"], ["U_like_x"]),
             helper.make_node("CastLike", ["V", "x"], ["V_like_x"]),
-            helper.make_node("MatMul", ["U_like_x", "V_like_x"], ["UV_blocks"]),  # [B, N/B, K]
-            helper.make_node("Reshape", ["UV_blocks", "shape"], ["UV"]),  # [N, K]
-            helper.make_node("Add", ["S", "UV"], ["S_plus_UV"]),
+            helper.make_node("MatMul", ["U_like_x", "V_like_x"], ["UV_of_blocks"]),  # [B, N/B, K]
+            helper.make_node("Reshape", ["UV_of_blocks", "shape"], ["UV"]),  # [N, K]
+            helper.make_node("Add", ["S", "UV"], [weight]),
         ]
-        weight = "S_plus_UV"
     nodes += [
         helper.make_node("Transpose", [weight], ["transposed"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "transposed"], ["product"]),
+        helper.make_node("MatMul", ["x", "transposed"], [y]),
     ]
     if inputs > 3:
-        nodes.append(helper.make_node("Add", ["product", "bias"], ["with_bias"]))
         y = "with_bias"
+        nodes.append(helper.make_node("Add", ["product", "bias"], [y]))
     return helper.make_function(
         DOMAIN,
         NAME,
