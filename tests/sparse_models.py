@@ -14,19 +14,32 @@ def random_sparse(random: np.random.Generator, n: int, k: int, zeros: float, val
     return random.standard_normal((n, k)).astype(value_type).astype(np.float32) * (random.random((n, k)) >= zeros)
 
 
+def random_low_rank(
+    random: np.random.Generator, n: int, k: int, blocks: int, rank: int, value_type: type = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """U [blocks, n / blocks, rank] and V [blocks, rank, k], exact in ``value_type``."""
+    shapes = (blocks, n // blocks, rank), (blocks, rank, k)
+    U, V = (random.standard_normal(shape).astype(value_type).astype(np.float32) for shape in shapes)
+    return U, V
+
+
 def operator_model(
-    S: np.ndarray, value_type: type = np.float32, bias: np.ndarray | None = None, addend: bool = False, function: bool = True
+    S: np.ndarray,
+    value_type: type = np.float32,
+    bias: np.ndarray | None = None,
+    low_rank: tuple[np.ndarray, np.ndarray] | None = None,
+    function: bool = True,
 ) -> onnx.ModelProto:
-    """y = x S^T + addend + bias; x and addend are inputs [b, t, ...], the rest are constants."""
+    """y = x (S + U V)^T + bias; x is an input [b, t, k], the rest are constants."""
     values, mask = bitmask.pack(S)
     n, k = S.shape
     constants = [numpy_helper.from_array(values.astype(value_type), "values"), numpy_helper.from_array(mask, "mask")]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "t", k])]
-    count = 5 if addend else 3 if bias is None else 4
+    count = 6 if low_rank is not None else 3 if bias is None else 4
     if count > 3:
         constants.append(numpy_helper.from_array(np.zeros(n, np.float32) if bias is None else bias, "bias"))
-    if addend:
-        inputs.append(helper.make_tensor_value_info("addend", TensorProto.FLOAT, ["b", "t", n]))
+    if low_rank is not None:
+        constants += [numpy_helper.from_array(a.astype(value_type), name) for a, name in zip(low_rank, "UV", strict=True)]
     node = helper.make_node(NAME, list(INPUTS[:count]), ["y"], name="layer", domain=DOMAIN, in_features=k)
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "t", n])
     graph = helper.make_graph([node], "operator", inputs, [output], constants)

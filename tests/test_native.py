@@ -13,7 +13,7 @@ from vitoats.errors import InputError
 from vitoats.export.sparse_matmul import INPUTS
 from vitoats.runtime import library
 
-from .sparse_models import operator_model, random_sparse, replace_constant
+from .sparse_models import operator_model, random_low_rank, random_sparse, replace_constant
 
 ISAS = library.available_isas()
 
@@ -36,13 +36,16 @@ def isa(request, monkeypatch):
     return request.param
 
 
-def expected_product(x, S, bias, addend):
+def expected_product(x, S, bias=None, low_rank=None):
     """y and, for each y, the sum of its terms' sizes, in float64."""
-    y = x.astype(np.float64) @ S.T.astype(np.float64)
-    size = np.abs(x).astype(np.float64) @ np.abs(S.T).astype(np.float64)
-    for term in (bias, addend):
-        if term is not None:
-            y, size = y + term, size + np.abs(term)
+    x, S = x.astype(np.float64), S.astype(np.float64)
+    y, size = x @ S.T, np.abs(x) @ np.abs(S.T)
+    if bias is not None:
+        y, size = y + bias, size + np.abs(bias)
+    if low_rank is not None:
+        U, V = (term.astype(np.float64) for term in low_rank)
+        y = y + x @ (U @ V).reshape(S.shape).T
+        size = size + np.abs(x) @ (np.abs(U) @ np.abs(V)).reshape(S.shape).T
     return y, size
 
 
@@ -50,27 +53,32 @@ def expected_product(x, S, bias, addend):
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
-    n=st.integers(1, 150),
+    n=st.integers(1, 50),
+    blocks=st.integers(1, 3),
+    rank=st.none() | st.integers(0, 70),
     k=st.integers(1, 200),
     tokens=st.integers(0, 140),
     batch=st.integers(1, 3),
     zeros=st.sampled_from([0.0, 0.3, 0.5, 0.625, 0.9, 1.0]),
     value_type=st.sampled_from([np.float32, np.float16]),
-    terms=st.tuples(st.booleans(), st.booleans()),
+    has_bias=st.booleans(),
     threads=st.sampled_from([1, 2]),
 )
-def test_product_is_that_of_float64_algebra(name, seed, n, k, tokens, batch, zeros, value_type, terms, threads):
-    """Any number of tokens from none on, any N and K, any density down to nothing; both regimes."""
+def test_product_is_that_of_float64_algebra(
+    name, seed, n, blocks, rank, k, tokens, batch, zeros, value_type, has_bias, threads
+):
+    """Any number of tokens from none on, any N, K and rank, any density down to nothing; both regimes."""
     random = np.random.default_rng(seed)
+    n *= blocks
     S = random_sparse(random, n, k, zeros, value_type)
     x = random.standard_normal((batch, tokens, k), np.float32)
-    bias = random.standard_normal(n, np.float32) if terms[0] else None
-    addend = random.standard_normal((batch, tokens, n), np.float32) if terms[1] else None
+    bias = random.standard_normal(n, np.float32) if has_bias else None
+    low_rank = None if rank is None else random_low_rank(random, n, k, blocks, rank, value_type)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(library.ISA_VARIABLE, name)
-        opened = open_native(operator_model(S, value_type, bias, addend is not None), threads)
-    found = opened.run(None, {"x": x} | ({} if addend is None else {"addend": addend}))[0]
-    y, size = expected_product(x, S, bias, addend)
+        opened = open_native(operator_model(S, value_type, bias, low_rank), threads)
+    found = opened.run(None, {"x": x})[0]
+    y, size = expected_product(x, S, bias, low_rank)
     assert found.shape == y.shape
     assert np.all(np.abs(found - y) <= 1e-5 * size + 1e-30)
 
@@ -78,10 +86,10 @@ def test_product_is_that_of_float64_algebra(name, seed, n, k, tokens, batch, zer
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 50, 197, 400])
 def test_every_number_of_tokens_that_matters(isa, tokens):
     random = np.random.default_rng(tokens)
-    S = random_sparse(random, 200, 330, 0.6)
+    S, low_rank = random_sparse(random, 201, 330, 0.6), random_low_rank(random, 201, 330, 3, 13)
     x = random.standard_normal((1, tokens, 330), np.float32)
-    y, size = expected_product(x, S, None, None)
-    assert np.all(np.abs(open_native(operator_model(S)).run(None, {"x": x})[0] - y) <= 1e-5 * size)
+    y, size = expected_product(x, S, None, low_rank)
+    assert np.all(np.abs(open_native(operator_model(S, low_rank=low_rank)).run(None, {"x": x})[0] - y) <= 1e-5 * size)
 
 
 def test_all_float16_numbers(isa):
@@ -95,10 +103,27 @@ def test_all_float16_numbers(isa):
         assert np.array_equal(found, np.broadcast_to(numbers.astype(np.float32), found.shape))
 
 
+def test_all_float16_numbers_in_the_low_rank_term(isa):
+    """In U with V = 1, and in V with U = 1 and an identity for x."""
+    numbers = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    numbers = numbers[np.isfinite(numbers)].astype(np.float32)
+    ones, k = np.ones((1, 1, 1), np.float32), 512
+    in_U = operator_model(np.zeros((len(numbers), 1), np.float32), np.float16, low_rank=(numbers[None, :, None], ones))
+    rows = numbers.reshape(-1, 1, k)  # [124, 1, 512]: a row block for each
+    in_V = operator_model(np.zeros((len(rows), k), np.float32), np.float16, low_rank=(np.ones((len(rows), 1, 1)), rows))
+    for tokens in (1, 20):
+        found = open_native(in_U).run(None, {"x": np.ones((1, tokens, 1), np.float32)})[0]
+        assert np.array_equal(found, np.broadcast_to(numbers, found.shape))
+    opened, identity = open_native(in_V), np.eye(k, dtype=np.float32)[None]
+    few = [opened.run(None, {"x": identity[:, i : i + 8]})[0] for i in range(0, k, 8)]
+    for found in (np.concatenate(few, axis=1), opened.run(None, {"x": identity})[0]):
+        assert np.array_equal(found[0], rows[:, 0].T)
+
+
 def test_threads_change_nothing(isa):
     """The order of summation is that of one thread."""
     random = np.random.default_rng(0)
-    model = operator_model(random_sparse(random, 500, 300, 0.5))
+    model = operator_model(random_sparse(random, 510, 300, 0.5), low_rank=random_low_rank(random, 510, 300, 3, 30))
     for tokens in (3, 150):
         x = random.standard_normal((2, tokens, 300), np.float32)
         one, two = (open_native(model, threads).run(None, {"x": x})[0] for threads in (1, 2))
@@ -127,11 +152,14 @@ def test_the_shape_is_inferred_without_help():
     assert open_native(model).get_outputs()[0].shape == ["b", "t", 7]
 
 
+TWO_IN_A_ROW = np.zeros((3, 10), np.float32)
+TWO_IN_A_ROW[:, [1, 8]] = 1
+
+
 def broken(**constants):
-    """A sound model of S [3, 10] with 6 values and the given constants instead."""
-    S = np.zeros((3, 10), np.float32)
-    S[:, [1, 8]] = 1
-    model = operator_model(S, bias=np.zeros(3, np.float32), function=False)
+    """A sound model of S [3, 10] with 6 values, rank 2, and the given constants instead."""
+    low_rank = np.zeros((1, 3, 2), np.float32), np.zeros((1, 2, 10), np.float32)
+    model = operator_model(TWO_IN_A_ROW, bias=np.zeros(3, np.float32), low_rank=low_rank, function=False)
     for name, array in constants.items():
         replace_constant(model, name, array)
     return model
@@ -147,6 +175,15 @@ BROKEN_CONSTANTS = [
     ({"mask": np.hstack([MASK, MASK])}, r"shape \[3, 4\], not \[out_features, 2\]"),
     ({"mask": MASK[:, :1]}, r"shape \[3, 1\], not \[out_features, 2\]"),
     ({"bias": np.zeros(4, np.float32)}, r"bias has shape \[4\], not \[3\]"),
+    ({"U": np.zeros((1, 2, 2), np.float32)}, r"U has shape \[1, 2, 2\], not \[blocks, 3 / blocks, rank\]"),
+    ({"U": np.zeros((3, 3, 2), np.float32)}, r"U has shape \[3, 3, 2\]"),
+    ({"U": np.zeros((2, 1, 2), np.float32)}, r"U has shape \[2, 1, 2\]"),
+    ({"U": np.zeros((0, 3, 2), np.float32)}, r"U has shape \[0, 3, 2\]"),
+    ({"U": np.zeros((3, 2), np.float32)}, r"U has shape \[3, 2\]"),
+    ({"U": np.zeros((3, 1, 2), np.float32)}, r"V has shape \[1, 2, 10\], not \[3, 2, 10\]"),
+    ({"U": np.zeros((1, 3, 0), np.float32)}, r"V has shape \[1, 2, 10\], not \[1, 0, 10\]"),
+    ({"V": np.zeros((1, 2, 9), np.float32)}, r"V has shape \[1, 2, 9\], not \[1, 2, 10\]"),
+    ({"V": np.zeros((2, 10), np.float32)}, r"V has shape \[2, 10\]"),
     # stray bits: columns 10 to 15 do not exist
     ({"mask": np.array([[2, 1], [2, 1], [2, 4]], np.uint8)}, "bit past the last column"),
     ({"mask": np.full((3, 2), 255, np.uint8)}, "bit past the last column"),
@@ -158,11 +195,15 @@ BROKEN_CONSTANTS = [
     # numbers
     ({"values": np.array([1, 1, 1, np.nan, 1, 1], np.float32)}, "infinite or NaN"),
     ({"values": np.array([1, 1, 1, -np.inf, 1, 1], np.float16)}, "infinite or NaN"),
+    ({"U": np.full((1, 3, 2), np.inf, np.float32)}, "U is infinite or NaN"),
+    ({"V": np.full((1, 2, 10), np.nan, np.float32)}, "V is infinite or NaN"),
     # types
     ({"values": np.ones(6, np.float64)}, "neither float nor float16"),
     ({"values": np.ones(6, np.int32)}, "neither float nor float16"),
     ({"mask": MASK.astype(np.int8)}, "mask|type"),
     ({"bias": np.zeros(3, np.float64)}, "bias|type"),
+    ({"values": np.ones(6, np.float16)}, "U and V are not of the type of values"),
+    ({"V": np.zeros((1, 2, 10), np.float16)}, "U and V are not of the type of values"),
 ]
 
 
@@ -183,7 +224,7 @@ def test_impossible_in_features(in_features):
 @pytest.mark.parametrize("in_features", [9, 11, 16])
 def test_in_features_that_fits_the_mask_but_not_x(in_features):
     """Whether x fits is known when it comes."""
-    model = broken()
+    model = operator_model(TWO_IN_A_ROW, function=False)
     model.graph.node[0].attribute[0].i = in_features
     opened = open_native(model)
     with pytest.raises(Exception, match="last dimension is not in_features"):
@@ -193,14 +234,14 @@ def test_in_features_that_fits_the_mask_but_not_x(in_features):
 def test_in_features_must_be_an_integer():
     for attributes in ({}, {"in_features": 2.0}, {"in_features": "2"}, {"in_features": [2]}):
         model = broken()
-        node = helper.make_node("SparseMatMul", list(INPUTS[:4]), ["y"], name="layer", domain="vitoats", **attributes)
+        node = helper.make_node("SparseMatMul", list(INPUTS), ["y"], name="layer", domain="vitoats", **attributes)
         model.graph.node[0].CopyFrom(node)
         with pytest.raises(Exception, match="in_features"):
             open_native(model)
 
 
-@pytest.mark.parametrize("name", ["values", "mask"])
-def test_values_and_mask_must_be_constants(name):
+@pytest.mark.parametrize("name", ["values", "mask", "U", "V"])
+def test_weights_must_be_constants(name):
     model = broken()
     tensor = next(t for t in model.graph.initializer if t.name == name)
     model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
@@ -220,13 +261,20 @@ def test_a_wrong_x_is_an_error_of_the_run():
     assert opened.run(None, {"x": np.ones(10, np.float32)})[0].tolist() == [2, 2, 2]
 
 
-def test_a_wrong_addend_is_an_error_of_the_run():
-    model = operator_model(np.ones((3, 10), np.float32), addend=True, function=False)
-    model.graph.input[1].type.tensor_type.ClearField("shape")
-    opened = open_native(model)
-    for shape in [(1, 4, 2), (1, 3, 3), (3,), (1, 1, 3)]:
-        with pytest.raises(Exception, match="addend has shape"):
-            opened.run(None, {"x": np.zeros((1, 4, 10), np.float32), "addend": np.zeros(shape, np.float32)})
+@pytest.mark.parametrize("inputs", [["", "U"], ["bias", "U"], ["bias", "U", ""], ["bias", "", "V"]])
+def test_both_factors_or_none(inputs):
+    model = broken()
+    model.graph.node[0].input[3:] = inputs
+    with pytest.raises(Exception, match=r"U without V|(U|V) is not a constant"):
+        open_native(model)
+
+
+def test_the_bias_may_be_left_out_before_the_factors():
+    model = broken(U=np.ones((1, 3, 2), np.float32), V=np.ones((1, 2, 10), np.float32))
+    model.graph.node[0].input[3] = ""
+    for tokens in (1, 20):
+        found = open_native(model).run(None, {"x": np.ones((1, tokens, 10), np.float32)})[0]
+        assert np.array_equal(found, np.full((1, tokens, 3), 22))  # two non-zeros, and rank 2 over 10 inputs
 
 
 @pytest.mark.parametrize("name", ["sse9", "AVX2", " "])

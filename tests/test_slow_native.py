@@ -14,7 +14,7 @@ import pytest
 
 from vitoats.runtime import library
 
-from .sparse_models import operator_model, random_sparse
+from .sparse_models import operator_model, random_low_rank, random_sparse
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "vitoats" / "runtime" / "csrc"
@@ -76,10 +76,11 @@ def test_the_same_binary_in_the_oldest_onnx_runtime(tmp_path):
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *OLDEST)
     random = np.random.default_rng(0)
     S, bias = random_sparse(random, 70, 90, 0.6), random.standard_normal(70, np.float32)
-    onnx.save(operator_model(S, bias=bias, addend=True), tmp_path / "model.onnx")
+    U, V = random_low_rank(random, 70, 90, 2, 11)
+    onnx.save(operator_model(S, bias=bias, low_rank=(U, V)), tmp_path / "model.onnx")
     onnx.save(operator_model(np.full((2, 9), np.nan, np.float32)), tmp_path / "bad.onnx")
-    x, addend = random.standard_normal((2, 30, 90), np.float32), random.standard_normal((2, 30, 70), np.float32)
-    np.savez(tmp_path / "feed.npz", x=x, addend=addend)
+    x = random.standard_normal((2, 30, 90), np.float32)
+    np.savez(tmp_path / "feed.npz", x=x)
     code = """
 import sys
 import numpy, onnxruntime
@@ -99,5 +100,5 @@ print(onnxruntime.__version__)
     for isa in library.available_isas():
         argv = [python, "-c", code, tmp_path, library.library_path()]
         assert run(*argv, env=os.environ | {library.ISA_VARIABLE: isa}) == "1.17.3\n"
-        expected = x.astype(np.float64) @ S.T + addend + bias
+        expected = x.astype(np.float64) @ (S + (U @ V).reshape(S.shape)).T + bias
         assert np.allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-4)

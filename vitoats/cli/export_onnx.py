@@ -3,9 +3,9 @@
     python tools/export_onnx.py runs/vitb14 -o vitb14.onnx
     python tools/export_onnx.py --model vit_base_patch16_224 -o dense.onnx
 
-A compressed layer becomes a SparseMatMul node, whose function travels in the file, beside plain MatMul nodes for its low-rank
-term. --inline writes standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. The batch is
-dynamic, the image size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
+A compressed layer becomes a SparseMatMul node, whose function of standard operators travels in the file. --inline writes
+standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. The batch is dynamic, the image
+size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
 """
 
 import time

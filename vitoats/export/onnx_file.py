@@ -52,9 +52,11 @@ def export_onnx(
     """
     model = copy.deepcopy(loaded.model).cpu().eval()
     layers = compressed_layers(model)
-    inputs = 5 if any(layer.rank for layer in layers.values()) else 4
+    low_rank = any(layer.rank for layer in layers.values())
     for name, layer in layers.items():
-        replace_module(model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, inputs, float16))
+        replace_module(
+            model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, low_rank, float16)
+        )
     for module in model.modules():
         if hasattr(module, "fused_attn"):  # the fused one becomes more nodes, not fewer
             module.fused_attn = False  # type: ignore[assignment]
@@ -67,7 +69,7 @@ def export_onnx(
     if layers and form != "dense":
         if not any(o.domain == DOMAIN for o in proto.opset_import):
             proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
-        proto.functions.append(sparse_matmul_function(inputs))
+        proto.functions.append(sparse_matmul_function(6 if low_rank else 4))
         if form == "inline":
             proto = _inlined(proto)
     proto.ir_version = IR_VERSION

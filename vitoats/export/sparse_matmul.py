@@ -1,12 +1,12 @@
 """The operator ``vitoats::SparseMatMul`` and its body as an ONNX function of standard operators.
 
-    SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], addend[..., N]) -> y[..., N]
+    SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], U[B, N/B, r], V[B, r, K]) -> y[..., N]
 
-y = x S^T + addend + bias, with the attribute in_features = K; S [N, K] has ``values`` in row order wherever ``mask`` has a bit
-(vitoats.bitmask). bias and addend are optional: adding them in the operator saves passes over y. The function travels in the
-file, so that any runtime runs it; a function's inputs are not optional, so it has those that the file's nodes have. ONNX
-Runtime inlines it where it knows no such operator, and since values and mask are constants it folds everything up to the
-transposed S: it then runs one dense MatMul, at dense speed, from a small file.
+y = x (S + U V)^T + bias, with the attribute in_features = K; S [N, K] has ``values`` in row order wherever ``mask`` has a bit
+(vitoats.bitmask), and U V is a product for each of B equal blocks of rows. bias is optional, and so are U and V, together. The
+function travels in the file, so that any runtime runs it; a function's inputs are not optional, so it has those that the
+file's nodes have. ONNX Runtime inlines it where it knows no such operator, and since all but x are constants it folds
+everything up to the transposed S + U V: it then runs one dense MatMul, at dense speed, from a small file.
 
 The body unpacks bits, numbers them by a running sum, and gathers; no NonZero or Scatter, which would not be folded, and only
 what ONNX Runtime 1.17 has kernels for (no comparison of uint8).
@@ -19,12 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 DOMAIN = "vitoats"
 DOMAIN_VERSION = 1
 NAME = "SparseMatMul"
-INPUTS = ("x", "values", "mask", "bias", "addend")
+INPUTS = ("x", "values", "mask", "bias", "U", "V")
 OPSET = 18
 
 
 def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:
-    """The function with the first 3, 4 or 5 inputs; values may be float32 or float16 and are cast to the type of x."""
+    """The function with the first 3, 4 or 6 inputs; values, U and V may be float32 or float16 and are cast to the type of x."""
 
     def constant(name: str, array: np.ndarray) -> onnx.NodeProto:
         return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
@@ -58,19 +58,29 @@ def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:
         helper.make_node("Where", ["kept_flat", "gathered", "zero_like_x"], ["entries"]),
         helper.make_node("Shape", ["kept"], ["shape"]),
         helper.make_node("Reshape", ["entries", "shape"], ["S"]),  # [N, K]
-        helper.make_node("Transpose", ["S"], ["S_transposed"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "S_transposed"], ["product"]),
     ]
-    terms = INPUTS[3:inputs]
-    sums = ["product", *(f"with_{term}" for term in terms)]
+    weight, y = "S", "product"
+    if inputs > 4:
+        weight = "S_plus_UV"
+        nodes += [
+            helper.make_node("CastLike", ["U", "x"], ["U_like_x"]),
+            helper.make_node("CastLike", ["V", "x"], ["V_like_x"]),
+            helper.make_node("MatMul", ["U_like_x", "V_like_x"], ["UV_of_blocks"]),  # [B, N/B, K]
+            helper.make_node("Reshape", ["UV_of_blocks", "shape"], ["UV"]),  # [N, K]
+            helper.make_node("Add", ["S", "UV"], [weight]),
+        ]
     nodes += [
-        helper.make_node("Add", [before, term], [after]) for before, term, after in zip(sums, terms, sums[1:], strict=False)
+        helper.make_node("Transpose", [weight], ["transposed"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "transposed"], [y]),
     ]
+    if inputs > 3:
+        y = "with_bias"
+        nodes.append(helper.make_node("Add", ["product", "bias"], [y]))
     return helper.make_function(
         DOMAIN,
         NAME,
         list(INPUTS[:inputs]),
-        [sums[-1]],
+        [y],
         nodes,
         [helper.make_opsetid("", OPSET)],
         attributes=["in_features"],

@@ -30,23 +30,27 @@ def densified(path: Path) -> bytes | None:
         graph = model.graph
         tensors = {t.name: t for t in graph.initializer}
         nodes = list(graph.node)
+
+        def array(name: str) -> np.ndarray:
+            return numpy_helper.to_array(tensors[name]).astype(np.float32)
+
         del graph.node[:]
         for node in nodes:
             graph.node.append(node)
             if (node.domain, node.op_type) != ("vitoats", "SparseMatMul"):
                 continue
-            x, values, mask, *terms = node.input
+            x, values, mask, *bias_U_V = node.input
             (columns,) = (a.i for a in node.attribute if a.name == "in_features")
-            S = bitmask.unpack(
-                numpy_helper.to_array(tensors[values]).astype(np.float32), numpy_helper.to_array(tensors[mask]), columns
-            )
-            weight = f"{node.name or node.output[0]}.dense"
-            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(S.T), weight))
-            y, terms = node.output[0], [term for term in terms if term]
-            sums = [f"{weight}.{i}" for i in range(len(terms))] + [y]
-            graph.node[-1].CopyFrom(helper.make_node("MatMul", [x, weight], sums[:1], node.name))
-            for i, term in enumerate(terms):
-                graph.node.append(helper.make_node("Add", [sums[i], term], [sums[i + 1]], f"{node.name}.{i}"))
+            bias, U, V = [*bias_U_V, "", "", ""][:3]
+            W = bitmask.unpack(array(values), numpy_helper.to_array(tensors[mask]), columns)
+            if U:
+                W += (array(U) @ array(V)).reshape(W.shape)
+            weight, y = f"{node.name or node.output[0]}.dense", node.output[0]
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(W.T), weight))
+            product = f"{weight}.product" if bias else y
+            graph.node[-1].CopyFrom(helper.make_node("MatMul", [x, weight], [product], node.name))
+            if bias:
+                graph.node.append(helper.make_node("Add", [product, bias], [y], f"{node.name}.bias"))
         used = {name for node in graph.node for name in node.input}
         kept = [t for t in graph.initializer if t.name in used]
         del graph.initializer[:]

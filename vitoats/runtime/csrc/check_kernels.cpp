@@ -26,7 +26,8 @@ uint16_t to_half(float f) {  // of a small multiple of 1/64: exact
 }
 
 int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, int64_t columns, int64_t tokens, double zeros,
-          bool half, bool with_bias, bool with_addend) {
+          bool half, bool with_bias, int64_t blocks, int64_t rank) {
+  const auto small_number = [&] { return static_cast<float>(static_cast<int>(random() % 255) - 127) / 64; };
   const int64_t stride = (columns + 7) / 8;
   std::vector<uint8_t> mask(static_cast<size_t>(rows * stride));
   std::vector<float> values, dense(static_cast<size_t>(rows * columns));
@@ -35,29 +36,52 @@ int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, i
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < columns; ++k) {
       if (uniform(random) < zeros) continue;
-      const float value = static_cast<float>(static_cast<int>(random() % 255) - 127) / 64;
+      const float value = small_number();
       mask[static_cast<size_t>(r * stride + k / 8)] |= static_cast<uint8_t>(1 << k % 8);
       dense[static_cast<size_t>(r * columns + k)] = value;
       values.push_back(value);
     }
     row_start.push_back(static_cast<int64_t>(values.size()));
   }
-  std::vector<uint16_t> halves;
+  const int64_t of_block = rows / blocks;
+  std::vector<float> U(static_cast<size_t>(rows * rank)), V(static_cast<size_t>(blocks * rank * columns));
+  for (std::vector<float>* numbers : {&U, &V})
+    for (float& v : *numbers) v = small_number();
+  std::vector<uint16_t> halves, U_halves, V_halves;
   for (const float v : values) halves.push_back(to_half(v));
+  for (const float v : U) U_halves.push_back(to_half(v));
+  for (const float v : V) V_halves.push_back(to_half(v));
   std::vector<float> x(static_cast<size_t>(tokens * columns)), y(static_cast<size_t>(tokens * rows), NAN);
-  std::vector<float> bias(static_cast<size_t>(rows)), addend(y.size());
-  for (std::vector<float>* numbers : {&x, &bias, &addend})
+  std::vector<float> bias(static_cast<size_t>(rows));
+  for (std::vector<float>* numbers : {&x, &bias})
     for (float& v : *numbers) v = static_cast<float>(uniform(random) * 2 - 1);
 
   const vitoats::SparseMatrix S{rows, columns, stride, mask.data(), half ? static_cast<const void*>(halves.data()) : values.data(),
                                 half, row_start.data()};
-  const vitoats::Weights weights(S);
-  const vitoats::Output output{y.data(), with_bias ? bias.data() : nullptr, with_addend ? addend.data() : nullptr};
+  const auto stored = [&](const std::vector<float>& floats, const std::vector<uint16_t>& bits) {
+    return half ? static_cast<const void*>(bits.data()) : floats.data();
+  };
+  const vitoats::Weights weights(S, {blocks, rank, stored(U, U_halves), stored(V, V_halves)});
+  const vitoats::Output output{y.data(), with_bias ? bias.data() : nullptr};
   if (!vitoats::multiply(kernels, weights, x.data(), tokens, output, Serial())) return 1;
-  for (int64_t t = 0; t < tokens; ++t)
+  std::vector<double> z(static_cast<size_t>(blocks * rank)), z_size(z.size());
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (size_t i = 0; i < z.size(); ++i) {
+      z[i] = z_size[i] = 0;
+      for (int64_t k = 0; k < columns; ++k) {
+        const double product = static_cast<double>(x[static_cast<size_t>(t * columns + k)]) * V[i * static_cast<size_t>(columns) + static_cast<size_t>(k)];
+        z[i] += product;
+        z_size[i] += std::fabs(product);
+      }
+    }
     for (int64_t r = 0; r < rows; ++r) {
       double sum = with_bias ? bias[static_cast<size_t>(r)] : 0, size = 0;
-      if (with_addend) sum += addend[static_cast<size_t>(t * rows + r)];
+      for (int64_t i = 0; i < rank; ++i) {
+        const double u = U[static_cast<size_t>(r * rank + i)];
+        const auto at = static_cast<size_t>(r / of_block * rank + i);
+        sum += u * z[at];
+        size += std::fabs(u) * z_size[at];
+      }
       for (int64_t k = 0; k < columns; ++k) {
         const double product = static_cast<double>(x[static_cast<size_t>(t * columns + k)]) * dense[static_cast<size_t>(r * columns + k)];
         sum += product;
@@ -65,12 +89,14 @@ int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, i
       }
       const double found = y[static_cast<size_t>(t * rows + r)];
       if (!(std::fabs(found - sum) <= 1e-5 * size + 1e-6 * std::fabs(sum))) {
-        std::printf("%s: %lld x %lld, %lld tokens, %.2f zeros, %s: y[%lld, %lld] = %.9g, not %.9g\n", kernels.name,
+        std::printf("%s: %lld x %lld, %lld tokens, %.2f zeros, rank %lld x %lld, %s: y[%lld, %lld] = %.9g, not %.9g\n", kernels.name,
                     static_cast<long long>(rows), static_cast<long long>(columns), static_cast<long long>(tokens), zeros,
-                    half ? "float16" : "float32", static_cast<long long>(t), static_cast<long long>(r), found, sum);
+                    static_cast<long long>(blocks), static_cast<long long>(rank), half ? "float16" : "float32",
+                    static_cast<long long>(t), static_cast<long long>(r), found, sum);
         return 1;
       }
     }
+  }
   return 0;
 }
 
@@ -83,10 +109,11 @@ int main(int argc, char** argv) {
   int failed = 0, done = 0;
   for (const vitoats::Kernels* const* kernels = vitoats::available_kernels(); *kernels; ++kernels)
     for (int i = 0; i < cases; ++i, ++done) {
-      const int64_t rows = 1 + random() % (i % 7 ? 40 : 300), columns = 1 + random() % (i % 5 ? 150 : 400);
+      const int64_t blocks = 1 + random() % 3, rank = i % 4 ? random() % 20 : random() % 150;
+      const int64_t rows = blocks * (1 + random() % (i % 7 ? 20 : 150)), columns = 1 + random() % (i % 5 ? 150 : 400);
       const int64_t tokens = i % 3 ? 1 + random() % 20 : random() % 260;
       failed += check(**kernels, random, rows, columns, tokens, zeros[random() % 7], random() % 2, random() % 2,
-                      random() % 2);
+                      blocks, rank);
     }
   std::printf("%d passed, %d failed\n", done - failed, failed);
   return failed != 0;

@@ -1,10 +1,10 @@
 // The operator vitoats::SparseMatMul of ONNX Runtime:
 //
-//   SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], addend[..., N]) -> y[..., N]
+//   SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], U[B, N/B, r], V[B, r, K]) -> y[..., N]
 //
-// y = x S^T + addend + bias, attribute in_features = K; bias and addend are optional.
-// Everything that a model file says is checked when the session is made; x is checked at each call. No error leaves this file
-// but as a status. Values and mask stay where ONNX Runtime has them; only the rows' first values are indexed.
+// y = x (S + U V)^T + bias, attribute in_features = K, with U V [B, N/B, K] as [N, K]; bias is optional, and so are U and V, both or
+// none. Everything that a model file says is checked when the session is made; x, and a bias that is no constant, at each call.
+// No error leaves this file but as a status. Values, mask, U and V stay where ONNX Runtime has them.
 #include <algorithm>
 #include <cstring>
 #include <exception>
@@ -106,7 +106,7 @@ std::string text(const std::vector<int64_t>& dimensions) {
 
 // Bit patterns of infinities and NaN: all bits of the exponent are set.
 template <class Bits>
-bool all_finite(const void* values, int64_t n, Bits exponent) {
+bool finite(const void* values, int64_t n, Bits exponent) {
   const auto* bytes = static_cast<const unsigned char*>(values);
   for (int64_t i = 0; i < n; ++i) {
     Bits bits;
@@ -151,16 +151,16 @@ class Kernel {
     matrix_.values = data<void>(api, values);
     matrix_.half = values_shape.type() == ort::kFloat16;
     index_rows(values_dims[0]);
-    const bool finite = matrix_.half ? all_finite<uint16_t>(matrix_.values, values_dims[0], 0x7c00)
-                                     : all_finite<uint32_t>(matrix_.values, values_dims[0], 0x7f800000);
-    if (!finite) refuse("a value is infinite or NaN");
+    all_finite(values, "a value");
     size_t inputs = 0;
     check(api.KernelInfo_GetInputCount(info, &inputs));
     int is_constant = 0;
     const OrtValue* bias = nullptr;
     if (inputs > 3) check(api.KernelInfoGetConstantInput_tensor(info, 3, &is_constant, &bias));
-    if (is_constant && bias) term(bias, "bias", {matrix_.rows});
-    weights_.emplace(matrix_);
+    if (is_constant && bias) bias_data(bias);
+    LowRank low_rank{1, 0, nullptr, nullptr};
+    if (inputs > 4) low_rank = low_rank_term(info, inputs);
+    weights_.emplace(matrix_, low_rank);
   }
 
   const ort::Api& api() const { return api_; }
@@ -176,14 +176,12 @@ class Kernel {
     int64_t tokens = 1;
     for (size_t i = 0; i + 1 < dims.size(); ++i) tokens *= dims[i];
     dims.back() = matrix_.rows;
-    const OrtValue *bias = nullptr, *addend = nullptr;
+    const OrtValue* bias = nullptr;
     size_t inputs = 0;
     check(api_.KernelContext_GetInputCount(context, &inputs));
     if (inputs > 3) check(api_.KernelContext_GetInput(context, 3, &bias));
-    if (inputs > 4) check(api_.KernelContext_GetInput(context, 4, &addend));
     Output output{};
-    if (bias) output.bias = term(bias, "bias", {matrix_.rows});
-    if (addend) output.addend = term(addend, "addend", dims);
+    if (bias) output.bias = bias_data(bias);
     OrtValue* y = nullptr;
     check(api_.KernelContext_GetOutput(context, 0, dims.data(), dims.size(), &y));
     output.data = const_cast<float*>(data<float>(api_, y));
@@ -218,13 +216,38 @@ class Kernel {
     return value;
   }
 
-  // The numbers of a term of the sum, whose type and shape must be right.
-  const float* term(const OrtValue* value, const char* name, const std::vector<int64_t>& expected) const {
+  // The bias, whose type and shape must be right.
+  const float* bias_data(const OrtValue* value) const {
     const Shape shape(api_, value);
-    const std::vector<int64_t> found = shape.dimensions();
-    if (shape.type() != ort::kFloat) refuse(std::string(name) + " is not float");
-    if (found != expected) refuse(std::string(name) + " has shape " + text(found) + ", not " + text(expected));
+    const std::vector<int64_t> found = shape.dimensions(), expected{matrix_.rows};
+    if (shape.type() != ort::kFloat) refuse("bias is not float");
+    if (found != expected) refuse("bias has shape " + text(found) + ", not " + text(expected));
     return data<float>(api_, value);
+  }
+
+  LowRank low_rank_term(const OrtKernelInfo* info, size_t inputs) const {
+    if (inputs < 6) refuse("there is U without V");
+    const OrtValue *U = constant(info, 4, "U"), *V = constant(info, 5, "V");
+    const Shape U_shape(api_, U), V_shape(api_, V);
+    const int type = matrix_.half ? ort::kFloat16 : ort::kFloat;
+    if (U_shape.type() != type || V_shape.type() != type) refuse("U and V are not of the type of values");
+    const std::vector<int64_t> found = U_shape.dimensions(), V_found = V_shape.dimensions();
+    if (found.size() != 3 || found[0] < 1 || matrix_.rows % found[0] || found[1] != matrix_.rows / found[0])
+      refuse("U has shape " + text(found) + ", not [blocks, " + std::to_string(matrix_.rows) + " / blocks, rank]");
+    const std::vector<int64_t> expected{found[0], found[2], matrix_.columns};
+    if (V_found != expected) refuse("V has shape " + text(V_found) + ", not " + text(expected));
+    all_finite(U, "a number of U");
+    all_finite(V, "a number of V");
+    return {found[0], found[2], data<void>(api_, U), data<void>(api_, V)};
+  }
+
+  void all_finite(const OrtValue* value, const char* name) const {
+    const Shape shape(api_, value);
+    int64_t n = 1;
+    for (const int64_t d : shape.dimensions()) n *= d;
+    const void* numbers = data<void>(api_, value);
+    if (!(matrix_.half ? finite<uint16_t>(numbers, n, 0x7c00) : finite<uint32_t>(numbers, n, 0x7f800000)))
+      refuse(std::string(name) + " is infinite or NaN");
   }
 
   // Counts the mask's bits, row by row, against the values.
@@ -252,9 +275,9 @@ struct Operator : OrtCustomOp {
     version = ort::kApiVersion;
     GetName = [](const OrtCustomOp*) { return kName; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 5; };
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 6; };
     GetInputType = [](const OrtCustomOp*, size_t i) -> int {
-      constexpr int types[] = {ort::kFloat, ort::kAny, ort::kUint8, ort::kFloat, ort::kFloat};
+      constexpr int types[] = {ort::kFloat, ort::kAny, ort::kUint8, ort::kFloat, ort::kAny, ort::kAny};
       return types[i];
     };
     GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };

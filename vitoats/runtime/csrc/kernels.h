@@ -1,6 +1,6 @@
 // The kernels, written once over a vector type V; each instruction set has a file that fills in V.
 //
-// V has: lanes; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c; add(a, b); sum(v);
+// V has: lanes; registers; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c; add(a, b); sum(v);
 // expand(packed, bits): the packed lanes in order to where bits are set, zero elsewhere; widen(p): lanes of float16 to float;
 // transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or NoTail; half(v): its first half.
 #pragma once
@@ -156,22 +156,91 @@ struct RowSums {
   }
 };
 
-// Adds bias and addend to a token's outputs [row, row + n); at is where the token's outputs begin.
+// target [n] += bias [n].
 template <class V>
-VITOATS_INLINE void add_terms(const Output& y, int64_t at, int64_t row, int64_t n) {
-  float* target = y.data + at + row;
-  const float* addend = y.addend ? y.addend + at + row : nullptr;
-  const float* bias = y.bias ? y.bias + row : nullptr;
+VITOATS_INLINE void add_bias(const float* bias, int64_t n, float* target) {
   int64_t i = 0;
-  for (; i + V::lanes <= n; i += V::lanes) {
-    auto sum = V::loadu(target + i);
-    if (addend) sum = V::add(sum, V::loadu(addend + i));
-    if (bias) sum = V::add(sum, V::loadu(bias + i));
-    V::storeu(target + i, sum);
+  for (; i + V::lanes <= n; i += V::lanes) V::storeu(target + i, V::add(V::loadu(target + i), V::loadu(bias + i)));
+  for (; i < n; ++i) target[i] += bias[i];
+}
+
+// sums [R, stride] (+)= weights [R, n] activations [n, stride], the rows of weights w_stride apart, n <= 64. Each vector of
+// activations is loaded once for R rows.
+template <class V, class Value, int M, class Tail, int R>
+VITOATS_INLINE void dense_rows(const Value* weights, int64_t w_stride, const Value* end, int n, const float* activations,
+                               float* sums, bool add) {
+  constexpr int stride = (M + (Tail::lanes > 0)) * V::lanes;
+  alignas(64) float widened[R][64];
+  const float* w[R];
+  typename V::T whole[R][M > 0 ? M : 1];
+  typename Tail::T tail[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    w[r] = as_floats<V>(weights + r * w_stride, end, n, widened[r]);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) whole[r][m] = add ? V::load(sums + r * stride + m * V::lanes) : V::zero();
+    tail[r] = add ? Tail::load(sums + r * stride + M * V::lanes) : Tail::zero();
   }
-  for (; i < n; ++i) {
-    if (addend) target[i] += addend[i];
-    if (bias) target[i] += bias[i];
+  for (int k = 0; k < n; ++k, activations += stride) {
+    typename V::T value[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) value[r] = V::set1(w[r][k]);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const auto tokens = V::load(activations + m * V::lanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) whole[r][m] = V::fmadd(value[r], tokens, whole[r][m]);
+    }
+    const auto tokens = Tail::load(activations + M * V::lanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) tail[r] = Tail::fmadd(V::half(value[r]), tokens, tail[r]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) V::store(sums + r * stride + m * V::lanes, whole[r][m]);
+    Tail::store(sums + r * stride + M * V::lanes, tail[r]);
+  }
+}
+
+// sums [rows, stride] (+)= weights [rows, columns] activations [columns, stride]; end is that of all weights.
+template <class V, class Value, int M, class Tail>
+void dense(const Value* weights, int64_t rows, int64_t columns, const Value* end, const float* activations, float* sums,
+           bool add) {
+  constexpr int vectors = M + (Tail::lanes > 0), stride = vectors * V::lanes;
+  constexpr int fitting = (V::registers - 1) / (vectors + 1), R = fitting > 4 ? 4 : fitting < 1 ? 1 : fitting;
+  for (int64_t k = 0; k < columns; k += 64, activations += 64 * stride) {
+    const int n = static_cast<int>(smaller(64, columns - k));
+    int64_t r = 0;
+    for (; r + R <= rows; r += R)
+      dense_rows<V, Value, M, Tail, R>(weights + r * columns + k, columns, end, n, activations, sums + r * stride, add || k);
+    for (; r < rows; ++r)
+      dense_rows<V, Value, M, Tail, 1>(weights + r * columns + k, columns, end, n, activations, sums + r * stride, add || k);
+  }
+}
+
+template <class V, class Value, int M, class Tail>
+void project_rows(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end) {
+  const LowRank& low_rank = S.low_rank;
+  const Value* weights = static_cast<const Value*>(low_rank.V);
+  const Value* end = weights + low_rank.blocks * low_rank.rank * S.columns;
+  float* z = block.packed + (S.columns + row) * block.stride;
+  dense<V, Value, M, Tail>(weights + row * S.columns, row_end - row, S.columns, end, block.packed, z, false);
+}
+
+// sums [rows, stride] += U z, for the rows from row on.
+template <class V, class Value, int M, class Tail>
+void add_low_rank(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, float* sums) {
+  const LowRank& low_rank = S.low_rank;
+  const Value* weights = static_cast<const Value*>(low_rank.U);
+  const Value* end = weights + S.rows * low_rank.rank;
+  const int64_t of_block = S.rows / low_rank.blocks;
+  while (row < row_end) {
+    const int64_t b = row / of_block, n = smaller((b + 1) * of_block, row_end) - row;
+    const float* z = block.packed + (S.columns + b * low_rank.rank) * block.stride;
+    dense<V, Value, M, Tail>(weights + row * low_rank.rank, n, low_rank.rank, end, z, sums, true);
+    sums += n * block.stride;
+    row += n;
   }
 }
 
@@ -203,37 +272,49 @@ void many_rows(const PackedMatrix& S, const TokenBlock& block, int64_t row, int6
       sum.store(sums + r * Sums::stride);
     }
   }
+  if (S.low_rank.rank) add_low_rank<V, Value, M, Tail>(S, block, row, row_end, sums);
   for (int64_t lane = 0; lane < block.count; lane += V::lanes) {
     const int64_t tokens = smaller(V::lanes, block.count - lane);
     for (int64_t r = 0; r < rows; r += V::lanes)
       transpose<V>(sums + r * Sums::stride + lane, Sums::stride, smaller(V::lanes, rows - r), tokens,
                    y.data + (block.first + lane) * S.rows + row + r, S.rows);
-    for (int64_t t = 0; t < tokens; ++t) add_terms<V>(y, (block.first + lane + t) * S.rows, row, rows);
+    for (int64_t t = 0; y.bias && t < tokens; ++t)
+      add_bias<V>(y.bias + row, rows, y.data + (block.first + lane + t) * S.rows + row);
   }
 }
 
-using ManyRows = void (*)(const PackedMatrix&, const TokenBlock&, int64_t, int64_t, int, const Output&);
-
-template <class V, class Value, class Tail, class Numbers>
-struct ManyTable;  // by the number of vectors less 1; the last of them is half, if there is a tail
-
-template <class V, class Value, class Tail, int... M>
-struct ManyTable<V, Value, Tail, std::integer_sequence<int, M...>> {
-  static constexpr ManyRows entry[] = {many_rows<V, Value, M + (Tail::lanes == 0), Tail>...};
+// What is done with a block of one width.
+struct OfBlock {
+  void (*project)(const PackedMatrix&, const TokenBlock&, int64_t, int64_t);
+  void (*many)(const PackedMatrix&, const TokenBlock&, int64_t, int64_t, int, const Output&);
 };
 
-// Picks the instance for a block; its last vector is half where the last tokens fill no more.
+template <class V, class Value, class Tail, class Numbers>
+struct BlockTable;  // by the number of vectors less 1; the last of them is half, if there is a tail
+
+template <class V, class Value, class Tail, int... M>
+struct BlockTable<V, Value, Tail, std::integer_sequence<int, M...>> {
+  static constexpr int whole = Tail::lanes == 0;
+  static constexpr OfBlock entry[] = {{project_rows<V, Value, M + whole, Tail>, many_rows<V, Value, M + whole, Tail>}...};
+};
+
+// Picks the instances for a block; its last vector is half where the last tokens fill no more.
 template <class V, class Value>
-ManyRows pick_many(const TokenBlock& block) {
+const OfBlock& pick(const TokenBlock& block) {
   using Numbers = std::make_integer_sequence<int, kMaxVectors>;
   const bool half = V::Tail::lanes > 0 && block.stride - block.count >= V::Tail::lanes;
-  const ManyRows* table = half ? ManyTable<V, Value, typename V::Tail, Numbers>::entry : ManyTable<V, Value, NoTail, Numbers>::entry;
+  const OfBlock* table = half ? BlockTable<V, Value, typename V::Tail, Numbers>::entry : BlockTable<V, Value, NoTail, Numbers>::entry;
   return table[block.stride / V::lanes - 1];
 }
 
 template <class V>
+void project(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end) {
+  (S.half ? pick<V, uint16_t>(block) : pick<V, float>(block)).project(S, block, row, row_end);
+}
+
+template <class V>
 void many(const PackedMatrix& S, const TokenBlock& block, int64_t row, int64_t row_end, int words, const Output& y) {
-  (S.half ? pick_many<V, uint16_t>(block) : pick_many<V, float>(block))(S, block, row, row_end, words, y);
+  (S.half ? pick<V, uint16_t>(block) : pick<V, float>(block)).many(S, block, row, row_end, words, y);
 }
 
 // Asks for n values from p on.
@@ -245,7 +326,7 @@ VITOATS_INLINE void prefetch(const Value* p, int n) {
 
 // R rows at once with all T tokens: R T sums. Careful: some values lie less than a vector before the end.
 template <class V, class Value, int R, int T, bool careful>
-VITOATS_INLINE void few_rows(const SparseMatrix& S, const float* x, const float* x_end, int64_t row, const Output& y) {
+VITOATS_INLINE void few_rows(const SparseMatrix& S, const float* x, const float* x_end, int64_t row, float* y, bool add) {
   const Value* values = static_cast<const Value*>(S.values);
   const Value* end = values + S.row_start[S.rows];
   const Value* next[R];
@@ -290,11 +371,14 @@ VITOATS_INLINE void few_rows(const SparseMatrix& S, const float* x, const float*
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) y.data[t * S.rows + row + r] = V::sum(sum[r][t]);
+    for (int t = 0; t < T; ++t) {
+      float& target = y[t * S.rows + row + r];
+      target = (add ? target : 0) + V::sum(sum[r][t]);
+    }
 }
 
 template <class V, class Value, int T>
-void few_tokens(const SparseMatrix& S, const float* x, int64_t row, int64_t row_end, const Output& y) {
+void few_tokens(const SparseMatrix& S, const float* x, int64_t row, int64_t row_end, const Output& y, bool add) {
   const int64_t first = row;
   constexpr int R = T <= 2 ? 4 : 2;
   alignas(64) float x_end[T][64] = {};  // the columns past the last 64
@@ -302,12 +386,12 @@ void few_tokens(const SparseMatrix& S, const float* x, int64_t row, int64_t row_
   for (int t = 0; t < T; ++t)
     for (int64_t k = whole; k < S.columns; ++k) x_end[t][k - whole] = x[t * S.columns + k];
   const int64_t safe = S.row_start[S.rows] - V::lanes;  // a vector that begins here ends within the values
-  for (; row + R <= row_end && S.row_start[row + R] <= safe; row += R) few_rows<V, Value, R, T, false>(S, x, x_end[0], row, y);
-  for (; row < row_end; ++row) few_rows<V, Value, 1, T, true>(S, x, x_end[0], row, y);
-  for (int t = 0; t < T; ++t) add_terms<V>(y, t * S.rows, first, row_end - first);
+  for (; row + R <= row_end && S.row_start[row + R] <= safe; row += R) few_rows<V, Value, R, T, false>(S, x, x_end[0], row, y.data, add);
+  for (; row < row_end; ++row) few_rows<V, Value, 1, T, true>(S, x, x_end[0], row, y.data, add);
+  for (int t = 0; y.bias && t < T; ++t) add_bias<V>(y.bias + first, row_end - first, y.data + t * S.rows + first);
 }
 
-using FewTokens = void (*)(const SparseMatrix&, const float*, int64_t, int64_t, const Output&);
+using FewTokens = void (*)(const SparseMatrix&, const float*, int64_t, int64_t, const Output&, bool);
 
 template <class V, class Value, class Numbers>
 struct FewTable;  // by the number of tokens, less 1
@@ -318,9 +402,9 @@ struct FewTable<V, Value, std::integer_sequence<int, T...>> {
 };
 
 template <class V>
-void few(const SparseMatrix& S, const float* x, int64_t tokens, int64_t row, int64_t row_end, const Output& y) {
+void few(const SparseMatrix& S, const float* x, int64_t tokens, int64_t row, int64_t row_end, const Output& y, bool add) {
   using Numbers = std::make_integer_sequence<int, kFewTokens>;
-  (S.half ? FewTable<V, uint16_t, Numbers>::entry : FewTable<V, float, Numbers>::entry)[tokens - 1](S, x, row, row_end, y);
+  (S.half ? FewTable<V, uint16_t, Numbers>::entry : FewTable<V, float, Numbers>::entry)[tokens - 1](S, x, row, row_end, y, add);
 }
 
 // Chains enough to hide the latency of a fused multiply-add; the sum keeps the compiler from dropping them.
@@ -340,7 +424,7 @@ double fma(int64_t rounds) {
 
 template <class V>
 constexpr Kernels kernels_of(const char* name) {
-  return {name, V::lanes, pack<V>, many<V>, few<V>, fma<V>};
+  return {name, V::lanes, pack<V>, project<V>, many<V>, few<V>, fma<V>};
 }
 
 }  // namespace

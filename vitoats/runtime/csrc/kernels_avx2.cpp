@@ -32,6 +32,7 @@ struct HalfVector {
 
 struct Vector {
   static constexpr int lanes = 8;
+  static constexpr int registers = 16;
   using T = __m256;
   using Tail = HalfVector;
   static VITOATS_INLINE T zero() { return _mm256_setzero_ps(); }

@@ -18,6 +18,7 @@ struct HalfVector {
 
 struct Vector {
   static constexpr int lanes = 16;
+  static constexpr int registers = 32;
   using T = __m512;
   using Tail = HalfVector;
   static VITOATS_INLINE T zero() { return _mm512_setzero_ps(); }

@@ -26,6 +26,7 @@ constexpr ExpandTable kExpand = make_expand_table();
 
 struct Vector {
   static constexpr int lanes = 4;
+  static constexpr int registers = 32;
   using T = float32x4_t;
   using Tail = NoTail;
   static VITOATS_INLINE T zero() { return vdupq_n_f32(0); }

@@ -6,6 +6,7 @@ namespace {
 
 struct Vector {
   static constexpr int lanes = 4;
+  static constexpr int registers = 16;
   struct T {
     float lane[lanes];
   };

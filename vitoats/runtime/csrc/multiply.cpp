@@ -16,6 +16,7 @@ namespace vitoats {
 namespace {
 
 constexpr int64_t kPackColumns = 128;  // of a packing task
+constexpr int64_t kRankGroup = 4;      // rows of V that are computed at once
 
 // Memory for transposed activations: each thread keeps its own from call to call, since fresh pages cost more than the product.
 class Scratch {
@@ -51,24 +52,37 @@ int64_t vectors_in_cache(int lanes) {
   return cache * 9 / 10 / (64 * lanes * static_cast<int64_t>(sizeof(float)));
 }
 
-// Rows of a task: few enough that every core gets several.
-int64_t rows_of_task(int64_t rows, int64_t blocks) {
+// Rows of a task, a whole number of groups: few enough that every core gets several tasks.
+int64_t rows_of_task(int64_t rows, int64_t blocks, int64_t group) {
   static const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
   const int64_t fair = rows * blocks / (4 * cores);
-  return std::clamp<int64_t>(fair / kGroup * kGroup, 2 * kGroup, kMaxRows);
+  return std::clamp<int64_t>(fair / group * group, 2 * group, kMaxRows);
 }
+
+int64_t tasks(int64_t rows, int64_t of_task) { return (rows + of_task - 1) / of_task; }
 
 struct Few {
   const Kernels& kernels;
-  const SparseMatrix& S;
+  const Weights& weights;
   const float* x;
-  int64_t tokens, rows;
+  int64_t tokens;
   const Output& y;
+  float* z;  // [tokens, blocks rank]
+  int64_t z_rows, y_rows;
+
+  static void project(void* context, size_t i) {
+    const Few& self = *static_cast<const Few*>(context);
+    const SparseMatrix& V = self.weights.V();
+    const int64_t row = static_cast<int64_t>(i) * self.z_rows;
+    self.kernels.few(V, self.x, self.tokens, row, std::min(row + self.z_rows, V.rows), {self.z, nullptr}, false);
+  }
 
   static void call(void* context, size_t i) {
     const Few& self = *static_cast<const Few*>(context);
-    const int64_t row = static_cast<int64_t>(i) * self.rows;
-    self.kernels.few(self.S, self.x, self.tokens, row, std::min(row + self.rows, self.S.rows), self.y);
+    const SparseMatrix &S = self.weights.S(), &U = self.weights.U();
+    const int64_t row = static_cast<int64_t>(i) * self.y_rows, end = std::min(row + self.y_rows, S.rows);
+    self.kernels.few(S, self.x, self.tokens, row, end, self.y, false);
+    if (U.columns) self.kernels.few(U, self.z, self.tokens, row, end, {self.y.data, nullptr}, true);
   }
 };
 
@@ -76,31 +90,52 @@ struct Many {
   const Kernels& kernels;
   const PackedMatrix& S;
   const float* x;
-  int64_t columns;
   const Output& y;
   const TokenBlock* blocks;
   int words;  // tiles of a pass
-  int64_t rows, row_tasks, column_tasks;
+  int64_t pack_tasks, z_rows, z_tasks, y_rows, y_tasks;  // of a block
 
   static void pack(void* context, size_t i) {
     const Many& self = *static_cast<const Many*>(context);
-    const int64_t block = static_cast<int64_t>(i) / self.column_tasks;
-    const int64_t column = static_cast<int64_t>(i) % self.column_tasks * kPackColumns;
-    const int64_t end = std::min(column + kPackColumns, self.columns);
-    self.kernels.pack(self.x, self.columns, self.blocks[block], column, end);
+    const int64_t block = static_cast<int64_t>(i) / self.pack_tasks;
+    const int64_t column = static_cast<int64_t>(i) % self.pack_tasks * kPackColumns;
+    const int64_t end = std::min(column + kPackColumns, self.S.columns);
+    self.kernels.pack(self.x, self.S.columns, self.blocks[block], column, end);
+  }
+
+  static void project(void* context, size_t i) {
+    const Many& self = *static_cast<const Many*>(context);
+    const int64_t block = static_cast<int64_t>(i) / self.z_tasks;
+    const int64_t row = static_cast<int64_t>(i) % self.z_tasks * self.z_rows;
+    const int64_t end = std::min(row + self.z_rows, self.S.low_rank.blocks * self.S.low_rank.rank);
+    self.kernels.project(self.S, self.blocks[block], row, end);
   }
 
   static void call(void* context, size_t i) {
     const Many& self = *static_cast<const Many*>(context);
-    const int64_t block = static_cast<int64_t>(i) / self.row_tasks;
-    const int64_t row = static_cast<int64_t>(i) % self.row_tasks * self.rows;
-    self.kernels.many(self.S, self.blocks[block], row, std::min(row + self.rows, self.S.rows), self.words, self.y);
+    const int64_t block = static_cast<int64_t>(i) / self.y_tasks;
+    const int64_t row = static_cast<int64_t>(i) % self.y_tasks * self.y_rows;
+    self.kernels.many(self.S, self.blocks[block], row, std::min(row + self.y_rows, self.S.rows), self.words, self.y);
   }
 };
 
 }  // namespace
 
-Weights::Weights(const SparseMatrix& S) : in_order_(S) {
+Weights::Banded::Banded(int64_t rows, int64_t columns, int64_t blocks, int64_t width, const void* values, bool half)
+    : mask(static_cast<size_t>(rows * ((columns + 7) / 8))), row_start(static_cast<size_t>(rows) + 1) {
+  const int64_t stride = (columns + 7) / 8;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t first = row / (rows / blocks) * width;
+    for (int64_t k = first; k < first + width; ++k) mask[static_cast<size_t>(row * stride + k / 8)] |= static_cast<uint8_t>(1 << k % 8);
+    row_start[static_cast<size_t>(row) + 1] = (row + 1) * width;
+  }
+  matrix = {rows, columns, stride, mask.data(), values, half, row_start.data()};
+}
+
+Weights::Weights(const SparseMatrix& S, const LowRank& low_rank)
+    : S_(S),
+      U_(S.rows, low_rank.blocks * low_rank.rank, low_rank.blocks, low_rank.rank, low_rank.U, S.half),
+      V_(low_rank.blocks * low_rank.rank, S.columns, 1, S.columns, low_rank.V, S.half) {
   const int64_t tiles = (S.columns + 63) / 64, groups = (S.rows + kGroup - 1) / kGroup, nnz = S.row_start[S.rows];
   const size_t width = S.half ? 1 : 2;  // of a value, in units of values_
   masks_.resize(static_cast<size_t>(tiles * S.rows));
@@ -124,16 +159,21 @@ Weights::Weights(const SparseMatrix& S) : in_order_(S) {
       copied += n;
     }
   }
-  packed_ = {S.rows, tiles, groups, nnz, masks_.data(), values_.data(), start_.data(), S.half};
+  packed_ = {S.rows, S.columns, tiles, groups, nnz, masks_.data(), values_.data(), start_.data(), S.half, low_rank};
 }
 
 bool multiply(const Kernels& kernels, const Weights& weights, const float* x, int64_t tokens, const Output& y,
               const Parallel& parallel) {
-  const SparseMatrix& S = weights.in_order();
+  const PackedMatrix& S = weights.packed();
+  const int64_t rank = S.low_rank.blocks * S.low_rank.rank;
+  thread_local Scratch scratch;
   if (tokens == 0) return true;
   if (tokens <= kFewTokens) {
-    Few few{kernels, S, x, tokens, rows_of_task(S.rows, 1), y};
-    parallel.run(Few::call, static_cast<size_t>((S.rows + few.rows - 1) / few.rows), &few);
+    float* z = scratch.at_least(static_cast<size_t>(tokens * rank));
+    if (rank && !z) return false;
+    Few few{kernels, weights, x, tokens, y, z, rows_of_task(rank, 1, kRankGroup), rows_of_task(S.rows, 1, kGroup)};
+    if (rank) parallel.run(Few::project, static_cast<size_t>(tasks(rank, few.z_rows)), &few);
+    parallel.run(Few::call, static_cast<size_t>(tasks(S.rows, few.y_rows)), &few);
     return true;
   }
   const int64_t vectors = (tokens + kernels.lanes - 1) / kernels.lanes;
@@ -144,22 +184,24 @@ bool multiply(const Kernels& kernels, const Weights& weights, const float* x, in
   const int64_t of_block = vectors_of_block * kernels.lanes;  // tokens
   const int words = static_cast<int>(std::clamp<int64_t>(fitting / vectors_of_block, 1, kMaxWords));
 
-  thread_local Scratch scratch;
-  float* packed = scratch.at_least(static_cast<size_t>(vectors * kernels.lanes * S.columns));
+  float* packed = scratch.at_least(static_cast<size_t>(vectors * kernels.lanes * (S.columns + rank)));
   if (!packed) return false;
   std::vector<TokenBlock> blocks;
   for (int64_t first = 0; first < tokens; first += of_block) {
     const int64_t count = std::min(of_block, tokens - first);
     const int64_t stride = (count + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
     blocks.push_back({first, count, stride, packed});
-    packed += stride * S.columns;
+    packed += stride * (S.columns + rank);
   }
   const auto count = static_cast<int64_t>(blocks.size());
-  Many many{kernels, weights.packed(), x, S.columns, y, blocks.data(), words, rows_of_task(S.rows, count), 0, 0};
-  many.row_tasks = (S.rows + many.rows - 1) / many.rows;
-  many.column_tasks = (S.columns + kPackColumns - 1) / kPackColumns;
-  parallel.run(Many::pack, static_cast<size_t>(count * many.column_tasks), &many);
-  parallel.run(Many::call, static_cast<size_t>(count * many.row_tasks), &many);
+  Many many{kernels, S, x, y, blocks.data(), words, tasks(S.columns, kPackColumns), 0, 0, 0, 0};
+  many.z_rows = rows_of_task(rank, count, kRankGroup);
+  many.z_tasks = tasks(rank, many.z_rows);
+  many.y_rows = rows_of_task(S.rows, count, kGroup);
+  many.y_tasks = tasks(S.rows, many.y_rows);
+  parallel.run(Many::pack, static_cast<size_t>(count * many.pack_tasks), &many);
+  if (rank) parallel.run(Many::project, static_cast<size_t>(count * many.z_tasks), &many);
+  parallel.run(Many::call, static_cast<size_t>(count * many.y_tasks), &many);
   return true;
 }
 
