@@ -18,7 +18,7 @@ weight.
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from vitoats.errors import InputError, RunError
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter
+from vitoats.models.units import find_units
 
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
 SOLVER_BUFFERS = 6
@@ -133,6 +134,10 @@ class HiddenStates:
             count += len(batch)
         return cls(values[:count], batch_size, device)
 
+    def copy(self, spill_to: Path | None = None) -> "HiddenStates":
+        """The same once more, in memory or in a file in ``spill_to``."""
+        return HiddenStates(_allocate(tuple(self.values.shape), spill_to).copy_(self.values), self.batch_size, self.device)
+
     @property
     def n_images(self) -> int:
         return len(self.values)
@@ -149,7 +154,8 @@ class HiddenStates:
             adapter: the model.
             block: which block.
             linears: its linear layers.
-            needs: "diagonal" for the second moment of each input alone, "full" for H and the mean as well.
+            needs: "diagonal" for the second moment of each input alone, "neurons" for those of an MLP's hidden neurons too,
+                "full" for H and the mean as well.
 
         Returns:
             moments by layer name, on the CPU.
@@ -162,7 +168,7 @@ class HiddenStates:
 
         def measure(name: str, x: Tensor) -> None:
             x = x.reshape(-1, x.shape[-1]).float()
-            new = [x.square().sum(dim=0)] if needs == "diagonal" else [x.T @ x, x.sum(dim=0)]
+            new = [x.square().sum(dim=0)] if needs != "full" else [x.T @ x, x.sum(dim=0)]
             if name in sums:
                 for total, part in zip(sums[name], new, strict=True):
                     total += part
@@ -187,17 +193,26 @@ class HiddenStates:
                 raise InputError(
                     f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images"
                 )
-            if needs == "diagonal":
+            if needs != "full":
                 found[name] = InputStatistics(moments[0])
             else:
                 found[name] = InputStatistics(moments[0].diagonal().clone(), *moments)
-        return found
+        return _with_neurons(adapter, block, found) if needs == "neurons" else found
 
     @torch.inference_mode()
     def advance(self, adapter: ModelAdapter, block: int) -> None:
         """Replaces the hidden states by the block's outputs, in place."""
         for batch in self.values.split(self.batch_size):
             batch.copy_(adapter.run_block(block, batch.to(self.device)))
+
+
+def _with_neurons(adapter: ModelAdapter, block: int, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
+    """Tells the layers that make an MLP's hidden neurons what its output layer sees of them."""
+    for units in find_units(adapter.model, adapter.block_names[block]):
+        if units.kind == "neurons" and units.output in found:
+            for name in found.keys() & set(units.inputs):
+                found[name] = replace(found[name], neurons=found[units.output].second_moment)
+    return found
 
 
 def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:

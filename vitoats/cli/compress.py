@@ -17,8 +17,9 @@ from vitoats.cli import common
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.methods.registry import Method
+    from vitoats.methods.registry import Method, StructuralMethod
     from vitoats.pipeline import CompressionReport
+    from vitoats.structural import PruningReport
 
 METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
 
@@ -28,27 +29,35 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = common.parse(make_parser(), argv)
     result, report = run(args)
     if not args.quiet:
-        from vitoats.report.tables import layer_table, skipped_lines
+        from vitoats.report.tables import layer_table, pruning_table, skipped_lines
+        from vitoats.structural import PruningReport
 
-        layer_table(report)
+        if isinstance(report, PruningReport):
+            pruning_table(report)
+        else:
+            layer_table(report)
         for line in skipped_lines(report):
             print(line)
     return result
 
 
-def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
+def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningReport"]:
     """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
     common.check_output_folder(args.output, args.overwrite)
 
     import vitoats.methods  # noqa: F401  (fills the table of methods)
     from vitoats.data.images import SAMPLE, calibration_batches, open_images
-    from vitoats.methods.registry import get_method
+    from vitoats.methods.registry import STRUCTURAL, get_method
     from vitoats.models.names import EMBEDDED
     from vitoats.pipeline import compress
     from vitoats.resume import BlockStore, fingerprint
+    from vitoats.structural import PruningReport, prune
 
-    method = get_method(args.method)
+    structural = args.method in STRUCTURAL
+    method = STRUCTURAL[args.method] if structural else get_method(args.method)
     config = make_config(args, method)
+    if structural:
+        _refuse_layer_flags(args)
     if args.data_dir is None:
         if args.model != EMBEDDED:
             raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
@@ -69,34 +78,37 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         "preprocessing": loaded.preprocessing.to_dict(),
         "calibration": {"data": args.data_dir, "nsamples": args.nsamples, "seed": args.seed, "images": len(dataset)},
     }
-    store = BlockStore(
-        args.output.with_name(args.output.name + ".partial"), fingerprint(loaded.timm_model, settings), args.resume
-    )
+    partial_folder = args.output.with_name(args.output.name + ".partial")
+    store = None if structural else BlockStore(partial_folder, fingerprint(loaded.timm_model, settings), args.resume)
+    work = {
+        "method": args.method,
+        "config": config,
+        "img_size": loaded.preprocessing.img_size,
+        "nsamples": nsamples,
+        "batch_size": args.batch_size,
+        "memory_limit": None if args.memory_limit is None else args.memory_limit * 1e9,
+        "scratch": args.output.parent,
+    }
+    images = calibration_batches(dataset, args.nsamples, args.seed, args.batch_size, args.workers)
+    model = loaded.timm_model.to(device)
+    report: CompressionReport | PruningReport
     args.output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with common.Bar("block", args.quiet) as bar:
-            report = compress(
-                loaded.timm_model.to(device),
-                calibration_batches(dataset, args.nsamples, args.seed, args.batch_size, args.workers),
-                method=args.method,
-                config=config,
-                img_size=loaded.preprocessing.img_size,
-                nsamples=nsamples,
-                batch_size=args.batch_size,
-                fused_qkv=args.fused_qkv,
-                memory_limit=None if args.memory_limit is None else args.memory_limit * 1e9,
-                scratch=args.output.parent,
-                state=store,
-                progress=bar.update,
-            )
+            if structural:
+                report = prune(model, images, **work, progress=bar.update)
+            else:
+                report = compress(model, images, **work, fused_qkv=args.fused_qkv, state=store, progress=bar.update)
     except BaseException:
-        store.settle()
+        if store:
+            store.settle()
         raise
     about = {**settings, **report.to_dict()}
     from vitoats.checkpoint import WEIGHTS, save_checkpoint
 
     save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=args.overwrite)
-    store.remove()
+    if store:
+        store.remove()
     result = {
         "model": args.model,
         "method": args.method,
@@ -104,7 +116,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         "rank_ratio": getattr(config, "rank_ratio", None),
         "pattern": getattr(config, "pattern", None),
         "format": args.format,
-        "n_layers": len(report.layers),
+        **(_sizes(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
         "n_images": report.n_images,
         "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
         "seconds": round(time.perf_counter() - start, 1),
@@ -113,7 +125,32 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     return result, report
 
 
-def make_config(args: Namespace, method: "Method") -> Any:
+def _refuse_layer_flags(args: Namespace) -> None:
+    """Refuses what only methods that work layer by layer take.
+
+    Raises:
+        InputError: one of these flags is given.
+    """
+    if args.resume:
+        raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
+    if args.fused_qkv:
+        raise InputError(f"{args.method} removes whole heads from q, k and v: leave --fused-qkv out")
+    if args.format != "factored":
+        raise InputError(f"{args.method} writes smaller dense matrices, which timm does not open: leave --format out")
+
+
+def _sizes(report: "PruningReport") -> dict[str, Any]:
+    """Heads, neurons, parameters and FLOPs for the JSON line, before and after."""
+    sizes: dict[str, Any] = {}
+    for kind in ("heads", "neurons"):
+        rows = [row for row in report.modules if row.kind == kind]
+        sizes |= {kind: sum(row.kept for row in rows), f"{kind}_before": sum(row.before for row in rows)}
+    for name, size in (("", report.after), ("_before", report.before)):
+        sizes |= {f"param_count{name}": round(size.parameters / 1e6, 3), f"gflops{name}": round(size.flops / 1e9, 4)}
+    return sizes
+
+
+def make_config(args: Namespace, method: "Method | StructuralMethod") -> Any:
     """The method's config: flags that were given, then --method-options, then the method's own defaults.
 
     Raises:
@@ -161,7 +198,8 @@ def make_parser() -> common.ArgumentParser:
     parser.add_argument(
         "--method",
         default="oats",
-        help="oats, wanda, magnitude, sparsegpt, mrp, alps, dsnot, svd, or ./file.py:name for your own; see docs/methods.md",
+        help="oats, wanda, magnitude, sparsegpt, mrp, alps, dsnot, dass, svd, numerical (heads and neurons), "
+        "or ./file.py:name for your own; see docs/methods.md",
     )
     parser.add_argument(
         "--method-options", default="", metavar="NAME=VALUE,...", help="further settings of the method; see docs/methods.md"
@@ -177,7 +215,7 @@ def make_parser() -> common.ArgumentParser:
         metavar="KAPPA",
         help="oats: share of the kept weights for the low-rank term (default: 0.2)",
     )
-    method("--iterations", type=int, metavar="N", help="iterations at most (default: oats 80, alps 300, dsnot 50)")
+    method("--iterations", type=int, metavar="N", help="iterations at most (default: oats 80, alps 300, dsnot 50, numerical 0)")
     method(
         "--pattern",
         help="row, layer, blocks 1x2 or 1x4 along the input, or N:M such as 2:4, of which N are kept "

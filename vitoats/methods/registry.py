@@ -1,4 +1,4 @@
-"""What a layer method takes and returns, and the table of methods by name.
+"""What a method takes and returns, and the tables of methods by name: layer methods, and structural ones.
 
 A method is one file with a frozen config dataclass and one pure function. It is registered under the name users type, with
 what it needs to know of the layer's input (``vitoats.methods.statistics``):
@@ -7,13 +7,18 @@ what it needs to know of the layer's input (``vitoats.methods.statistics``):
     def oats(weight, statistics, config): ...
 
 Every field of a config has a default, and a config answers ``budget(d_out, d_in)`` and ``total_compression()``.
+
+A structural method (``vitoats.structural``) scores the heads and neurons of a module instead:
+
+    @register_structural("numerical", NumericalConfig)
+    def numerical(weight, statistics, width, config): ...
 """
 
 import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,25 +92,57 @@ class Method:
     Attributes:
         config: its frozen dataclass.
         solve: the function.
-        needs: "diagonal" for the second moment of each input, "full" for H and the mean as well.
+        needs: "diagonal" for the second moment of each input, "neurons" for those of an MLP's hidden neurons too, "full" for H
+            and the mean as well.
+        left_dense: says why a layer at a place ("attention", "gated MLP", "plain MLP", "other") stays dense with a config, or
+            None if it is compressed; without it all layers are.
         digest: SHA-256 of the file that a user's own method comes from, "" for ours.
     """
 
     config: type
     solve: Callable[[Tensor, InputStatistics, Any], Decomposition]
     needs: Needs
+    left_dense: Callable[[str, Any], str | None] = lambda _place, _config: None
     digest: str = ""
 
 
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, config: type, needs: Needs) -> Callable:
+def register(name: str, config: type, needs: Needs, **options: Any) -> Callable:
     """Enters a solver into the table of methods."""
 
     def enter(solve):
-        METHODS[name] = Method(config, solve, needs)
+        METHODS[name] = Method(config, solve, needs, **options)
         return solve
+
+    return enter
+
+
+@dataclass(frozen=True)
+class StructuralMethod:
+    """A scorer of heads or neurons: ``score(weight [d_out, n * width], statistics, width, config) -> [n]``, low ones go first.
+
+    Attributes:
+        config: its frozen dataclass.
+        score: the function.
+        digest: as of ``Method``.
+    """
+
+    config: type
+    score: Callable[[Tensor, InputStatistics, int, Any], Tensor]
+    digest: str = ""
+
+
+STRUCTURAL: dict[str, StructuralMethod] = {}
+
+
+def register_structural(name: str, config: type) -> Callable:
+    """Enters a scorer into the table of structural methods."""
+
+    def enter(score):
+        STRUCTURAL[name] = StructuralMethod(config, score)
+        return score
 
     return enter
 
@@ -120,7 +157,7 @@ def get_method(name: str) -> Method:
     if colon:
         return _load(Path(path + ".py"), inner)
     if name not in METHODS:
-        raise InputError(f"unknown method {name!r}: use one of {', '.join(sorted(METHODS))}, or ./file.py:name for your own")
+        raise InputError(f"unknown method {name!r}: use one of {', '.join(sorted(METHODS.keys() | STRUCTURAL.keys()))}, or ./file.py:name for your own")
     return METHODS[name]
 
 
@@ -143,7 +180,7 @@ def _load(path: Path, name: str) -> Method:
         sys.modules[spec.name] = module  # dataclasses look their module up
         try:
             spec.loader.exec_module(module)
-            _LOADED[key] = {n: Method(m.config, m.solve, m.needs, digest) for n, m in METHODS.items() if m is not before.get(n)}
+            _LOADED[key] = {n: replace(m, digest=digest) for n, m in METHODS.items() if m is not before.get(n)}
         except (Exception, SystemExit) as error:
             del sys.modules[spec.name]
             said = " ".join(str(error).split())[:200]
