@@ -26,7 +26,7 @@ from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
-from vitoats.models.units import Units, check_units, find_units, keep_units
+from vitoats.models.units import Units, find_units, keep_units, why_not
 from vitoats.pipeline import Progress, plan_memory
 
 log = logging.getLogger("vitoats")
@@ -123,16 +123,13 @@ def prune(
         raise InputError("the model is compressed already: start from the dense one")
     solver = STRUCTURAL[method]
     adapter = adapt(model, img_size)
-    found, skipped = _all_units(adapter)
     before = measure(model, img_size)
     estimate = estimate_memory(adapter, nsamples, batch_size, 0, config.compression, "full")
     spill_to = plan_memory(dataclasses.replace(estimate, hidden=2 * estimate.hidden), memory_limit, scratch)
-    n_blocks = len(found)
+    n_blocks = len(adapter.block_names)
     progress(0, 2 * n_blocks, "reading images")
     first = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
-    for index in range(n_blocks):
-        check_units(adapter, index, found[index], first.values[:TRIAL_IMAGES].to(first.device))
-
+    found, skipped = _removable(adapter, first.values[:TRIAL_IMAGES].to(first.device))
     scores = _scores(adapter, first.copy(spill_to), found, solver, config, progress)
     flat = [units for block in found for units in block]
     kept = iter(cut(scores, [units.weights for units in flat], config))
@@ -169,22 +166,33 @@ def prune(
     )
 
 
-def _all_units(adapter: ModelAdapter) -> tuple[list[list[Units]], list[tuple[str, str]]]:
-    """The units of each block, and the layers that belong to none.
+def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]], list[tuple[str, str]]]:
+    """The units of each block that can be removed, and (name, reason) of all layers that stay as they are.
 
     Raises:
         InputError: there are none at all.
     """
     called = {linear.name for block in adapter.linears for linear in block}
-    found = [
-        [units for units in find_units(adapter.model, name) if called.issuperset((*units.inputs, units.output))]
-        for name in adapter.block_names
-    ]
+    width = adapter.hidden_shape[-1]
+    found: list[list[Units]] = []
+    reasons = dict.fromkeys(sorted(called), "its heads or neurons are not known")
+    for index, name in enumerate(adapter.block_names):
+        found.append([])
+        for units in find_units(adapter.model, name):
+            layers = (*units.inputs, units.output)
+            if not called.issuperset(layers) or adapter.model.get_submodule(units.output).out_features != width:
+                continue  # (an MLP that makes a position bias, say)
+            reason = why_not(adapter, index, units, hidden)
+            if reason is None:
+                found[-1].append(units)
+                for layer in layers:
+                    del reasons[layer]
+            else:
+                log.warning("%s stays as it is: %s", units.module, reason)
+                reasons |= dict.fromkeys(layers, reason)
     if not any(found):
         raise InputError("the blocks have no attention or MLP whose heads or neurons can be removed: use another --method")
-    taken = {name for block in found for units in block for name in (*units.inputs, units.output)}
-    left = [(name, "its heads or neurons are not known") for name in sorted(called - taken)]
-    return found, adapter.skipped + left
+    return found, adapter.skipped + list(reasons.items())
 
 
 def _scores(

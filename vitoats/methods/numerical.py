@@ -90,7 +90,7 @@ def numerical(weight: Tensor, statistics: InputStatistics, width: int, config: N
         config: the settings.
 
     Returns:
-        z [D / width], float64; 1 on average less rho where lambda is infinite.
+        z [D / width], float64; with lambda infinite their mean is 1 - rho.
 
     Raises:
         InputError: a number is not finite.
@@ -102,7 +102,7 @@ def numerical(weight: Tensor, statistics: InputStatistics, width: int, config: N
     A = removal_costs(weight, H)
     if config.head_score == "qp":
         A = A.unflatten(0, (-1, width)).unflatten(2, (-1, width)).sum(dim=(1, 3))
-    A.diagonal().add_(max(SCORE_DAMPING * A.diagonal().mean().item(), torch.finfo(A.dtype).tiny))
+    A.diagonal().add_(SCORE_DAMPING * A.diagonal().mean().item() or 1.0)  # 1 for a module that does nothing
     kept = (1 - config.compression) * len(A)
     z = newton(A, kept, config.penalty, config.iterations) if config.iterations else closed_form(A, kept, config.penalty)
     return z if config.head_score == "qp" else z.unflatten(0, (-1, width)).mean(dim=1)

@@ -5,9 +5,8 @@ A unit is what one slice of rows in the matrices that make it and one slice of c
     head h      rows of q, k and v (each third of a fused qkv, biases included; a gate's too)   columns of proj
     neuron i    row of fc1 (of both halves, gate and up, where fc1 is a packed SwiGLU's)        column of fc2
 
-They are found by the attributes that timm's attention and MLP classes have. ``check_units`` proves on hidden states that a
-block does with fewer units what it does with these units silenced; a block with a norm across units, or with parameters that
-count heads, fails there and is refused.
+They are found by the attributes that timm's attention and MLP classes have. ``why_not`` tries on hidden states whether a block
+does with fewer units what it does with these units silenced; a norm across units, or parameters that count heads, fail there.
 """
 
 import copy
@@ -134,35 +133,26 @@ def resize(model: nn.Module, counts: dict[str, int]) -> None:
 
 
 @torch.inference_mode()
-def check_units(adapter: ModelAdapter, index: int, found: list[Units], hidden: Tensor) -> None:
-    """Proves on hidden states [b, *hidden_shape] that removing every other of a block's units is the same as silencing it.
+def why_not(adapter: ModelAdapter, index: int, units: Units, hidden: Tensor) -> str | None:
+    """Tries on hidden states [b, *hidden_shape] whether removing every other unit is the same as silencing it.
 
-    Raises:
-        InputError: it is not.
+    Returns:
+        the reason why units cannot be removed from this module, None if they can.
     """
     name, block = adapter.block_names[index], adapter.block(index)
-    outputs = []
+    kept = torch.arange(0, units.count, 2, device=hidden.device)
+    silent = torch.ones(units.count * units.width, dtype=torch.bool, device=hidden.device)
+    silent[units.columns(kept)] = False
     try:
-        for remove in (True, False):
-            adapter.model.set_submodule(name, copy.deepcopy(block))
-            for units in found:
-                kept = torch.arange(0, units.count, 2, device=hidden.device)
-                if remove:
-                    keep_units(adapter.model, units, kept)
-                else:
-                    silent = torch.ones(units.count * units.width, dtype=torch.bool, device=hidden.device)
-                    silent[units.columns(kept)] = False
-                    adapter.model.get_submodule(units.output).weight.data[:, silent] = 0
-            outputs.append(adapter.run_block(index, hidden))
+        adapter.model.set_submodule(name, copy.deepcopy(block))
+        adapter.model.get_submodule(units.output).weight.data[:, silent] = 0
+        silenced = adapter.run_block(index, hidden)
+        adapter.model.set_submodule(name, copy.deepcopy(block))
+        keep_units(adapter.model, units, kept)
+        removed = adapter.run_block(index, hidden)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(f"{name} does not run with fewer heads or neurons ({reason}): use another --method") from None
+        return f"it does not run with fewer {units.kind}: {' '.join(str(error).split())[:100]}"
     finally:
         adapter.model.set_submodule(name, block)
-    removed, silenced = outputs
     error = (removed - silenced).abs().max() / silenced.abs().max()
-    if not error <= TOLERANCE:
-        raise InputError(
-            f"with fewer heads or neurons {name} does not do what it does with these silenced "
-            f"(outputs differ by {error:.1e}; a norm over all of them, say): use another --method"
-        )
+    return None if error <= TOLERANCE else f"removing {units.kind} is not silencing them: outputs differ by {error:.1e}"
