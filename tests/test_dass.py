@@ -162,7 +162,8 @@ def test_a_plain_mlp_only_when_asked():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"power": -1.0}, "power=0.5"), ({"attention": "sparse"}, "dense or wanda"), ({"compression": 2}, "rho|share")]
+    ("options", "said"),
+    [({"power": -1.0}, "power=0.5"), ({"attention": "sparse"}, "dense or wanda"), ({"compression": 2}, "rho|share")],
 )
 def test_settings_out_of_range_are_refused(options, said):
     with pytest.raises(InputError, match=said):

@@ -30,7 +30,13 @@ def objective(z, A, kept, penalty):
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=SEEDS, d_out=st.integers(2, 9), d_in=st.integers(2, 9), steps=st.integers(1, 4), penalty=st.sampled_from([0.1, 30, inf]))
+@given(
+    seed=SEEDS,
+    d_out=st.integers(2, 9),
+    d_in=st.integers(2, 9),
+    steps=st.integers(1, 4),
+    penalty=st.sampled_from([0.1, 30, inf]),
+)
 def test_newton_steps_are_the_closed_form(seed, d_out, d_in, steps, penalty):
     _, _, A = program(seed, d_out, d_in)
     kept = 0.6 * d_in
@@ -79,7 +85,7 @@ def test_uncorrelated_inputs_give_structured_wanda():
 
 @settings(deadline=None, max_examples=30)
 @given(seed=SEEDS, gone=st.sets(st.integers(0, 6), min_size=1, max_size=6))
-def test_the_cost_of_removal_is_the_sum_of_its_block_of_A(seed, gone):
+def test_the_cost_of_removal_is_the_sum_of_its_block(seed, gone):
     weight, X = layer(seed, 5, 7)
     P = sorted(gone)
     cost = removal_costs(weight, X.T @ X)[P][:, P].sum()
@@ -132,7 +138,9 @@ def test_the_weighted_cut_is_the_nearest_threshold(seed, compression, weights):
     assert abs(size(masks) - wanted) == pytest.approx(best)
     assert best <= max(weights) / 2 + 1e-9
     assert all(m.any() for m in masks)
-    lowest_kept = min(s[m & (s < s.max())].min() if (m & (s < s.max())).any() else inf for s, m in zip(scores, masks, strict=True))
+    lowest_kept = min(
+        s[m & (s < s.max())].min() if (m & (s < s.max())).any() else inf for s, m in zip(scores, masks, strict=True)
+    )
     assert all((s[~m] <= lowest_kept).all() for s, m in zip(scores, masks, strict=True))
 
 
@@ -189,7 +197,7 @@ def test_the_refit_is_ordinary_least_squares(seed):
 @given(seed=SEEDS, damping=st.floats(0.001, 0.5))
 def test_the_damped_refit_minimises_the_damped_loss(seed, damping):
     """||X dW^T||^2 / n + damping mean(diag) ||dW||^2 over the kept columns: no small step from it is better."""
-    weight, X, kept, gone, _ = split(seed)
+    weight, X, kept, _, _ = split(seed)
     H = X.T @ X / len(X)
     H_damped = H + damping * H.diagonal().mean() * torch.eye(8).double()
     fitted, bias, _ = compensated(weight, None, InputStatistics.of(X), kept, NumericalConfig(damping=damping))

@@ -3,8 +3,8 @@
     model.safetensors   each compressed layer L as L.S.values [nnz], L.S.mask uint8 [d_out, ceil(d_in / 8)] (vitoats.bitmask),
                         L.U.i, L.V.i, L.bias; all other weights under their own names
     config.json         timm's: architecture, arguments, preprocessing
-    vitoats.json        format_version, method, budget, row blocks and figures of each layer, preprocessing, versions; of a model
-                        whose heads or neurons were removed, how many are left where
+    vitoats.json        format_version, method, budget, row blocks and figures of each layer, preprocessing, versions;
+                        how many heads or neurons are left in each module that lost some
     head.safetensors    a linear head, where there is one (vitoats.models.heads)
 
 Format "dense" folds S + U V into plain weights: timm opens that folder by ``local-dir:``.

@@ -26,7 +26,7 @@ from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
-from vitoats.models.units import Units, find_units, keep_units, why_not
+from vitoats.models.units import Units, find_units, keep_units, linear, why_not
 from vitoats.pipeline import Progress, plan_memory
 
 log = logging.getLogger("vitoats")
@@ -180,7 +180,7 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
         found.append([])
         for units in find_units(adapter.model, name):
             layers = (*units.inputs, units.output)
-            if not called.issuperset(layers) or adapter.model.get_submodule(units.output).out_features != width:
+            if not called.issuperset(layers) or linear(adapter.model, units.output).out_features != width:
                 continue  # (an MLP that makes a position bias, say)
             reason = why_not(adapter, index, units, hidden)
             if reason is None:
@@ -209,7 +209,7 @@ def _scores(
         progress(index, 2 * len(found), "scoring")
         statistics = _measured(adapter, hidden, index, block)
         for units in block:
-            weight = adapter.model.get_submodule(units.output).weight.detach()
+            weight = linear(adapter.model, units.output).weight.detach()
             moments = statistics[units.output].to(weight.device)
             scores.append(method.score(weight, moments, units.width, config))
         hidden.advance(adapter, index)
@@ -224,8 +224,7 @@ def _measured(adapter: ModelAdapter, hidden: HiddenStates, index: int, block: li
 @torch.no_grad()
 def _shrink(adapter: ModelAdapter, units: Units, kept: Tensor, statistics: InputStatistics, config: Any) -> float:
     """Removes units for real and refits the output layer; returns its relative error."""
-    output = adapter.model.get_submodule(units.output)
-    assert isinstance(output, nn.Linear)
+    output = linear(adapter.model, units.output)
     kept = kept.to(output.weight.device)
     weight, bias, error = compensated(
         output.weight, output.bias, statistics.to(output.weight.device), units.columns(kept), config

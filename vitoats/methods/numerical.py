@@ -13,8 +13,8 @@ and z is a column's score. The objective is quadratic, so that one Newton step f
 A module ranks its columns by -u, whatever lambda and rho are. Scores of all modules are then cut at one threshold, and what is
 left of W is refitted by least squares (``compensated``).
 
-Where the paper is silent or was not to be had, we chose: lambda infinite (the sum holds exactly; a finite one goes with X scaled
-to spectral norm 1); A damped by 1e-4 of its mean diagonal; the threshold where the *weights* kept add up to what was asked for
+Where the paper's main text is silent, we chose: lambda infinite (the sum holds exactly; a finite one goes with X scaled to
+spectral norm 1); A damped by 1e-4 of its mean diagonal; the threshold where the *weights* kept add up to what was asked for
 (``cut="weighted"``; read literally, the paper multiplies head scores by the ratio of a head's weights to a neuron's and counts
 units alike, ``cut="literal"``); a bias, which the paper's models lack, refitted with W; X for the refit measured anew behind
 the blocks that are already pruned.
@@ -186,8 +186,8 @@ def compensated(
 
         W_K <- W_K + W_P H_PK H_KK^-1,    b <- b + W_P (mean_P - H_PK H_KK^-1 mean_K),    P the columns that go
 
-    With a bias to refit, H is centred, H - mean mean^T, which is the same as a constant input that always stays. H is damped, so
-    that the change of W is small where inputs do not tell.
+    With a bias to refit, H is centred, H - mean mean^T: the same as a constant input that always stays. H_KK is damped,
+    so that W changes little where inputs do not tell.
 
     Args:
         weight: W [d_out, D].

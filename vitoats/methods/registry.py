@@ -157,7 +157,8 @@ def get_method(name: str) -> Method:
     if colon:
         return _load(Path(path + ".py"), inner)
     if name not in METHODS:
-        raise InputError(f"unknown method {name!r}: use one of {', '.join(sorted(METHODS.keys() | STRUCTURAL.keys()))}, or ./file.py:name for your own")
+        names = ", ".join(sorted(METHODS.keys() | STRUCTURAL.keys()))
+        raise InputError(f"unknown method {name!r}: use one of {names}, or ./file.py:name for your own")
     return METHODS[name]
 
 

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vitoats.errors import InputError
 from vitoats.models.adapter import ModelAdapter
 
 ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
@@ -54,15 +53,22 @@ class Units:
         return (units[:, None] * self.width + torch.arange(self.width, device=units.device)).flatten()
 
 
+def linear(model: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of that name."""
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
 def find_units(model: nn.Module, block_name: str) -> list[Units]:
     """The attentions and MLPs of a block whose units are found, in order."""
-    found = []
+    found: list[Units | None] = []
     for name, module in model.get_submodule(block_name).named_modules(prefix=block_name):
         heads = getattr(module, "num_heads", None)
         if isinstance(heads, int) and isinstance(getattr(module, "proj", None), nn.Linear):
             found.append(_units(name, module, "heads", heads, ATTENTION_INPUTS, "proj"))
         elif isinstance(getattr(module, "fc2", None), nn.Linear):
-            found.append(_units(name, module, "neurons", module.fc2.in_features, MLP_INPUTS, "fc2"))
+            found.append(_units(name, module, "neurons", linear(module, "fc2").in_features, MLP_INPUTS, "fc2"))
     return [units for units in found if units is not None]
 
 
@@ -70,8 +76,8 @@ def _units(
     name: str, module: nn.Module, kind: Literal["heads", "neurons"], count: int, candidates: tuple[str, ...], output: str
 ) -> Units | None:
     """Puts it together; None where the layers' sizes do not fit each other."""
-    reads = module.get_submodule(output)
-    makes = {f"{name}.{c}": getattr(module, c) for c in candidates if isinstance(getattr(module, c, None), nn.Linear)}
+    reads = linear(module, output)
+    makes = {f"{name}.{c}": linear(module, c) for c in candidates if isinstance(getattr(module, c, None), nn.Linear)}
     total = reads.in_features
     if not makes or total % count or any(layer.out_features % total for layer in makes.values()):
         return None
@@ -83,7 +89,7 @@ def _units(
 
 def places(model: nn.Module, block_names: list[str]) -> dict[str, str]:
     """Where the layers of units are: "attention", "gated MLP" or "plain MLP", by name."""
-    found = {}
+    found: dict[str, str] = {}
     for units in [units for name in block_names for units in find_units(model, name)]:
         place = "attention" if units.kind == "heads" else "gated MLP" if units.stacked == 2 else "plain MLP"
         found |= dict.fromkeys((*units.inputs, units.output), place)
@@ -95,13 +101,14 @@ def keep_units(model: nn.Module, units: Units, kept: Tensor) -> None:
     module = model.get_submodule(units.module)
     columns = units.columns(kept)
     for name in units.inputs:
-        layer = model.get_submodule(name)
+        layer = linear(model, name)
         total = units.count * units.width
         rows = torch.cat([columns + start for start in range(0, layer.out_features, total)])
         layer.weight = nn.Parameter(layer.weight[rows].clone(), requires_grad=False)
-        layer.bias = None if layer.bias is None else nn.Parameter(layer.bias[rows].clone(), requires_grad=False)
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias[rows].clone(), requires_grad=False)
         layer.out_features = len(rows)
-    output = model.get_submodule(units.output)
+    output = linear(model, units.output)
     output.weight = nn.Parameter(output.weight[:, columns].clone(), requires_grad=False)
     output.in_features = len(columns)
     if units.kind == "heads":
@@ -145,7 +152,7 @@ def why_not(adapter: ModelAdapter, index: int, units: Units, hidden: Tensor) -> 
     silent[units.columns(kept)] = False
     try:
         adapter.model.set_submodule(name, copy.deepcopy(block))
-        adapter.model.get_submodule(units.output).weight.data[:, silent] = 0
+        linear(adapter.model, units.output).weight.data[:, silent] = 0
         silenced = adapter.run_block(index, hidden)
         adapter.model.set_submodule(name, copy.deepcopy(block))
         keep_units(adapter.model, units, kept)
@@ -154,5 +161,7 @@ def why_not(adapter: ModelAdapter, index: int, units: Units, hidden: Tensor) -> 
         return f"it does not run with fewer {units.kind}: {' '.join(str(error).split())[:100]}"
     finally:
         adapter.model.set_submodule(name, block)
-    error = (removed - silenced).abs().max() / silenced.abs().max()
-    return None if error <= TOLERANCE else f"removing {units.kind} is not silencing them: outputs differ by {error:.1e}"
+    difference = (removed - silenced).abs().max() / silenced.abs().max()
+    return (
+        None if difference <= TOLERANCE else f"removing {units.kind} is not silencing them: outputs differ by {difference:.1e}"
+    )
