@@ -46,7 +46,7 @@ class ModuleRow:
         weights: elements of its weight matrices now, biases apart.
         relative_error: of its output layer with the refit, ||X (W - W')^T||_F / ||X W^T||_F, bias included, for the inputs X
             that the refit saw.
-        seconds: of measuring and refitting.
+        seconds: of the refit.
     """
 
     name: str
@@ -128,30 +128,24 @@ def prune(
     spill_to = plan_memory(dataclasses.replace(estimate, hidden=2 * estimate.hidden), memory_limit, scratch)
     n_blocks = len(adapter.block_names)
     progress(0, 2 * n_blocks, "reading images")
-    first = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
-    found, skipped = _removable(adapter, first.values[:TRIAL_IMAGES].to(first.device))
-    scores = _scores(adapter, first.copy(spill_to), found, solver, config, progress)
+    hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
+    found, skipped = _removable(adapter, hidden.values[:TRIAL_IMAGES].to(hidden.device))
+    scores = _scores(adapter, hidden.copy(spill_to), found, solver, config, progress)
     flat = [units for block in found for units in block]
     kept = iter(cut(scores, [units.weights for units in flat], config))
 
-    rows = []
+    rows: list[ModuleRow] = []
     for index, block in enumerate(found):
         progress(n_blocks + index, 2 * n_blocks, "pruning")
-        dense = config.compensation == "dense"
-        known = _measured(adapter, first, index, block) if dense else {}
-        if dense:
-            first.advance(adapter, index)
+        if config.compensation == "dense":  # statistics of the whole block, and its outputs, before it is touched
+            statistics = _measured(adapter, hidden, index, block)
+            hidden.advance(adapter, index)
+            rows += [_shrink(adapter, units, next(kept), statistics, config) for units in block]
+            continue
         for units in block:
-            began = time.perf_counter()
-            statistics = known[units.output] if dense else _measured(adapter, first, index, [units])[units.output]
-            error = _shrink(adapter, units, next(kept).nonzero().flatten(), statistics, config)
-            left = find_units(model, units.module)[0]
-            weights = left.count * left.weights
-            rows.append(
-                ModuleRow(units.module, units.kind, units.count, left.count, weights, error, time.perf_counter() - began)
-            )
-        if not dense and index + 1 < n_blocks:
-            first.advance(adapter, index)
+            rows.append(_shrink(adapter, units, next(kept), _measured(adapter, hidden, index, [units]), config))
+        if index + 1 < n_blocks:
+            hidden.advance(adapter, index)
     progress(2 * n_blocks, 2 * n_blocks, "done")
     total = sum(units.count * units.weights for units in flat)
     return PruningReport(
@@ -159,7 +153,7 @@ def prune(
         skipped=skipped,
         compression=1 - sum(row.weights for row in rows) / total,
         unit=max(units.weights for units in flat) / total,
-        n_images=first.n_images,
+        n_images=hidden.n_images,
         before=before,
         after=measure(model, img_size),
         seconds=time.perf_counter() - start,
@@ -172,7 +166,7 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
     Raises:
         InputError: there are none at all.
     """
-    called = {linear.name for block in adapter.linears for linear in block}
+    called = {layer.name for block in adapter.linears for layer in block}
     width = adapter.hidden_shape[-1]
     found: list[list[Units]] = []
     reasons = dict.fromkeys(sorted(called), "its heads or neurons are not known")
@@ -222,15 +216,19 @@ def _measured(adapter: ModelAdapter, hidden: HiddenStates, index: int, block: li
 
 
 @torch.no_grad()
-def _shrink(adapter: ModelAdapter, units: Units, kept: Tensor, statistics: InputStatistics, config: Any) -> float:
-    """Removes units for real and refits the output layer; returns its relative error."""
+def _shrink(
+    adapter: ModelAdapter, units: Units, mask: Tensor, statistics: dict[str, InputStatistics], config: Any
+) -> ModuleRow:
+    """Removes the units that ``mask`` [n] does not mark for real, and refits the output layer."""
+    start = time.perf_counter()
     output = linear(adapter.model, units.output)
-    kept = kept.to(output.weight.device)
-    weight, bias, error = compensated(
-        output.weight, output.bias, statistics.to(output.weight.device), units.columns(kept), config
-    )
+    device = output.weight.device
+    kept = mask.nonzero().flatten().to(device)
+    moments = statistics[units.output].to(device)
+    weight, bias, error = compensated(output.weight, output.bias, moments, units.columns(kept), config)
     keep_units(adapter.model, units, kept)
     output.weight.copy_(weight)
     if bias is not None:
         output.bias.copy_(bias)
-    return error
+    seconds = time.perf_counter() - start
+    return ModuleRow(units.module, units.kind, units.count, len(kept), len(kept) * units.weights, error, seconds)
