@@ -229,6 +229,7 @@ class TestCommand:
         assert result["compression"] == pytest.approx(0.5, abs=4 * 16 * 48 / (3 * 12 * 48 * 48) / 2 + 1e-6)
         assert (result["heads_before"], result["neurons_before"]) == (9, 576)
         model = vitoats.load(tmp_path / "out")
+        assert not re.search("Infinity|NaN", (tmp_path / "out/vitoats.json").read_text())  # JSON for any reader
         kept = kept_units(model)
         assert sum(n for name, n in kept.items() if name.endswith("attn")) == result["heads"]
         assert sum(n for name, n in kept.items() if name.endswith("mlp")) == result["neurons"]

@@ -21,7 +21,7 @@ the blocks that are already pruned.
 """
 
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class NumericalConfig:
     Attributes:
         compression: rho, the share of the weights of attention and MLPs that goes.
         iterations: Newton steps; 0 for the closed form, which they equal.
-        penalty: lambda.
+        penalty: lambda; 0 stands for an infinite one, which JSON cannot say.
         head_score: "mean" of a head's columns as in the paper, or "qp": A summed over heads, and the program in heads.
         cut: "weighted" or "literal", see above.
         compensation: refit W on inputs behind pruned blocks ("sequential"), on those of the dense model ("dense"), or not.
@@ -56,7 +56,7 @@ class NumericalConfig:
 
     compression: float = 0.5
     iterations: int = 0
-    penalty: float = inf
+    penalty: float = 0.0
     head_score: str = "mean"
     cut: str = "weighted"
     compensation: str = "sequential"
@@ -71,8 +71,8 @@ class NumericalConfig:
             )
         if self.iterations < 0:
             raise InputError(f"{self.iterations} iterations cannot be: --iterations takes 0 (closed form) or more")
-        if not self.penalty > 0:
-            raise InputError(f"penalty {self.penalty:g} is out of range: give a number above 0, or penalty=inf")
+        if not 0 <= self.penalty < inf:
+            raise InputError(f"penalty {self.penalty:g} is out of range: give a number above 0, or 0 for an infinite one")
         check_damping(self.damping)
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
@@ -97,14 +97,14 @@ def numerical(weight: Tensor, statistics: InputStatistics, width: int, config: N
     """
     check_finite(weight, statistics)
     H = statistics.full
-    if isfinite(config.penalty):
+    if config.penalty:
         H = H / torch.linalg.eigvalsh(H)[-1].clamp(min=torch.finfo(H.dtype).tiny)
     A = removal_costs(weight, H)
     if config.head_score == "qp":
         A = A.unflatten(0, (-1, width)).unflatten(2, (-1, width)).sum(dim=(1, 3))
     A.diagonal().add_(SCORE_DAMPING * A.diagonal().mean().item() or 1.0)  # 1 for a module that does nothing
-    kept = (1 - config.compression) * len(A)
-    z = newton(A, kept, config.penalty, config.iterations) if config.iterations else closed_form(A, kept, config.penalty)
+    kept, penalty = (1 - config.compression) * len(A), config.penalty or inf
+    z = newton(A, kept, penalty, config.iterations) if config.iterations else closed_form(A, kept, penalty)
     return z if config.head_score == "qp" else z.unflatten(0, (-1, width)).mean(dim=1)
 
 
