@@ -1,6 +1,6 @@
 """OATS-H and its ADMM: known special cases, brute force on small problems, and the rivals that it has to beat."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_a_step_of_the_low_rank_term_never_raises_its_error():
     for _ in range(10):
         low_rank.fit(weight)
         errors.append((low_rank.removed_from(weight) @ root).square().sum().item())
-    assert all(b <= a * (1 + 1e-9) for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(errors))
 
 
 @pytest.mark.parametrize("pattern", ["layer", "row", "2:4"])

@@ -12,7 +12,7 @@ import vitoats.methods
 from vitoats.cli import common
 from vitoats.cli.compress import main as compress
 from vitoats.errors import InputError
-from vitoats.methods.registry import METHODS, get_method
+from vitoats.methods.registry import METHODS, STRUCTURAL, get_method
 from vitoats.methods.statistics import InputStatistics
 
 DOCS = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
@@ -49,22 +49,24 @@ def test_every_config_can_be_made_of_flags_alone():
 
 
 def test_the_documentation_lists_every_method_and_every_option():
-    assert set(re.findall(r"^\| `(\w+)` \| (?:\[|\|)", DOCS, re.MULTILINE)) == METHODS.keys()
+    methods = METHODS | STRUCTURAL
+    assert set(re.findall(r"^\| `(\w+)` \| (?:\[|\|)", DOCS, re.MULTILINE)) == methods.keys()
     flags = {"compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance", "seed"}
-    for name, method in METHODS.items():
+    for name, method in methods.items():
         for field in fields(method.config):
             if field.name not in flags:
                 said = re.search(rf"^\| `{name}` \|.*`{field.name}=([^`]*)`", DOCS, re.MULTILINE)
                 assert said, (name, field.name)
-                if isinstance(field.default, str):
-                    assert said[1] == field.default
+                if isinstance(field.default, (str, bool)):
+                    assert said[1] == {False: "false", True: "true"}.get(field.default, field.default)
                 else:
                     assert float(said[1]) == pytest.approx(field.default, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_each_method_compresses_a_model_to_the_budget(job, capsys, tmp_path, name):
-    status, result, err = job(capsys, "--method", name, "--compression", "0.5")
+    every_layer = ["--method-options", "plain=true,attention=wanda"] if name == "dass" else []
+    status, result, err = job(capsys, "--method", name, "--compression", "0.5", *every_layer)
     assert status == 0, err
     unit = (48 + 192) / (48 * 192) if name in ("svd", "oats") else 1 / 48
     assert result["compression"] == pytest.approx(0.5, abs=2 * unit)
@@ -107,6 +109,9 @@ def test_methods_decide_what_flags_leave_open(job, capsys):
         ("--method wanda --pattern 5:32", "multiple of 32, not 48: use --pattern row"),
         ("--method wanda --pattern 2:4 --compression 0.6", "leave --compression out"),
         ("--method svd --compression 0.99", "lower --compression"),
+        ("--method dass", "--method wanda, or add --method-options plain=true"),
+        ("--method dass --method-options plain=yes", "type bool"),
+        ("--method numerical --rank-ratio 0.2", "takes no --rank-ratio"),
         ("--method ./nowhere.py:x", "./file.py:name"),
         ("--method nowhere", "./file.py:name"),
     ],

@@ -1,4 +1,4 @@
-"""Synthetic images and the calibration mix: the series is fixed, spectra fall as they should, shares and held-out sets add up."""
+"""Synthetic images and the calibration mix: a fixed series, spectra that fall, shares and held-out sets that add up."""
 
 import numpy as np
 import pytest

@@ -5,7 +5,12 @@ The package is lazy: ``import vitoats`` costs nothing, and ``vitoats.runtime`` n
 
 __version__ = "0.1.0"
 
-_LAZY = {"compress": "vitoats.pipeline", "load": "vitoats.checkpoint", "load_model": "vitoats.models.loading"}
+_LAZY = {
+    "compress": "vitoats.pipeline",
+    "prune": "vitoats.structural",
+    "load": "vitoats.checkpoint",
+    "load_model": "vitoats.models.loading",
+}
 
 __all__ = ["__version__", *_LAZY]
 

@@ -19,7 +19,7 @@ weight.
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from vitoats.errors import InputError, RunError
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter
+from vitoats.models.units import find_units
 
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
 SOLVER_BUFFERS = 6
@@ -141,6 +142,10 @@ class HiddenStates:
             count += len(batch)
         return cls(values[:count], batch_size, device)
 
+    def copy(self, spill_to: Path | None = None) -> "HiddenStates":
+        """The same once more, in memory or in a file in ``spill_to``."""
+        return HiddenStates(_allocate(tuple(self.values.shape), spill_to).copy_(self.values), self.batch_size, self.device)
+
     @property
     def n_images(self) -> int:
         return len(self.values)
@@ -157,7 +162,8 @@ class HiddenStates:
             adapter: the model.
             block: which block.
             linears: its linear layers.
-            needs: "diagonal" for the second moment of each input alone, "full" for H and the mean as well.
+            needs: "diagonal" for the second moment of each input alone, "neurons" for those of an MLP's hidden neurons too,
+                "full" for H and the mean as well.
 
         Returns:
             moments by layer name, on the CPU.
@@ -170,7 +176,7 @@ class HiddenStates:
 
         def measure(name: str, x: Tensor) -> None:
             x = x.reshape(-1, x.shape[-1]).float()
-            new = [x.square().sum(dim=0)] if needs == "diagonal" else [x.T @ x, x.sum(dim=0)]
+            new = [x.square().sum(dim=0)] if needs != "full" else [x.T @ x, x.sum(dim=0)]
             if name in sums:
                 for total, part in zip(sums[name], new, strict=True):
                     total += part
@@ -195,8 +201,8 @@ class HiddenStates:
                 raise InputError(
                     f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images"
                 )
-            found[name] = InputStatistics(moments[0]) if needs == "diagonal" else input_moments(*moments)
-        return found
+            found[name] = input_moments(*moments) if needs == "full" else InputStatistics(moments[0])
+        return _with_neurons(adapter, block, found) if needs == "neurons" else found
 
     @torch.inference_mode()
     def advance(self, adapter: ModelAdapter, index: int, block: nn.Module | None = None) -> None:
@@ -210,16 +216,19 @@ class HiddenStates:
         for batch in self.values.split(self.batch_size):
             batch.copy_(adapter.run_block(index, batch.to(self.device), block))
 
-    def copy(self, spill_to: Path | None = None) -> "HiddenStates":
-        """The same hidden states once more, to go another way."""
-        values = _allocate(tuple(self.values.shape), spill_to)
-        values.copy_(self.values)
-        return HiddenStates(values, self.batch_size, self.device)
-
 
 def input_moments(H: Tensor, mean: Tensor) -> InputStatistics:
     """Statistics from H [d_in, d_in] and the mean [d_in]."""
     return InputStatistics(H.diagonal().clone(), H, mean)
+
+
+def _with_neurons(adapter: ModelAdapter, block: int, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
+    """Tells the layers that make an MLP's hidden neurons what its output layer sees of them."""
+    for units in find_units(adapter.model, adapter.block_names[block]):
+        if units.kind == "neurons" and units.output in found:
+            for name in found.keys() & set(units.inputs):
+                found[name] = replace(found[name], neurons=found[units.output].second_moment)
+    return found
 
 
 def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:

@@ -3,7 +3,8 @@
     model.safetensors   each compressed layer L as L.S.values [nnz], L.S.mask uint8 [d_out, ceil(d_in / 8)] (vitoats.bitmask),
                         L.U.i, L.V.i, L.bias; all other weights under their own names
     config.json         timm's: architecture, arguments, preprocessing
-    vitoats.json        format_version, method, budget, row blocks and figures of each layer, preprocessing, versions
+    vitoats.json        format_version, method, budget, row blocks and figures of each layer, preprocessing, versions;
+                        how many heads or neurons are left in each module that lost some
     head.safetensors    a linear head, where there is one (vitoats.models.heads)
 
 Format "dense" folds S + U V into plain weights: timm opens that folder by ``local-dir:``.
@@ -32,6 +33,7 @@ from vitoats.files import save_tensors
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
 from vitoats.models.heads import LinearHeadClassifier, save_head
 from vitoats.models.loading import LoadedModel
+from vitoats.models.units import kept_units, resize
 from vitoats.models.weights import read_json
 
 import timm  # isort: skip
@@ -59,9 +61,12 @@ def save_checkpoint(
         overwrite: replace a folder that is there.
 
     Raises:
+        InputError: ``dense`` was asked for, but no plain timm model has what is left of its heads and neurons.
         RunError: it cannot be written.
     """
     backbone = loaded.timm_model
+    if dense and kept_units(backbone):
+        raise InputError("timm cannot open a model whose heads or neurons were removed: leave --format out")
     state = dict(backbone.state_dict())
     layers = compressed_layers(backbone)
     for name, layer in layers.items():
@@ -75,6 +80,7 @@ def save_checkpoint(
         **about,
         "preprocessing": loaded.preprocessing.to_dict(),
         "row_blocks": {} if dense else {name: layer.row_blocks for name, layer in layers.items()},
+        "kept_units": kept_units(backbone),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__, "timm": timm.__version__},
     }
     size = loaded.preprocessing.img_size
@@ -155,6 +161,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
         pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
         state = safetensors.torch.load_file(str(folder / WEIGHTS))
         model = timm.create_model(architecture, pretrained_cfg=pretrained_cfg, **model_args)
+        resize(model, about.get("kept_units", {}))
         for name, row_blocks in about["row_blocks"].items():
             linear = model.get_submodule(name)
             values, mask = state.pop(f"{name}.S.values").numpy(), state.pop(f"{name}.S.mask").numpy()

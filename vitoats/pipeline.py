@@ -15,7 +15,8 @@ from vitoats.errors import InputError
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
 from vitoats.methods.registry import Decomposition, Method, get_method
 from vitoats.methods.statistics import InputStatistics, Needs
-from vitoats.models.adapter import LinearLayer, adapt
+from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
+from vitoats.models.units import places
 from vitoats.targets import DensePath, OutputError, Target, corrected, layer_inputs
 
 if TYPE_CHECKING:
@@ -127,16 +128,19 @@ def compress(
     solver = get_method(method)
     adapter = adapt(model, img_size)
     linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
+    linears, left_dense = _chosen(adapter, linears, solver, config)
     configs = {x.name: replace(config, **(budgets or {}).get(x.name, {})) for block in linears for x in block}
     two_paths = target in ("dense", "residual")
     needs: Needs = "full" if two_paths or refit_bias else solver.needs
+    if solver.needs == "neurons" and needs == "full":
+        raise InputError(f"the method {method} knows nothing of means: leave --refit-bias out, and --target at block")
     factors = 0
     for layer in [x for block in linears for x in block]:  # a budget that leaves nothing shows before the work starts
         module = adapter.linear(layer)
         d_out, d_in = module.out_features // layer.parts, module.in_features
         factors += layer.parts * configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in)
     estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), needs, 1 + two_paths)
-    spill_to = _plan_memory(estimate, memory_limit, scratch)
+    spill_to = plan_memory(estimate, memory_limit, scratch)
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
@@ -175,10 +179,26 @@ def compress(
     progress(n_blocks, n_blocks, "done")
     total = sum(row.d_out * row.d_in for row in rows)
     kept = sum(row.kept_parameters for row in rows)
-    return CompressionReport(rows, adapter.skipped, 1 - kept / total, hidden.n_images, time.perf_counter() - start)
+    return CompressionReport(rows, adapter.skipped + left_dense, 1 - kept / total, hidden.n_images, time.perf_counter() - start)
 
 
-def _plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:
+def _chosen(
+    adapter: ModelAdapter, linears: list[list[LinearLayer]], method: Method, config: Any
+) -> tuple[list[list[LinearLayer]], list[tuple[str, str]]]:
+    """The layers that the method compresses, block by block, and (name, reason) of those it leaves dense.
+
+    Raises:
+        InputError: it leaves all of them dense, or is not for this model.
+    """
+    where = places(adapter.model, adapter.block_names)
+    reasons = {x.name: method.left_dense(where.get(x.name, "other"), config) for block in linears for x in block}
+    chosen = [[x for x in block if reasons[x.name] is None] for block in linears]
+    if not any(chosen):
+        raise InputError("the method leaves all layers of this model dense: use another --method")
+    return chosen, [(name, reason) for name, reason in reasons.items() if reason is not None]
+
+
+def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:
     """Says what memory it will take; returns where hidden states go if that is above the limit."""
     log.info("memory: %s", estimate)
     if limit is None or estimate.total <= limit:

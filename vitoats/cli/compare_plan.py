@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitoats.cli import compress as compress_command
+from vitoats.cli.method_flags import make_config
 from vitoats.errors import InputError
 
 OWN = "own"  # in --patterns: each method's own default
@@ -73,9 +74,9 @@ def plan(args: Namespace) -> tuple[list[Run], list[str]]:
 def _run(args: Namespace, label: str, method: str, pattern: str, target: float | None, options: dict[str, str]) -> Run | str:
     """A run, or why there is none."""
     import vitoats.methods  # noqa: F401  (fills the table of methods)
-    from vitoats.methods.registry import get_method
+    from vitoats.methods.registry import find_method
 
-    found = get_method(method)
+    found = find_method(method)
     if pattern != OWN and "pattern" not in {field.name for field in dataclasses.fields(found.config)}:
         return f"{label} is left out for the pattern {pattern}: it takes no pattern"
     flags = [f"--model={args.model}", f"--method={method}", f"--output={args.output}", *_flags(args, label, options)]
@@ -87,7 +88,7 @@ def _run(args: Namespace, label: str, method: str, pattern: str, target: float |
         made = compress_command.make_parser().parse_args(flags)
         for name in vars(args).keys() & vars(made).keys():
             setattr(made, name, getattr(args, name))
-        config = compress_command.make_config(made, found)
+        config = make_config(made, found)
     except InputError as error:
         where = f"{label}, pattern {pattern}" + ("" if target is None else f", compression {target:g}")
         raise InputError(f"{where}: {error} (settings of one method: --options {label}:NAME=VALUE,...)") from None

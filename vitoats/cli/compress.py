@@ -10,26 +10,23 @@ import dataclasses
 import logging
 import shutil
 import time
-from argparse import SUPPRESS, BooleanOptionalAction, Namespace
-from functools import partial
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
+from vitoats.cli.budgets import make_budgets
+from vitoats.cli.method_flags import add_method_flags, make_config, make_recipe, refuse_layer_flags
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.data.calibration import CalibrationImages
-    from vitoats.methods.registry import Method, Recipe
     from vitoats.models.loading import LoadedModel
     from vitoats.pipeline import CompressionReport
+    from vitoats.structural import PruningReport
 
 log = logging.getLogger("vitoats")
 HELD_OUT = 32  # images of each kind that do not calibrate, to measure features on
-ALLOCATION_IMAGES = 96  # of the calibration images, that budgets are split with
 DOMAIN_RATIO = 3  # features on other images may be off this many times as much before it is worth a warning
-RECIPE_FLAGS = ("target", "refit_bias", "allocation", "calibration_mix")
-METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -37,19 +34,24 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = common.parse(make_parser(), argv)
     result, report = run(args)
     if not args.quiet:
-        from vitoats.report.tables import layer_table, skipped_lines
+        from vitoats.report.tables import layer_table, pruning_table, skipped_lines
+        from vitoats.structural import PruningReport
 
-        layer_table(report)
+        if isinstance(report, PruningReport):
+            pruning_table(report)
+        else:
+            layer_table(report)
         for line in skipped_lines(report):
             print(line)
     return result
 
 
-def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
+def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningReport"]:
     """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
     common.check_output_folder(args.output, args.overwrite)
 
     from vitoats.checkpoint import WEIGHTS, save_checkpoint
+    from vitoats.structural import PruningReport
 
     start = time.perf_counter()
     partial = args.output.with_name(args.output.name + ".partial")
@@ -63,7 +65,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
         "rank_ratio": about["config"].get("rank_ratio"),
         "pattern": about["config"].get("pattern"),
         "format": args.format,
-        "n_layers": len(report.layers),
+        **(_sizes(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
         "n_images": report.n_images,
         "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
         "seconds": round(time.perf_counter() - start, 1),
@@ -72,7 +74,9 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     return result, report
 
 
-def compress_model(args: Namespace, partial: Path | None = None) -> tuple["LoadedModel", dict[str, Any], "CompressionReport"]:
+def compress_model(
+    args: Namespace, partial: Path | None = None
+) -> tuple["LoadedModel", dict[str, Any], "CompressionReport | PruningReport"]:
     """From flags to a compressed model.
 
     Args:
@@ -86,12 +90,16 @@ def compress_model(args: Namespace, partial: Path | None = None) -> tuple["Loade
     from vitoats.data.calibration import calibration_images
     from vitoats.data.images import SAMPLE
     from vitoats.evaluate.fidelity import Fidelity
-    from vitoats.methods.registry import get_method
+    from vitoats.methods.registry import StructuralMethod, find_method
     from vitoats.models.names import EMBEDDED
     from vitoats.pipeline import compress
     from vitoats.resume import BlockStore, fingerprint
+    from vitoats.structural import prune
 
-    method = get_method(args.method)
+    method = find_method(args.method)
+    structural = isinstance(method, StructuralMethod)
+    if structural:
+        refuse_layer_flags(args)
     recipe = make_recipe(args, method)
     config = make_config(args, method)
     if args.data_dir is None:
@@ -129,30 +137,39 @@ def compress_model(args: Namespace, partial: Path | None = None) -> tuple["Loade
             "images": {name: len(source) for name, source in images.sources.items()},
         },
     }
-    identity = fingerprint(model, settings)
-    store = None if partial is None else BlockStore(partial, identity, args.resume)
+    store = None
+    if partial is not None and not structural:
+        store = BlockStore(partial, fingerprint(model, settings), args.resume)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     fidelity = Fidelity(model, images.held_out, args.batch_size, args.workers)
     budgets = make_budgets(args, recipe, config, model, img_size, images)
+    work = {
+        "method": args.method,
+        "config": config,
+        "img_size": img_size,
+        "nsamples": images.nsamples,
+        "batch_size": args.batch_size,
+        "memory_limit": None if args.memory_limit is None else args.memory_limit * 1e9,
+        "scratch": args.output.parent,
+    }
+    stream = images.batches(args.batch_size, args.workers)
+    report: CompressionReport | PruningReport
     try:
         with common.Bar("block", args.quiet) as bar:
-            report = compress(
-                model,
-                images.batches(args.batch_size, args.workers),
-                method=args.method,
-                config=config,
-                img_size=img_size,
-                nsamples=images.nsamples,
-                batch_size=args.batch_size,
-                fused_qkv=args.fused_qkv,
-                target=recipe.target,
-                refit_bias=recipe.refit_bias,
-                budgets=budgets,
-                memory_limit=None if args.memory_limit is None else args.memory_limit * 1e9,
-                scratch=args.output.parent,
-                state=store,
-                progress=bar.update,
-            )
+            if structural:
+                report = prune(model, stream, **work, progress=bar.update)
+            else:
+                report = compress(
+                    model,
+                    stream,
+                    **work,
+                    fused_qkv=args.fused_qkv,
+                    target=recipe.target,
+                    refit_bias=recipe.refit_bias,
+                    budgets=budgets,
+                    state=store,
+                    progress=bar.update,
+                )
     except BaseException:
         if store:
             store.settle()
@@ -160,61 +177,6 @@ def compress_model(args: Namespace, partial: Path | None = None) -> tuple["Loade
     about = {**settings, "budgets": budgets, **report.to_dict(), "feature_error": fidelity.errors(model)}
     warn_of_other_domains(about["feature_error"])
     return loaded, about, report
-
-
-def make_recipe(args: Namespace, method: "Method") -> "Recipe":
-    """How the method is used on the whole model: flags that were given, then the method's own recipe."""
-    given = {name: getattr(args, name) for name in RECIPE_FLAGS if name in args}
-    if args.general_images and "calibration_mix" not in given:
-        given["calibration_mix"] = "general"
-    return dataclasses.replace(method.recipe, **given)
-
-
-def make_budgets(
-    args: Namespace, recipe: "Recipe", config: Any, model: Any, img_size: int, images: "CalibrationImages"
-) -> dict[str, dict[str, float]] | None:
-    """Budgets of single layers, None where all have the config's.
-
-    Raises:
-        InputError: the pattern or the method leaves no choice.
-    """
-    if recipe.allocation == "uniform":
-        return None
-    pattern = getattr(config, "pattern", None)
-    if pattern is None or ":" in pattern:
-        if "allocation" not in args:
-            return None
-        raise InputError(f"--allocation {recipe.allocation} needs a budget for each layer, which {pattern} fixes: leave it out")
-    from vitoats.allocation.owl import outlier_shares, owl
-    from vitoats.allocation.sensitivity import allocate, cached, measure
-    from vitoats.calibration import HiddenStates
-    from vitoats.methods.oats_h import OATSHConfig
-    from vitoats.models.adapter import adapt
-    from vitoats.resume import fingerprint
-
-    adapter = adapt(model, img_size)
-    few = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
-
-    def hidden() -> HiddenStates:
-        return HiddenStates.collect(adapter, few.batches(args.batch_size, args.workers), few.nsamples, args.batch_size)
-
-    compression = config.total_compression()
-    with common.Bar("allocation: block", args.quiet) as bar:
-        n_blocks = len(adapter.linears)
-        if recipe.allocation == "owl":
-            shares = outlier_shares(adapter, hidden(), progress=lambda i: bar.update(i, n_blocks, "outliers"))
-            return owl(adapter, shares, compression)
-        measured_with = OATSHConfig(rank_ratio=getattr(config, "rank_ratio", 0.0), pattern=pattern)
-        settings = {
-            "data": [args.data_dir, args.general_images, recipe.calibration_mix, few.nsamples, args.seed],
-            "config": dataclasses.asdict(measured_with),
-            "img_size": img_size,
-        }
-        sensitivities = cached(
-            fingerprint(model, settings),
-            lambda: measure(adapter, hidden(), measured_with, lambda i, what: bar.update(i, n_blocks, what)),
-        )
-    return allocate(sensitivities, compression)
 
 
 def warn_of_other_domains(errors: dict[str, float]) -> None:
@@ -228,38 +190,15 @@ def warn_of_other_domains(errors: dict[str, float]) -> None:
         )
 
 
-def make_config(args: Namespace, method: "Method") -> Any:
-    """The method's config: flags that were given, then --method-options, then the method's own defaults.
-
-    Raises:
-        InputError: the method has no such setting, or its value is wrong.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(method.config)}
-    given: dict[str, Any] = {}
-    for name in METHOD_FLAGS:
-        if name in args:  # flags without a default are absent when not given
-            if name not in defaults:
-                raise InputError(f"the method {args.method} takes no --{name.replace('_', '-')}: leave it out")
-            given[name] = getattr(args, name)
-    if "seed" in defaults:
-        given["seed"] = args.seed
-    for item in args.method_options.split(",") if args.method_options else []:
-        name, _, text = item.partition("=")
-        if name not in defaults or name in ("seed", *METHOD_FLAGS):
-            own = [n for n in defaults if n not in ("seed", *METHOD_FLAGS)]
-            raise InputError(f"the method {args.method} has no option {name!r}: it has {', '.join(own) or 'none'}")
-        given[name] = _value(name, text, type(defaults[name]))
-    if ":" in str(given.get("pattern", defaults.get("pattern"))):
-        given.setdefault("compression", None)  # N:M implies it
-    return method.config(**given)
-
-
-def _value(name: str, text: str, kind: type) -> Any:
-    """Reads an option's value as what its default is."""
-    try:
-        return {"true": True, "false": False}[text] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        raise InputError(f"--method-options: {name}={text} is wrong: give {name} a value of type {kind.__name__}") from None
+def _sizes(report: "PruningReport") -> dict[str, Any]:
+    """Heads, neurons, parameters and FLOPs for the JSON line, before and after."""
+    sizes: dict[str, Any] = {}
+    for kind in ("heads", "neurons"):
+        rows = [row for row in report.modules if row.kind == kind]
+        sizes |= {kind: sum(row.kept for row in rows), f"{kind}_before": sum(row.before for row in rows)}
+    for name, size in (("", report.after), ("_before", report.before)):
+        sizes |= {f"param_count{name}": round(size.parameters / 1e6, 3), f"gflops{name}": round(size.flops / 1e9, 4)}
+    return sizes
 
 
 def make_parser() -> common.ArgumentParser:
@@ -273,63 +212,7 @@ def make_parser() -> common.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     parser.add_argument("--format", choices=("factored", "dense"), default="factored", help="dense folds S + UV; timm opens it")
-    parser.add_argument(
-        "--method",
-        default="oats",
-        help="oats, wanda, magnitude, sparsegpt, mrp, alps, dsnot, svd, or ./file.py:name for your own; see docs/methods.md",
-    )
-    parser.add_argument(
-        "--method-options", default="", metavar="NAME=VALUE,...", help="further settings of the method; see docs/methods.md"
-    )
-    # what a method is not told it decides itself, so these have no default here
-    method = partial(parser.add_argument, default=SUPPRESS)
-    method(
-        "--compression", type=float, metavar="RHO", help="share of the weights to remove (default: 0.5 unless N:M implies it)"
-    )
-    method(
-        "--rank-ratio",
-        type=float,
-        metavar="KAPPA",
-        help="oats: share of the kept weights for the low-rank term (default: 0.2)",
-    )
-    method("--iterations", type=int, metavar="N", help="iterations at most (default: oats 80, alps 300, dsnot 50)")
-    method(
-        "--pattern",
-        help="row, layer, blocks 1x2 or 1x4 along the input, or N:M such as 2:4, of which N are kept "
-        "(default: row; layer for magnitude, sparsegpt, mrp and alps)",
-    )
-    method(
-        "--solver",
-        help="oats: fast, or exact with full SVDs as published (default: fast); oats-h: admm, or support for OATS' support, "
-        "which is cheaper (default: admm)",
-    )
-    method("--tolerance", type=float, help="oats: stop below this relative gain a step; 0 never stops early (default: 1e-4)")
-    method(
-        "--target",
-        choices=("block", "sequential", "dense", "residual"),
-        help="what a layer is to put out: what its dense weights make of the inputs it gets from compressed blocks (block), "
-        "or from compressed layers too (sequential), what it puts out in the dense model (dense), or what makes up for the "
-        "residual stream's losses as well (residual) (default: block; residual for oats-h)",
-    )
-    method(
-        "--refit-bias",
-        action=BooleanOptionalAction,
-        help="let biases take up the mean of what is lost (default: no; yes for oats-h)",
-    )
-    method(
-        "--allocation",
-        choices=("uniform", "owl", "sensitivity"),
-        help="how the budget is split over the layers: equally, by each block's outliers (OWL), or by what compressing each "
-        "layer alone does to the features, measured and kept in the cache (default: uniform; sensitivity for oats-h)",
-    )
-    method(
-        "--calibration-mix",
-        choices=("none", "synthetic", "general", "both"),
-        help="calibrate on as many synthetic images, or images of --general-images, as of your own, so that features also hold "
-        "on images unlike yours (default: none; synthetic for oats-h)",
-    )
-    parser.add_argument("--general-images", metavar="DIR", help="varied images to calibrate on beside your own")
-    parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
+    add_method_flags(parser)
     parser.add_argument(
         "--nsamples", type=common.positive, default=512, metavar="N", help="calibration images, drawn at random"
     )

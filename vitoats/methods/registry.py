@@ -1,4 +1,4 @@
-"""What a layer method takes and returns, and the table of methods by name.
+"""What a method takes and returns, and the tables of methods by name: layer methods, and structural ones.
 
 A method is one file with a frozen config dataclass and one pure function. It is registered under the name users type, with
 what it needs to know of the layer's input (``vitoats.methods.statistics``):
@@ -7,6 +7,11 @@ what it needs to know of the layer's input (``vitoats.methods.statistics``):
     def oats(weight, statistics, config): ...
 
 Every field of a config has a default, and a config answers ``budget(d_out, d_in)`` and ``total_compression()``.
+
+A structural method (``vitoats.structural``) scores the heads and neurons of a module instead:
+
+    @register_structural("numerical", NumericalConfig)
+    def numerical(weight, statistics, width, config): ...
 """
 
 import hashlib
@@ -104,7 +109,10 @@ class Method:
     Attributes:
         config: its frozen dataclass.
         solve: the function.
-        needs: "diagonal" for the second moment of each input, "full" for H and the mean as well.
+        needs: "diagonal" for the second moment of each input, "neurons" for those of an MLP's hidden neurons too, "full" for H
+            and the mean as well.
+        left_dense: says why a layer at a place ("attention", "gated MLP", "plain MLP", "other") stays dense with a config, or
+            None if it is compressed; without it all layers are.
         recipe: how it is used on a whole model by default.
         digest: SHA-256 of the file that a user's own method comes from, "" for ours.
     """
@@ -112,6 +120,7 @@ class Method:
     config: type
     solve: Callable[[Tensor, InputStatistics, Any], Decomposition]
     needs: Needs
+    left_dense: Callable[[str, Any], str | None] = lambda _place, _config: None
     recipe: Recipe = Recipe()
     digest: str = ""
 
@@ -119,14 +128,53 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, config: type, needs: Needs, recipe: Recipe = Recipe()) -> Callable:
+def register(name: str, config: type, needs: Needs, **options: Any) -> Callable:
     """Enters a solver into the table of methods."""
 
     def enter(solve):
-        METHODS[name] = Method(config, solve, needs, recipe)
+        METHODS[name] = Method(config, solve, needs, **options)
         return solve
 
     return enter
+
+
+@dataclass(frozen=True)
+class StructuralMethod:
+    """A scorer of heads or neurons: ``score(weight [d_out, n * width], statistics, width, config) -> [n]``, low ones go first.
+
+    Attributes:
+        config: its frozen dataclass.
+        score: the function.
+        recipe: how it is used by default.
+        digest: as of ``Method``.
+    """
+
+    config: type
+    score: Callable[[Tensor, InputStatistics, int, Any], Tensor]
+    recipe: Recipe = Recipe()
+    digest: str = ""
+
+
+STRUCTURAL: dict[str, StructuralMethod] = {}
+
+
+def register_structural(name: str, config: type) -> Callable:
+    """Enters a scorer into the table of structural methods."""
+
+    def enter(score):
+        STRUCTURAL[name] = StructuralMethod(config, score)
+        return score
+
+    return enter
+
+
+def find_method(name: str) -> "Method | StructuralMethod":
+    """Looks a method of either kind up by name.
+
+    Raises:
+        InputError: as ``get_method``.
+    """
+    return STRUCTURAL[name] if name in STRUCTURAL else get_method(name)
 
 
 def get_method(name: str) -> Method:
@@ -139,7 +187,8 @@ def get_method(name: str) -> Method:
     if colon:
         return _load(Path(path + ".py"), inner)
     if name not in METHODS:
-        raise InputError(f"unknown method {name!r}: use one of {', '.join(sorted(METHODS))}, or ./file.py:name for your own")
+        names = ", ".join(sorted(METHODS.keys() | STRUCTURAL.keys()))
+        raise InputError(f"unknown method {name!r}: use one of {names}, or ./file.py:name for your own")
     return METHODS[name]
 
 

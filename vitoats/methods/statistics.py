@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitoats.errors import InputError
 
-Needs = Literal["diagonal", "full"]
+Needs = Literal["diagonal", "neurons", "full"]  # neurons: the diagonal, and InputStatistics.neurons
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,14 @@ class InputStatistics:
         second_moment: [d_in], mean over tokens of x_j^2: the diagonal of H.
         H: [d_in, d_in], X^T X / n_tokens, uncentred. None where the method needs the diagonal alone.
         mean: [d_in], mean over tokens of x_j. None where H is.
+        neurons: [n], for a layer whose rows make the n hidden neurons of an MLP (once, or twice where it is gated): mean
+            square of each neuron as the MLP's output layer sees it. None for other layers, and where no method asks.
     """
 
     second_moment: Tensor
     H: Tensor | None = None
     mean: Tensor | None = None
+    neurons: Tensor | None = None
 
     @classmethod
     def of(cls, X: Tensor) -> "InputStatistics":
@@ -87,8 +90,8 @@ class InputStatistics:
 
     def to(self, device: torch.device) -> "InputStatistics":
         """The same on another device."""
-        H, mean = (None if x is None else x.to(device) for x in (self.H, self.mean))
-        return InputStatistics(self.second_moment.to(device), H, mean)
+        H, mean, neurons = (None if x is None else x.to(device) for x in (self.H, self.mean, self.neurons))
+        return InputStatistics(self.second_moment.to(device), H, mean, neurons)
 
 
 def check_finite(weight: Tensor, statistics: InputStatistics) -> None:
@@ -99,6 +102,6 @@ def check_finite(weight: Tensor, statistics: InputStatistics) -> None:
     """
     if not torch.isfinite(weight).all():
         raise InputError("a weight is not finite (NaN or Inf): the weights are broken, load another checkpoint")
-    moments = (statistics.second_moment, statistics.H, statistics.mean)
+    moments = (statistics.second_moment, statistics.H, statistics.mean, statistics.neurons)
     if not all(torch.isfinite(x).all() for x in moments if x is not None):
         raise InputError("an activation is not finite (NaN or Inf): check the weights and the calibration images")

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitoats.pipeline import CompressionReport
+from vitoats.structural import PruningReport
 
 PIPE_WIDTH = 120  # columns where stdout is no terminal
 
@@ -47,7 +48,34 @@ def layer_table(report: CompressionReport) -> None:
     )
 
 
-def skipped_lines(report: CompressionReport) -> list[str]:
+def pruning_table(report: PruningReport) -> None:
+    """One row an attention or MLP, and the whole model before and after."""
+    print_table(
+        f"{report.compression:.2%} of the weights of {len(report.modules)} attentions and MLPs removed "
+        f"(a unit is {report.unit:.2%} at most), {report.n_images} images",
+        ("module", "", "of", "kept", "weights", "error %", "s"),
+        [
+            (
+                row.name,
+                row.kind,
+                f"{row.before}",
+                f"{row.kept}",
+                f"{row.weights}",
+                f"{100 * row.relative_error:.2f}",
+                f"{row.seconds:.2f}",
+            )
+            for row in report.modules
+        ],
+    )
+    sizes = (("before", report.before), ("after", report.after))
+    print_table(
+        "whole model",
+        ("", "parameters", "MB", "GFLOPs an image"),
+        [(name, f"{s.parameters}", f"{s.bytes / 1e6:.3f}", f"{s.flops / 1e9:.4f}") for name, s in sizes],
+    )
+
+
+def skipped_lines(report: CompressionReport | PruningReport) -> list[str]:
     """The layers that stay dense, with the reason."""
     by_reason = groupby(sorted(report.skipped, key=lambda item: item[1]), key=lambda item: item[1])
     return [f"stays dense ({reason}): {', '.join(name for name, _ in items)}" for reason, items in by_reason]

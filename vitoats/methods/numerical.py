@@ -1,0 +1,227 @@
+"""Numerical Pruning: heads and neurons by one quadratic program a module (Shen et al., arXiv 2412.12441, AAAI 2025).
+
+X [n_tokens, D] is what a module's output layer W [d_out, D] reads: all heads side by side, or the hidden neurons. The mask of
+the D columns is relaxed to z, whose sum is to be r = (1 - rho) D:
+
+    min_z  1/2 sum_i || X (w_i - z o w_i) ||^2  +  lambda/2 (1^T z - r)^2,    w_i the rows of W
+    A = (W^T W) o (X^T X),    gradient A (z - 1) + lambda (1^T z - r) 1,    Hessian A + lambda 1 1^T
+
+and z is a column's score. The objective is quadratic, so that one Newton step from anywhere ends where fifty do:
+
+    u = A^-1 1,   s = 1^T u,   z = 1 - lambda (D - r) / (1 + lambda s) u,    lambda -> inf:  z = 1 - (D - r) u / s
+
+A module ranks its columns by -u, whatever lambda and rho are. Scores of all modules are then cut at one threshold, and what is
+left of W is refitted by least squares (``compensated``).
+
+Where the paper's main text is silent, we chose: lambda infinite (the sum holds exactly; a finite one goes with X scaled to
+spectral norm 1); A damped by 1e-4 of its mean diagonal; the threshold where the *weights* kept add up to what was asked for
+(``cut="weighted"``; read literally, the paper multiplies head scores by the ratio of a head's weights to a neuron's and counts
+units alike, ``cut="literal"``); a bias, which the paper's models lack, refitted with W; X for the refit measured anew behind
+the blocks that are already pruned.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from vitoats.errors import InputError
+from vitoats.methods.hessian import DAMPING, check_damping, cholesky
+from vitoats.methods.registry import register_structural
+from vitoats.methods.statistics import InputStatistics, check_finite
+
+SCORE_DAMPING = 1e-4  # of the mean of diag(A)
+CHOICES = {
+    "head_score": ("mean", "qp"),
+    "cut": ("weighted", "literal"),
+    "compensation": ("sequential", "dense", "none"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericalConfig:
+    """Settings of Numerical Pruning.
+
+    Attributes:
+        compression: rho, the share of the weights of attention and MLPs that goes.
+        iterations: Newton steps; 0 for the closed form, which they equal.
+        penalty: lambda; 0 stands for an infinite one, which JSON cannot say.
+        head_score: "mean" of a head's columns as in the paper, or "qp": A summed over heads, and the program in heads.
+        cut: "weighted" or "literal", see above.
+        compensation: refit W on inputs behind pruned blocks ("sequential"), on those of the dense model ("dense"), or not.
+        refit_bias: let the bias take the mean of what goes.
+        damping: of the refit, as a share of the mean of diag(X^T X).
+    """
+
+    compression: float = 0.5
+    iterations: int = 0
+    penalty: float = 0.0
+    head_score: str = "mean"
+    cut: str = "weighted"
+    compensation: str = "sequential"
+    refit_bias: bool = True
+    damping: float = DAMPING
+
+    def __post_init__(self):
+        if not 0 <= self.compression < 1:
+            raise InputError(
+                f"compression {self.compression:g} is out of range: --compression takes the share of weights to remove, "
+                f"from 0 up to but not 1"
+            )
+        if self.iterations < 0:
+            raise InputError(f"{self.iterations} iterations cannot be: --iterations takes 0 (closed form) or more")
+        if not 0 <= self.penalty < inf:
+            raise InputError(f"penalty {self.penalty:g} is out of range: give a number above 0, or 0 for an infinite one")
+        check_damping(self.damping)
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise InputError(f"{name}={getattr(self, name)} is unknown: use {' or '.join(values)}")
+
+
+@register_structural("numerical", NumericalConfig)
+def numerical(weight: Tensor, statistics: InputStatistics, width: int, config: NumericalConfig) -> Tensor:
+    """Scores the units of one module; the lowest go first.
+
+    Args:
+        weight: W [d_out, D] of the output layer.
+        statistics: of its input, with H.
+        width: columns a unit has, in a row: the head's width, or 1 for neurons.
+        config: the settings.
+
+    Returns:
+        z [D / width], float64; with lambda infinite their mean is 1 - rho.
+
+    Raises:
+        InputError: a number is not finite.
+    """
+    check_finite(weight, statistics)
+    H = statistics.full
+    if config.penalty:
+        H = H / torch.linalg.eigvalsh(H)[-1].clamp(min=torch.finfo(H.dtype).tiny)
+    A = removal_costs(weight, H)
+    if config.head_score == "qp":
+        A = A.unflatten(0, (-1, width)).unflatten(2, (-1, width)).sum(dim=(1, 3))
+    A.diagonal().add_(SCORE_DAMPING * A.diagonal().mean().item() or 1.0)  # 1 for a module that does nothing
+    kept, penalty = (1 - config.compression) * len(A), config.penalty or inf
+    z = newton(A, kept, penalty, config.iterations) if config.iterations else closed_form(A, kept, penalty)
+    return z if config.head_score == "qp" else z.unflatten(0, (-1, width)).mean(dim=1)
+
+
+def removal_costs(weight: Tensor, H: Tensor) -> Tensor:
+    """A = (W^T W) o H [D, D]: removing columns P, without a refit, costs the sum of A[P, P] in output energy."""
+    W = weight.to(H)
+    return (W.T @ W) * H
+
+
+def closed_form(A: Tensor, kept: float, penalty: float) -> Tensor:
+    """The minimiser z [D], for A [D, D] positive definite and r = kept."""
+    u = torch.cholesky_solve(torch.ones_like(A[:, :1]), cholesky(A)).squeeze(1)
+    s = u.sum()
+    return 1 - (len(A) - kept) * u / (s if penalty == inf else s + 1 / penalty)
+
+
+def newton(A: Tensor, kept: float, penalty: float, steps: int) -> Tensor:
+    """The same by Newton steps from z = 0, as the paper has it; with an infinite penalty those of the constrained program."""
+    ones = torch.ones_like(A[:, 0])
+    z = torch.zeros_like(ones)
+    hessian = A + penalty
+    if penalty == inf:  # a Lagrange multiplier takes the penalty's place
+        hessian = torch.cat([torch.cat([A, ones[:, None]], 1), torch.cat([ones, ones.new_zeros(1)])[None]])
+    factors, pivots = torch.linalg.lu_factor(hessian)
+    for _ in range(steps):
+        excess = z.sum() - kept
+        gradient = torch.cat([A @ (z - 1), excess[None]]) if penalty == inf else A @ (z - 1) + penalty * excess
+        z = z - torch.linalg.lu_solve(factors, pivots, gradient[:, None])[: len(z), 0]
+    return z
+
+
+def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> list[Tensor]:
+    """Decides at one threshold which units of all modules stay; the best of each module does in any case.
+
+    "weighted" keeps the units of the highest scores until their weights come nearest to (1 - rho) of all, so within half a
+    unit. "literal" multiplies each score by its unit's weights over the smallest unit's and removes the rho-th part of all
+    units, so that compression is what comes out.
+
+    Args:
+        scores: of the units of each module, [n].
+        weights: how many weights one unit of each module has.
+        config: compression and kind of cut.
+
+    Returns:
+        bool [n] for each module.
+
+    Raises:
+        InputError: less would be left than a unit of each module.
+    """
+    sizes = torch.cat([torch.full(s.shape, float(w), dtype=torch.float64) for s, w in zip(scores, weights, strict=True)])
+    flat = torch.cat([s.double().cpu() for s in scores])
+    if config.cut == "literal":
+        flat = flat * sizes / min(weights)
+    firsts = torch.tensor([0, *(len(s) for s in scores[:-1])]).cumsum(0)
+    best = torch.stack([first + s.argmax().cpu() for first, s in zip(firsts, scores, strict=True)])
+    flat[best] = inf
+    order = flat.argsort(descending=True, stable=True)
+    if config.cut == "literal":
+        n_kept = max(len(best), len(flat) - int(config.compression * len(flat)))
+    else:
+        kept_weights = torch.cat([sizes.new_zeros(1), sizes[order].cumsum(0)])
+        wanted = (1 - config.compression) * sizes.sum()
+        n_kept = int((kept_weights - wanted).abs().argmin())
+        if n_kept < len(best):
+            lowest = 1 - kept_weights[len(best)] / sizes.sum()
+            raise InputError(
+                f"compression {config.compression:g} leaves less than one head or neuron of each module: "
+                f"lower --compression to {lowest:.4g} or less"
+            )
+    keep = torch.zeros(len(flat), dtype=torch.bool)
+    keep[order[:n_kept]] = True
+    return list(keep.split([len(s) for s in scores]))
+
+
+def compensated(
+    weight: Tensor, bias: Tensor | None, statistics: InputStatistics, kept: Tensor, config: NumericalConfig
+) -> tuple[Tensor, Tensor | None, float]:
+    """What is left of an output layer, refitted to give what the whole one gave:
+
+        W_K <- W_K + W_P H_PK H_KK^-1,    b <- b + W_P (mean_P - H_PK H_KK^-1 mean_K),    P the columns that go
+
+    With a bias to refit, H is centred, H - mean mean^T: the same as a constant input that always stays. H_KK is damped,
+    so that W changes little where inputs do not tell.
+
+    Args:
+        weight: W [d_out, D].
+        bias: b [d_out], or None: then nothing takes the mean.
+        statistics: of its input, with H and mean.
+        kept: columns that stay, [k].
+        config: whether and how to refit.
+
+    Returns:
+        W_K [d_out, k] and b of the weight's dtype, and the relative output error ||X (W - W')^T||_F / ||X W^T||_F with the
+        bias's part in it.
+
+    Raises:
+        InputError: a number is not finite, or H_KK is singular.
+    """
+    check_finite(weight, statistics)
+    W, H, mean = weight.double(), statistics.full, statistics.mean
+    assert mean is not None
+    change = torch.zeros_like(W)  # W' - W
+    gone = torch.ones(W.shape[1], dtype=torch.bool, device=W.device)
+    gone[kept] = False
+    change[:, gone] = -W[:, gone]
+    shift = None
+    if config.compensation != "none":
+        centred = config.refit_bias and bias is not None
+        C = H - torch.outer(mean, mean) if centred else H
+        C_KK = C[kept][:, kept]
+        dead = C_KK.diagonal() <= 0
+        C_KK.diagonal()[dead] = 1
+        C_KK.diagonal().add_(config.damping * C.diagonal().mean())
+        change[:, kept] = torch.cholesky_solve(C[kept][:, gone] @ W[:, gone].T, cholesky(C_KK)).T
+        shift = -change @ mean if centred else None
+    energy = ((change @ H) * change).sum() + (0 if shift is None else (shift.square() + 2 * shift * (change @ mean)).sum())
+    total = ((W @ H) * W).sum()
+    error = (energy.clamp(min=0) / total).sqrt().item() if total > 0 else 0.0
+    fitted = (W + change)[:, kept].to(weight.dtype)
+    return fitted, bias if shift is None or bias is None else (bias + shift).to(bias.dtype), error

@@ -1,0 +1,167 @@
+"""Heads of attention and neurons of MLPs as units: where their weights are, and how a module is made smaller by some of them.
+
+A unit is what one slice of rows in the matrices that make it and one slice of columns in the matrix that reads it share:
+
+    head h      rows of q, k and v (each third of a fused qkv, biases included; a gate's too)   columns of proj
+    neuron i    row of fc1 (of both halves, gate and up, where fc1 is a packed SwiGLU's)        column of fc2
+
+They are found by the attributes that timm's attention and MLP classes have. ``why_not`` tries on hidden states whether a block
+does with fewer units what it does with these units silenced; a norm across units, or parameters that count heads, fail there.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitoats.models.adapter import ModelAdapter
+
+ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
+MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
+KEPT = "kept_units"  # a module that was made smaller says so in this attribute
+TOLERANCE = 1e-4  # of the largest output, between silenced units and removed ones
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one module.
+
+    Attributes:
+        module: dotted name of the attention or MLP.
+        kind: what its units are.
+        count: how many there are.
+        width: columns of the output layer that one unit has: the head's width, or 1.
+        inputs: names of the linear layers whose rows make the units; each stacks matrices of count * width rows.
+        output: name of the linear layer whose columns read them.
+        weights: elements of all weight matrices that one unit has, biases apart.
+        stacked: how many matrices of count * width rows the inputs are: 3 for q, k and v; 1 for a plain MLP, 2 for a gated.
+    """
+
+    module: str
+    kind: Literal["heads", "neurons"]
+    count: int
+    width: int
+    inputs: tuple[str, ...]
+    output: str
+    weights: int
+    stacked: int
+
+    def columns(self, units: Tensor) -> Tensor:
+        """Columns of the output layer that units [n] have, [n * width]."""
+        return (units[:, None] * self.width + torch.arange(self.width, device=units.device)).flatten()
+
+
+def linear(model: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of that name."""
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def find_units(model: nn.Module, block_name: str) -> list[Units]:
+    """The attentions and MLPs of a block whose units are found, in order."""
+    found: list[Units | None] = []
+    for name, module in model.get_submodule(block_name).named_modules(prefix=block_name):
+        heads = getattr(module, "num_heads", None)
+        if isinstance(heads, int) and isinstance(getattr(module, "proj", None), nn.Linear):
+            found.append(_units(name, module, "heads", heads, ATTENTION_INPUTS, "proj"))
+        elif isinstance(getattr(module, "fc2", None), nn.Linear):
+            found.append(_units(name, module, "neurons", linear(module, "fc2").in_features, MLP_INPUTS, "fc2"))
+    return [units for units in found if units is not None]
+
+
+def _units(
+    name: str, module: nn.Module, kind: Literal["heads", "neurons"], count: int, candidates: tuple[str, ...], output: str
+) -> Units | None:
+    """Puts it together; None where the layers' sizes do not fit each other."""
+    reads = linear(module, output)
+    makes = {f"{name}.{c}": linear(module, c) for c in candidates if isinstance(getattr(module, c, None), nn.Linear)}
+    total = reads.in_features
+    if not makes or total % count or any(layer.out_features % total for layer in makes.values()):
+        return None
+    width = total // count
+    stacked = sum(layer.out_features // total for layer in makes.values())
+    weights = width * (reads.out_features + sum(layer.weight.numel() // total for layer in makes.values()))
+    return Units(name, kind, count, width, tuple(makes), f"{name}.{output}", weights, stacked)
+
+
+def places(model: nn.Module, block_names: list[str]) -> dict[str, str]:
+    """Where the layers of units are: "attention", "gated MLP" or "plain MLP", by name."""
+    found: dict[str, str] = {}
+    for units in [units for name in block_names for units in find_units(model, name)]:
+        place = "attention" if units.kind == "heads" else "gated MLP" if units.stacked == 2 else "plain MLP"
+        found |= dict.fromkeys((*units.inputs, units.output), place)
+    return found
+
+
+def keep_units(model: nn.Module, units: Units, kept: Tensor) -> None:
+    """Makes a module smaller, in place: it keeps the units ``kept`` [n], in that order."""
+    module = model.get_submodule(units.module)
+    columns = units.columns(kept)
+    for name in units.inputs:
+        layer = linear(model, name)
+        total = units.count * units.width
+        rows = torch.cat([columns + start for start in range(0, layer.out_features, total)])
+        layer.weight = nn.Parameter(layer.weight[rows].clone(), requires_grad=False)
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias[rows].clone(), requires_grad=False)
+        layer.out_features = len(rows)
+    output = linear(model, units.output)
+    output.weight = nn.Parameter(output.weight[:, columns].clone(), requires_grad=False)
+    output.in_features = len(columns)
+    if units.kind == "heads":
+        module.num_heads = len(kept)  # type: ignore[assignment]
+        for sizes in ("attn_dim", "kv_dim"):
+            if hasattr(module, sizes):
+                setattr(module, sizes, len(columns))
+        if hasattr(module, "num_kv_heads"):
+            module.num_kv_heads = len(kept)  # type: ignore[assignment]
+    setattr(module, KEPT, len(kept))
+
+
+def kept_units(model: nn.Module) -> dict[str, int]:
+    """How many units are left in each module that was made smaller."""
+    return {name: getattr(module, KEPT) for name, module in model.named_modules() if hasattr(module, KEPT)}
+
+
+def resize(model: nn.Module, counts: dict[str, int]) -> None:
+    """Gives the modules of a whole model as many units as a checkpoint says, for its state dict to fill.
+
+    Raises:
+        ValueError: a module has no units, or fewer than that.
+    """
+    for name, count in counts.items():
+        found = [units for units in find_units(model, name) if units.module == name]
+        if not found or not 1 <= count <= found[0].count:
+            raise ValueError(f"{name} cannot have {count} units")
+        keep_units(model, found[0], torch.arange(count))
+
+
+@torch.inference_mode()
+def why_not(adapter: ModelAdapter, index: int, units: Units, hidden: Tensor) -> str | None:
+    """Tries on hidden states [b, *hidden_shape] whether removing every other unit is the same as silencing it.
+
+    Returns:
+        the reason why units cannot be removed from this module, None if they can.
+    """
+    name, block = adapter.block_names[index], adapter.block(index)
+    kept = torch.arange(0, units.count, 2, device=hidden.device)
+    silent = torch.ones(units.count * units.width, dtype=torch.bool, device=hidden.device)
+    silent[units.columns(kept)] = False
+    try:
+        adapter.model.set_submodule(name, copy.deepcopy(block))
+        linear(adapter.model, units.output).weight.data[:, silent] = 0
+        silenced = adapter.run_block(index, hidden)
+        adapter.model.set_submodule(name, copy.deepcopy(block))
+        keep_units(adapter.model, units, kept)
+        removed = adapter.run_block(index, hidden)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        return f"it does not run with fewer {units.kind}: {' '.join(str(error).split())[:100]}"
+    finally:
+        adapter.model.set_submodule(name, block)
+    difference = (removed - silenced).abs().max() / silenced.abs().max()
+    return (
+        None if difference <= TOLERANCE else f"removing {units.kind} is not silencing them: outputs differ by {difference:.1e}"
+    )
