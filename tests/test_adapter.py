@@ -56,7 +56,7 @@ def test_chain_of_blocks(name, img_size, kwargs, per_block):
         model(images)
         handle.remove()
         hidden = adapter.first_hidden(images)
-        assert hidden.shape[1:] == adapter.hidden_shape
+        assert hidden.shape[1:] == adapter.hidden_shapes[0]
         for i in range(len(model.blocks)):
             hidden = adapter.run_block(i, hidden)
     assert torch.equal(hidden, reached["last"])

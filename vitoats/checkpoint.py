@@ -30,6 +30,7 @@ from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError, RunError
 from vitoats.files import save_tensors
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
+from vitoats.models.adapter import call_fused_qkv
 from vitoats.models.heads import LinearHeadClassifier, save_head
 from vitoats.models.loading import LoadedModel
 from vitoats.models.weights import read_json
@@ -155,6 +156,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
         pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
         state = safetensors.torch.load_file(str(folder / WEIGHTS))
         model = timm.create_model(architecture, pretrained_cfg=pretrained_cfg, **model_args)
+        call_fused_qkv(model)
         for name, row_blocks in about["row_blocks"].items():
             linear = model.get_submodule(name)
             values, mask = state.pop(f"{name}.S.values").numpy(), state.pop(f"{name}.S.mask").numpy()
