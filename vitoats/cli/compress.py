@@ -28,11 +28,14 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = common.parse(make_parser(), argv)
     result, report = run(args)
     if not args.quiet:
-        from vitoats.report.tables import layer_table, skipped_lines
+        from vitoats.checkpoint import about
+        from vitoats.report.tables import count_table, layer_table, skipped_lines
 
         layer_table(report)
         for line in skipped_lines(report):
             print(line)
+        said = about(args.output)
+        count_table(said["counts_before"], said["counts"])
     return result
 
 
@@ -41,6 +44,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     common.check_output_folder(args.output, args.overwrite)
 
     import vitoats.methods  # noqa: F401  (fills the table of methods)
+    from vitoats.counts import count
     from vitoats.data.images import SAMPLE, calibration_batches, open_images
     from vitoats.methods.registry import get_method
     from vitoats.models.names import EMBEDDED
@@ -59,6 +63,8 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     loaded = common.load(args)
     dataset = open_images(args.data_dir, "train", loaded.preprocessing.transform())
     nsamples = min(args.nsamples, len(dataset))
+    buffers = {name for name, _ in loaded.timm_model.named_buffers()}
+    before = count(loaded.timm_model.state_dict(), not_parameters=buffers)
 
     settings = {
         "model": args.model,
@@ -92,7 +98,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport"]:
     except BaseException:
         store.settle()
         raise
-    about = {**settings, **report.to_dict()}
+    about = {"weights": loaded.weights, **settings, **report.to_dict(), "counts_before": dataclasses.asdict(before)}
     from vitoats.checkpoint import WEIGHTS, save_checkpoint
 
     save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=args.overwrite)

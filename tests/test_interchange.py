@@ -1,0 +1,238 @@
+"""Folders on the Hugging Face Hub, fine-tuned classifiers as training scripts leave them, and the model card."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+import vitoats
+from tests.conftest import make_tiny
+from tests.test_loading import WRAPPINGS, Evil, write_checkpoint
+from vitoats.cli import common
+from vitoats.cli.compress import main as compress_command
+from vitoats.cli.eval_imagenet import main as eval_imagenet
+from vitoats.cli.model_card import main as model_card
+from vitoats.errors import InputError
+from vitoats.models.loading import load_model
+
+import timm  # isort: skip
+from timm.models import save_for_hf  # isort: skip
+
+ROOT = Path(__file__).parent.parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def compressed(model: str, images: Path, output: Path, *more: str) -> Path:
+    flags = f"--model {model} --data-dir {images} --output {output} --iterations 3 --nsamples 8 --threads 1 --quiet"
+    assert common.run(compress_command, [*flags.split(), *more]) == 0
+    return output
+
+
+def put_on_hub(cache: Path, repo: str, folder: Path, branch: str = "main") -> None:
+    """Lays a folder down as huggingface_hub caches one: blobs, and a snapshot of links to them."""
+    root = cache / f"models--{repo.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / branch).write_text(COMMIT)
+    (root / "blobs").mkdir()
+    (root / "snapshots" / COMMIT).mkdir(parents=True)
+    for i, file in enumerate(sorted(folder.iterdir())):
+        (root / "blobs" / f"blob{i}").write_bytes(file.read_bytes())
+        (root / "snapshots" / COMMIT / file.name).symlink_to(Path("..") / ".." / "blobs" / f"blob{i}")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the Hub, without a network."""
+    cache = tmp_path / "hub"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder, flat_images, tmp_path_factory):
+    """The same compressed model in both formats."""
+    root = tmp_path_factory.mktemp("folders")
+    for form in ("factored", "dense"):
+        compressed(f"local-dir:{tiny_folder}", flat_images, root / form, "--format", form)
+    return root
+
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+# ---- the Hub
+
+
+@pytest.mark.parametrize("form", ["factored", "dense"])
+def test_folders_load_from_the_hub(folders, hub, form):
+    put_on_hub(hub, "someone/tiny-vit", folders / form)
+    expected = vitoats.load(folders / form)(IMAGES)
+    assert torch.equal(vitoats.load("hf-hub:someone/tiny-vit")(IMAGES), expected)
+    loaded = load_model("hf-hub:someone/tiny-vit")
+    assert loaded.name == "hf-hub:someone/tiny-vit"
+    assert loaded.weights == "someone/tiny-vit on the Hugging Face Hub"
+    assert loaded.about["method"] == "oats"
+    assert loaded.preprocessing == load_model(str(folders / form)).preprocessing
+
+
+def test_a_revision_is_the_one_that_loads(folders, hub):
+    put_on_hub(hub, "someone/tiny-vit", folders / "factored", branch="v2")
+    assert load_model("hf-hub:someone/tiny-vit@v2").about["format"] == "factored"
+    with pytest.raises(InputError, match=r"cannot be fetched.*HF_HUB_OFFLINE"):
+        load_model("hf-hub:someone/tiny-vit")
+
+
+def test_a_plain_timm_repository_is_still_one(tiny_folder, hub):
+    put_on_hub(hub, "someone/plain", tiny_folder)
+    loaded = load_model("hf-hub:someone/plain")
+    assert loaded.about == {}
+    assert torch.equal(loaded.model(IMAGES), make_tiny()(IMAGES))
+
+
+def test_a_copy_that_lacks_a_file_is_one_line(folders, hub):
+    put_on_hub(hub, "someone/tiny-vit", folders / "factored")
+    next(hub.glob("*/snapshots/*/model.safetensors")).unlink()
+    with pytest.raises(InputError, match="no whole compressed model"):
+        load_model("hf-hub:someone/tiny-vit")
+
+
+def test_stock_timm_opens_dense_folders_here_and_from_the_hub(folders, tmp_path):
+    """In a process of its own, which knows the Hub's cache and that it is offline by environment variables alone."""
+    put_on_hub(tmp_path / "hub", "someone/dense", folders / "dense")
+    torch.save(IMAGES, tmp_path / "images.pt")
+    code = f"""
+import vitoats.torchvision_ops, sys, timm, torch
+images = torch.load("{tmp_path / "images.pt"}")
+models = [timm.create_model(name, pretrained=True).eval() for name in ("hf-hub:someone/dense", "local-dir:{folders / "dense"}")]
+assert not any(name.startswith("vitoats.") and name != "vitoats.torchvision_ops" for name in sys.modules)
+torch.save([model(images) for model in models], "{tmp_path / "logits.pt"}")
+"""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env)
+    for logits in torch.load(tmp_path / "logits.pt", weights_only=True):
+        assert torch.allclose(logits, vitoats.load(folders / "factored")(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["local-dir", "hub"])
+def test_pickles_of_others_are_never_run(tiny_folder, tmp_path, hub, place):
+    folder, trap = tmp_path / "evil", tmp_path / "trap"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    torch.save({"head.weight": Evil(trap)}, folder / "pytorch_model.bin")
+    put_on_hub(hub, "someone/evil", folder)
+    with pytest.raises(InputError, match=r"evil.*pickle"):
+        load_model(f"local-dir:{folder}" if place == "local-dir" else "hf-hub:someone/evil")
+    assert not trap.exists()
+
+
+# ---- fine-tuned classifiers
+
+
+@pytest.mark.parametrize(("wrapping", "ending"), [*((w, ".pth") for w in WRAPPINGS), ("plain", ".safetensors")])
+def test_a_fine_tuned_classifier_is_compressed_as_it_is(tiny_folder, flat_images, tmp_path, wrapping, ending):
+    """The result is that of the same weights in a timm folder."""
+    tuned = make_tiny()
+    for parameter in tuned.parameters():
+        parameter.data *= 1.1
+    save_for_hf(tuned, str(tmp_path / "tuned"), safe_serialization=True)
+    file = write_checkpoint(WRAPPINGS[wrapping](tuned.state_dict()), tmp_path / f"w{ending}")
+    expected = compressed(f"local-dir:{tmp_path / 'tuned'}", flat_images, tmp_path / "expected")
+    found = compressed(f"local-dir:{tiny_folder}", flat_images, tmp_path / "found", "--checkpoint", str(file))
+    a, b = (safetensors.torch.load_file(str(folder / "model.safetensors")) for folder in (expected, found))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}),
+        ("beit_base_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}),
+    ],
+)
+def test_the_class_count_comes_from_the_classifier(flat_images, tmp_path, name, arguments):
+    """Also where the classifier is called head.fc, as in Swin."""
+    base = timm.create_model(name, img_size=32, num_classes=4, **arguments)
+    tuned = timm.create_model(name, img_size=32, num_classes=7, **arguments).eval()
+    save_for_hf(base, str(tmp_path / "base"), safe_serialization=True)
+    file = write_checkpoint(WRAPPINGS["EMA with prefixes"](tuned.state_dict()), tmp_path / "w.pth")
+    model = f"local-dir:{tmp_path / 'base'}"
+    assert torch.allclose(load_model(model, checkpoint=file).model(IMAGES), tuned(IMAGES), atol=1e-6)
+    folder = compressed(model, flat_images, tmp_path / "out", "--checkpoint", str(file))
+    assert vitoats.load(folder)(IMAGES).shape == (2, 7)
+
+
+# ---- the model card
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.mark.parametrize(("form", "library"), [("factored", "vitoats"), ("dense", "timm")])
+def test_the_card_says_what_was_measured(folders, tiny_folder, form, library):
+    card = (folders / form / "README.md").read_text()
+    about = json.loads((folders / form / "vitoats.json").read_text())
+    found = front_matter(card)
+    assert (found["library_name"], found["pipeline_tag"]) == (library, "image-classification")
+    assert "base_model" not in found  # of a local folder nobody knows where it is from
+    assert "license" not in found
+    for key, word in (("parameters", "parameters"), ("nonzeros", "non-zeros"), ("bytes", "bytes")):
+        assert f"| {word} | {about['counts_before'][key]:,} | {about['counts'][key]:,} |" in card
+    assert f"{about['compression']:.2%} of the weights of 12 linear layers" in card
+    assert "8 of 20 images of flat0, seed 42" in card
+    assert "iterations 3" in card
+    assert f"timm {timm.__version__}" in card
+    assert "`head`" in card
+    assert "Evaluation" not in card
+    assert str(tiny_folder.parent) not in card  # no paths of this machine
+
+
+def test_the_card_names_the_base_model_where_it_came_from_the_hub(tiny_folder, flat_images, tmp_path, hub):
+    folder = tmp_path / "licensed"
+    folder.mkdir()
+    config = json.loads((tiny_folder / "config.json").read_text())
+    config["pretrained_cfg"]["license"] = "apache-2.0"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes((tiny_folder / "model.safetensors").read_bytes())
+    put_on_hub(hub, "someone/plain", folder)
+    found = front_matter((compressed("hf-hub:someone/plain", flat_images, tmp_path / "out") / "README.md").read_text())
+    assert (found["base_model"], found["license"]) == ("someone/plain", "apache-2.0")
+    weights = next(hub.glob("*/snapshots/*/model.safetensors"))
+    other = compressed("hf-hub:someone/plain", flat_images, tmp_path / "other", "--checkpoint", str(weights))
+    assert "base_model" not in front_matter((other / "README.md").read_text())
+
+
+def test_evaluations_are_those_of_results_files(folders, image_tree, tmp_path, capsys):
+    results, flags = tmp_path / "results.json", ["--data-dir", str(image_tree), "--quiet", "--threads", "1"]
+    folder = tmp_path / "out"
+    subprocess.run(["cp", "-r", str(folders / "factored"), str(folder)], check=True)
+    evaluate = ["--model", str(folder), *flags, "--results-file", str(results)]
+    assert common.run(eval_imagenet, evaluate) == 0
+    assert common.run(model_card, [str(folder), "--evaluation", str(results)]) == 0
+    said, card = json.loads(results.read_text()), (folder / "README.md").read_text()
+    assert f"| out | {said['top1']} | {said['top5']} | {said['n_images']} | 32 |" in card
+    assert (
+        card.replace(card[card.index("## Evaluation") : card.index("## Layers that")], "")
+        == (folders / "factored" / "README.md").read_text()
+    )
+    assert torch.equal(vitoats.load(folder)(IMAGES), vitoats.load(folders / "factored")(IMAGES))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model": "x", "compression": 0.5}', None])
+def test_what_is_no_evaluation_is_refused(folders, tmp_path, capsys, content):
+    results = tmp_path / "results.json"
+    if content is not None:
+        results.write_text(content)
+    before = (folders / "factored" / "README.md").read_text()
+    assert common.run(model_card, [str(folders / "factored"), "--evaluation", str(results)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (folders / "factored" / "README.md").read_text() == before

@@ -1,0 +1,36 @@
+"""How large a model is, in three numbers that are defined before they are printed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEFINITIONS = {
+    "parameters": "numbers the model keeps: of a compressed layer nnz(S), U, V and bias, of all others every entry",
+    "non-zeros": "those of them that are not zero",
+    "bytes": "of all tensors in model.safetensors, bit masks included, its header left out",
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A model's size, as ``DEFINITIONS`` says."""
+
+    parameters: int
+    nonzeros: int
+    bytes: int
+
+
+def count(tensors: dict[str, Tensor], not_parameters: set[str]) -> Counts:
+    """Counts a model's tensors as a file holds them.
+
+    Args:
+        tensors: by name; S of a compressed layer L as L.S.values and L.S.mask.
+        not_parameters: names of buffers (a batch norm's running mean, say), which are bytes only, as bit masks are.
+    """
+    kept = [t for name, t in tensors.items() if name not in not_parameters and not name.endswith(".S.mask")]
+    return Counts(
+        parameters=sum(t.numel() for t in kept),
+        nonzeros=sum(int(torch.count_nonzero(t)) for t in kept),
+        bytes=sum(t.nbytes for t in tensors.values()),
+    )
