@@ -7,11 +7,9 @@ import torch
 import vitoats.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.checkpoint import load_checkpoint, save_checkpoint
 from vitoats.data.transforms import Preprocessing
-from vitoats.errors import InputError
 from vitoats.export.onnx_file import export_onnx
 from vitoats.layers import compressed_layers
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.adapter import adapt
 from vitoats.models.loading import LoadedModel
 from vitoats.pipeline import compress
 from vitoats.runtime import session

@@ -3,7 +3,8 @@
     python tools/eval_imagenet.py --model runs/vitb14 --data-dir imagenet/val --results-file results.json
     python tools/model_card.py runs/vitb14 --evaluation results.json
 
-compress writes the card without evaluations; this command writes it anew with them. Each row names the model that was evaluated.
+compress writes the card without evaluations; this command writes it anew with them. Each row names the
+model that was evaluated.
 """
 
 import os

@@ -72,7 +72,7 @@ def _counts(about: Mapping[str, Any]) -> str:
 
 def _making(about: Mapping[str, Any]) -> str:
     rows = [["weights", _published(str(about["weights"]))]] if "weights" in about else []
-    if "method" in about:
+    if "config" in about:
         settings = ", ".join(f"{key} {value}" for key, value in about["config"].items())
         rows += [["method", about["method"]], ["settings", settings]]
     if "calibration" in about:
@@ -91,7 +91,8 @@ def _evaluation(evaluations: Sequence[Mapping[str, Any]]) -> str:
         [_published(str(line[key])) if key == "model" else str(line.get(key, "")) for key in EVALUATION_COLUMNS]
         for line in evaluations
     ]
-    return f"## Evaluation\n\ntop1 and top5 in percent, measured with tools/eval_imagenet.py.\n\n{_table(EVALUATION_COLUMNS, rows)}"
+    told = "top1 and top5 in percent, measured with tools/eval_imagenet.py"
+    return f"## Evaluation\n\n{told}.\n\n{_table(EVALUATION_COLUMNS, rows)}"
 
 
 def _dense_layers(skipped: Sequence[Sequence[str]]) -> str:
