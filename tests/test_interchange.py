@@ -1,9 +1,12 @@
 """Folders on the Hugging Face Hub, fine-tuned classifiers as training scripts leave them, and the model card."""
 
+import http.server
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,84 @@ def test_a_copy_that_lacks_a_file_is_one_line(folders, hub):
     next(hub.glob("*/snapshots/*/model.safetensors")).unlink()
     with pytest.raises(InputError, match="no whole compressed model"):
         load_model("hf-hub:someone/tiny-vit")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the Hub that a download speaks to, for folders in ``server.folders`` by repository."""
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self):
+        path, folders = self.path.partition("?")[0].strip("/"), self.server.folders
+        self.server.asked.append(path)
+        listing = re.fullmatch(r"api/models/(\w+/[\w-]+)/(?:revision|tree)/\w+", path)
+        file = re.fullmatch(r"(\w+/[\w-]+)/resolve/\w+/(.+)", path)
+        if listing and listing[1] in folders:
+            files = sorted(folders[listing[1]].iterdir())
+            if "/tree/" in path:
+                found = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in files]
+            else:
+                found = {"id": listing[1], "sha": COMMIT, "siblings": [{"rfilename": p.name} for p in files]}
+            self.send(200, json.dumps(found).encode())
+        elif file and file[1] in folders and (folders[file[1]] / file[2]).is_file():
+            self.send(200, (folders[file[1]] / file[2]).read_bytes(), {"ETag": f'"{file[2]}"'})
+        elif file:
+            known = file[1] in folders
+            self.send(404, b"", {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
+        else:
+            self.send(200, b"{}")
+
+    def send(self, status, body, headers=()):
+        self.send_response(status)
+        for key, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), **dict(headers)}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    """A Hub on this machine."""
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    made.folders, made.asked = {}, []
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_folders_are_fetched_and_then_cached(folders, tiny_folder, tmp_path, server):
+    """In processes of their own: the first fetches, the second has no network. A plain timm repository goes the same way."""
+    (tmp_path / "factored").mkdir()
+    for file in (folders / "factored").iterdir():
+        (tmp_path / "factored" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "factored" / "trap.bin").write_bytes(b"not asked for")
+    server.folders = {"someone/tiny-vit": tmp_path / "factored", "someone/plain": tiny_folder}
+    torch.save(IMAGES, tmp_path / "images.pt")
+    code = f"""
+import vitoats, torch
+images = torch.load("{tmp_path / "images.pt"}")
+torch.save([vitoats.load("hf-hub:someone/" + name)(images) for name in ("tiny-vit", "plain")], "{tmp_path / "logits.pt"}")
+"""
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    online = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0"}
+    for env in (online, {**online, "HF_HUB_OFFLINE": "1"}):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        factored, plain = torch.load(tmp_path / "logits.pt", weights_only=True)
+        assert torch.equal(factored, vitoats.load(folders / "factored")(IMAGES))
+        assert torch.equal(plain, make_tiny()(IMAGES))
+        (tmp_path / "logits.pt").unlink()
+    assert any(path.endswith("tiny-vit/resolve/main/vitoats.json") for path in server.asked)
+    assert not any("trap.bin" in path for path in server.asked)
 
 
 def test_stock_timm_opens_dense_folders_here_and_from_the_hub(folders, tmp_path):
