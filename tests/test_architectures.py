@@ -63,7 +63,7 @@ SLOW = [
     ("swinv2_cr_tiny_224", {"img_size": 64, "window_size": 4, **STAGES}, 17),
     ("mixer_s32_224", {"img_size": 64}, 32),
     ("davit_tiny", {"depths": (1, 1), "embed_dims": (24, 48), "num_heads": (2, 2)}, 16),
-    ("convnext_tiny", {"depths": (1, 1), "dims": (24, 48)}, 4),
+    ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)}, 8),
     ("levit_128s", {"img_size": 224}, None),
 ]
 
