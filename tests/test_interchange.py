@@ -1,5 +1,6 @@
 """Folders on the Hugging Face Hub, fine-tuned classifiers as training scripts leave them, and the model card."""
 
+import base64
 import http.server
 import json
 import os
@@ -108,13 +109,44 @@ def test_a_copy_that_lacks_a_file_is_one_line(folders, hub):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the Hub that a download speaks to, for folders in ``server.folders`` by repository."""
+    """The part of the Hub that down- and uploads speak to, for folders in ``server.folders`` by repository."""
 
     def do_HEAD(self):
         self.answer()
 
     def do_GET(self):
         self.answer()
+
+    def do_POST(self):
+        body, path = self.read_body(), self.path.strip("/")
+        self.server.asked.append(path)
+        commit = re.fullmatch(r"api/models/(\w+/[\w-]+)/commit/main", path)
+        if path.endswith("/preupload/main"):
+            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            self.send(200, json.dumps({"files": files}).encode())
+        elif commit:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    (self.server.folders[commit[1]] / line["value"]["path"]).write_bytes(content)
+            done = {
+                "success": True,
+                "commitOid": COMMIT,
+                "commitUrl": f"http://{self.headers['Host']}/{commit[1]}/commit/{COMMIT}",
+            }
+            self.send(200, json.dumps(done).encode())
+        else:
+            self.send(200, b"{}")
+
+    def read_body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def answer(self):
         path, folders = self.path.partition("?")[0].strip("/"), self.server.folders
@@ -141,7 +173,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         for key, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), **dict(headers)}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *_):
@@ -149,16 +181,19 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
-    """A Hub on this machine."""
+def server(tmp_path):
+    """A Hub on this machine; ``env`` is what a process needs to use it."""
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     made.folders, made.asked = {}, []
+    endpoint = f"http://127.0.0.1:{made.server_port}"
+    made.env = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0"}
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield made
     made.shutdown()
     made.server_close()
 
 
+@pytest.mark.slow
 def test_folders_are_fetched_and_then_cached(folders, tiny_folder, tmp_path, server):
     """In processes of their own: the first fetches, the second has no network. A plain timm repository goes the same way."""
     (tmp_path / "factored").mkdir()
@@ -172,8 +207,7 @@ import vitoats, torch
 images = torch.load("{tmp_path / "images.pt"}")
 torch.save([vitoats.load("hf-hub:someone/" + name)(images) for name in ("tiny-vit", "plain")], "{tmp_path / "logits.pt"}")
 """
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    online = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0"}
+    online = {**os.environ, **server.env}
     for env in (online, {**online, "HF_HUB_OFFLINE": "1"}):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -183,6 +217,24 @@ torch.save([vitoats.load("hf-hub:someone/" + name)(images) for name in ("tiny-vi
         (tmp_path / "logits.pt").unlink()
     assert any(path.endswith("tiny-vit/resolve/main/vitoats.json") for path in server.asked)
     assert not any("trap.bin" in path for path in server.asked)
+
+
+@pytest.mark.slow
+def test_a_folder_is_pushed_as_it_is(folders, tmp_path, server):
+    """With the Hub's own client, and back."""
+    (tmp_path / "pushed").mkdir()
+    server.folders = {"someone/tiny-vit": tmp_path / "pushed"}
+    code = f"""
+import vitoats, huggingface_hub, torch
+huggingface_hub.upload_folder(repo_id="someone/tiny-vit", folder_path="{folders / "factored"}", token="hf_none")
+images = torch.zeros(1, 3, 32, 32)
+assert torch.equal(vitoats.load("hf-hub:someone/tiny-vit")(images), vitoats.load("{folders / "factored"}")(images))
+"""
+    env = {**os.environ, **server.env}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for file in (folders / "factored").iterdir():
+        assert (tmp_path / "pushed" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_stock_timm_opens_dense_folders_here_and_from_the_hub(folders, tmp_path):
