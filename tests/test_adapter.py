@@ -175,3 +175,31 @@ def test_blocks_that_are_left_out_are_refused(tiny):
     tiny.forward_features = lambda x, **_: tiny.blocks[0](tiny._pos_embed(tiny.patch_embed(x)))
     with pytest.raises(InputError, match="runs 1 of its 3 blocks"):
         adapt(tiny, 32)
+
+
+def test_what_depends_on_the_image_beside_the_hidden_state_is_refused(tiny):
+    def forward(images, **_):
+        x = tiny._pos_embed(tiny.patch_embed(images))
+        mask = (x.mean(dim=-1) > 0)[:, None, None, :]
+        for block in tiny.blocks:
+            x = block(x, attn_mask=mask)
+        return x
+
+    tiny.forward_features = forward
+    with pytest.raises(InputError, match=r"passes something to blocks\.0 that depends on the image"):
+        adapt(tiny, 32)
+
+
+def test_torchs_own_attention_is_skipped(tiny):
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.MultiheadAttention(48, 3, batch_first=True)
+
+        def forward(self, x, **_):
+            return self.inner(x, x, x)[0]
+
+    tiny.blocks[0].attn = Attention().eval()
+    adapter = adapt(tiny, 32)
+    assert ("blocks.0.attn.inner.in_proj", "torch's own attention, whose weights are no layers") in adapter.skipped
+    assert [x.name for x in adapter.linears[0]] == ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
