@@ -16,6 +16,8 @@ from vitoats.methods.registry import Decomposition
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import adapt
 
+import timm  # isort: skip
+
 
 def collect(model, images, batch_size=4, **kwargs):
     adapter = adapt(model, 32)
@@ -91,6 +93,33 @@ def test_a_mapped_file_gives_the_same_bits_and_disappears(tiny, tmp_path):
         in_memory.advance(adapter, i)
         mapped.advance(adapter, i)
     assert torch.equal(in_memory.values, mapped.values)
+
+
+SWIN = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4, "img_size": 32, "num_classes": 4}
+
+
+@pytest.mark.parametrize("spill", [False, True])
+def test_hidden_states_that_change_their_shape(tmp_path, spill):
+    """Swin: 8 x 8 x 24, then 4 x 4 x 48. The second moments after it are those of whole forward passes."""
+    model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
+    images = torch.randn(7, 3, 32, 32)
+    adapter, hidden = collect(model, images, spill_to=tmp_path if spill else None)
+    assert adapter.hidden_shapes == [(8, 8, 24), (8, 8, 24), (4, 4, 48), (4, 4, 48)]
+    for i in range(2):
+        hidden.advance(adapter, i)
+    assert hidden.values.shape == (7, 4, 4, 48)
+    assert not list(tmp_path.iterdir())
+    found = hidden.statistics(adapter, 2, adapter.linears[2])
+    for name, got in found.items():
+        expected = inputs_in_float64(model, name, images).square().mean(dim=0)
+        assert torch.allclose(got.second_moment, expected, rtol=1e-4), name
+
+
+def test_memory_where_shapes_change():
+    model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
+    estimate = estimate_memory(adapt(model, 32), nsamples=100, batch_size=8, factors=0, compression=0.5)
+    assert estimate.hidden == 100 * (8 * 8 * 24 + 4 * 4 * 48) * 4
+    assert estimate.block == 8 * (8 * 8 * 24) * 16 * 4
 
 
 @pytest.mark.parametrize("needs", ["diagonal", "full"])

@@ -51,7 +51,12 @@ def test_round_trip_is_bit_equal(tiny_folder, tmp_path, settings):
     assert torch.equal(model(images), loaded.model(images))
     again = load_model(str(tmp_path / "out"))
     assert again.preprocessing == loaded.preprocessing
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors", "vitoats.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "vitoats.json",
+    ]
     assert not list(tmp_path.glob(".*"))
 
 

@@ -27,7 +27,7 @@ from vitoats.cli.train_linear_probe import main as train_linear_probe
 import timm  # isort: skip
 
 ROOT = Path(__file__).parent.parent
-FILES = ["config.json", "model.safetensors", "vitoats.json"]
+FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from tests.conftest import make_tiny
-from vitoats.evaluate.flops import count_flops
+from vitoats.counts import count_flops
 from vitoats.layers import SparseLowRankLinear, replace_module
 
 

@@ -18,7 +18,7 @@ from tests.conftest import TINY, make_tiny
 from vitoats.cli.common import run
 from vitoats.cli.compress import main as compress
 from vitoats.errors import InputError
-from vitoats.models.heads import HeadInfo, features, save_head
+from vitoats.models.heads import HeadInfo, attach_head, features, save_head
 from vitoats.models.loading import load_model, read_weights
 
 import timm  # isort: skip
@@ -483,6 +483,22 @@ def test_a_head_for_more_layers_than_there_are(tmp_path):
     save_for_hf(timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 0}), str(tmp_path / "m"))  # 3 blocks
     path = write_checkpoint(head_tensors(5 * 48), tmp_path / "head.pth")
     assert str(path) in refusal(f"local-dir:{tmp_path / 'm'}", head=path, head_layers=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}),
+        ("vit_base_patch16_siglip_gap_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}),  # its first token is a patch
+    ],
+)
+def test_a_head_on_a_backbone_without_a_class_token_is_refused(tmp_path, name, arguments):
+    backbone = timm.create_model(name, img_size=32, num_classes=0, **arguments)
+    save_head(tmp_path / "head.safetensors", torch.randn(3, 96), torch.zeros(3), HeadInfo())
+    with pytest.raises(InputError, match="no class token"):
+        attach_head(backbone, tmp_path / "head.safetensors")
+    with pytest.raises(InputError, match="no class token"):
+        features(backbone, torch.randn(1, 3, 32, 32))
 
 
 def test_a_head_on_a_classifier_is_refused(tiny_folder, tmp_path):

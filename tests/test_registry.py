@@ -50,7 +50,7 @@ def test_every_config_can_be_made_of_flags_alone():
 
 def test_the_documentation_lists_every_method_and_every_option():
     methods = METHODS | STRUCTURAL
-    assert set(re.findall(r"^\| `(\w+)` \| (?:\[|\|)", DOCS, re.MULTILINE)) == methods.keys()
+    assert set(re.findall(r"^\| `([\w-]+)` \| (?:\[|\||ours)", DOCS, re.MULTILINE)) == methods.keys()
     flags = {"compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance", "seed"}
     for name, method in methods.items():
         for field in fields(method.config):

@@ -4,8 +4,9 @@ The hidden states of all calibration images between two blocks are one tensor [n
 runs over it twice: once as it was, to measure the inputs of its linear layers, and once compressed, to move on.
 Memory does not grow with depth:
 
-    n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory);
-                                              twice for targets from the dense path
+    n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory); where a block changes
+                                            their shape, those before and after it, and the largest counts; twice for targets
+                                            from the dense path
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
   + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
@@ -16,10 +17,12 @@ and at the end, instead of all but the model, a packed copy of the compressed we
 weight.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -84,9 +87,9 @@ def estimate_memory(
         needs: what is collected of a layer's input.
         paths: 2 where the dense model's hidden states are kept beside the compressed one's.
     """
-    tokens_by_width = 1
-    for size in adapter.hidden_shape:
-        tokens_by_width *= size
+    shapes = adapter.hidden_shapes
+    stored = [math.prod(shape) for shape in shapes[:-1]]
+    stored += [math.prod(a) + math.prod(b) for a, b in pairwise(shapes[:-1]) if a != b]
     sizes = [adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block]
     squares = [[adapter.linear(linear).in_features ** 2 for linear in block] for block in adapter.linears]
     statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
@@ -96,8 +99,8 @@ def estimate_memory(
         solver += HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
     return MemoryEstimate(
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
-        hidden=paths * nsamples * tokens_by_width * 4,
-        block=min(batch_size, nsamples) * tokens_by_width * MLP_TENSORS * 4,
+        hidden=paths * nsamples * max(stored) * 4,
+        block=min(batch_size, nsamples) * max(map(math.prod, shapes)) * MLP_TENSORS * 4,
         statistics=statistics,
         solver=solver,
         saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),
@@ -105,12 +108,13 @@ def estimate_memory(
 
 
 class HiddenStates:
-    """The hidden states of the calibration images before the current block, [n, *hidden_shape], float32."""
+    """The hidden states of the calibration images before the current block, [n, *its hidden shape], float32."""
 
-    def __init__(self, values: Tensor, batch_size: int, device: torch.device):
+    def __init__(self, values: Tensor, batch_size: int, device: torch.device, spill_to: Path | None):
         self.values = values
         self.batch_size = batch_size
         self.device = device
+        self.spill_to = spill_to
 
     @classmethod
     def collect(
@@ -133,18 +137,19 @@ class HiddenStates:
         Raises:
             RunError: there is no room for the file.
         """
-        values = _allocate((nsamples, *adapter.hidden_shape), spill_to)
+        values = _allocate((nsamples, *adapter.hidden_shapes[0]), spill_to)
         device = next(adapter.model.parameters()).device
         count = 0
         for batch in images:
             hidden = adapter.first_hidden(batch.to(device))
             values[count : count + len(batch)] = hidden.to("cpu", torch.float32)
             count += len(batch)
-        return cls(values[:count], batch_size, device)
+        return cls(values[:count], batch_size, device, spill_to)
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":
         """The same once more, in memory or in a file in ``spill_to``."""
-        return HiddenStates(_allocate(tuple(self.values.shape), spill_to).copy_(self.values), self.batch_size, self.device)
+        values = _allocate(tuple(self.values.shape), spill_to).copy_(self.values)
+        return HiddenStates(values, self.batch_size, self.device, spill_to)
 
     @property
     def n_images(self) -> int:
@@ -206,15 +211,18 @@ class HiddenStates:
 
     @torch.inference_mode()
     def advance(self, adapter: ModelAdapter, index: int, block: nn.Module | None = None) -> None:
-        """Replaces the hidden states by a block's outputs, in place.
+        """Replaces the hidden states by a block's outputs: in place, or in a new store where their shape is another.
 
         Args:
             adapter: the model.
             index: which block.
             block: another module in its place; the model's own by default.
         """
-        for batch in self.values.split(self.batch_size):
-            batch.copy_(adapter.run_block(index, batch.to(self.device), block))
+        before, shape = self.values, adapter.hidden_shapes[index + 1]
+        if before.shape[1:] != shape:
+            self.values = _allocate((len(before), *shape), self.spill_to)
+        for batch, outputs in zip(before.split(self.batch_size), self.values.split(self.batch_size), strict=True):
+            outputs.copy_(adapter.run_block(index, batch.to(self.device), block))
 
 
 def input_moments(H: Tensor, mean: Tensor) -> InputStatistics:
@@ -240,9 +248,7 @@ def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
             raise RunError(
                 f"no memory for hidden states of shape {list(shape)}: lower --nsamples, or set --memory-limit"
             ) from None
-    size = 4
-    for n in shape:
-        size *= n
+    size = 4 * math.prod(shape)
     with tempfile.NamedTemporaryFile(dir=spill_to, prefix=".vitoats-hidden-", delete=True) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here; later it would be a signal

@@ -3,8 +3,9 @@
     model.safetensors   each compressed layer L as L.S.values [nnz], L.S.mask uint8 [d_out, ceil(d_in / 8)] (vitoats.bitmask),
                         L.U.i, L.V.i, L.bias; all other weights under their own names
     config.json         timm's: architecture, arguments, preprocessing
-    vitoats.json        format_version, method, budget, row blocks and figures of each layer, preprocessing, versions;
+    vitoats.json        format_version, method, budget, row blocks and figures of each layer, counts, preprocessing, versions;
                         how many heads or neurons are left in each module that lost some
+    README.md           a model card of the same figures (vitoats.report.model_card)
     head.safetensors    a linear head, where there is one (vitoats.models.heads)
 
 Format "dense" folds S + U V into plain weights: timm opens that folder by ``local-dir:``.
@@ -16,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,23 @@ from torch import nn
 import vitoats
 import vitoats.torchvision_ops  # (before timm)
 from vitoats import bitmask
+from vitoats.counts import count
 from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError, RunError
 from vitoats.files import save_tensors
 from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
+from vitoats.models.adapter import call_fused_qkv
 from vitoats.models.heads import LinearHeadClassifier, save_head
 from vitoats.models.loading import LoadedModel
 from vitoats.models.units import kept_units, resize
 from vitoats.models.weights import read_json
+from vitoats.report.model_card import model_card
 
 import timm  # isort: skip
 from timm.models._hub import load_model_config_from_path, save_config_for_hf  # isort: skip
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, ABOUT, HEAD = "model.safetensors", "config.json", "vitoats.json", "head.safetensors"
+WEIGHTS, CONFIG, ABOUT, HEAD, CARD = "model.safetensors", "config.json", "vitoats.json", "head.safetensors", "README.md"
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -78,6 +83,8 @@ def save_checkpoint(
         "format_version": FORMAT_VERSION,
         "format": "dense" if dense else "factored",
         **about,
+        "n_classes": loaded.n_classes,
+        "counts": asdict(count(state, not_parameters={name for name, _ in backbone.named_buffers()})),
         "preprocessing": loaded.preprocessing.to_dict(),
         "row_blocks": {} if dense else {name: layer.row_blocks for name, layer in layers.items()},
         "kept_units": kept_units(backbone),
@@ -90,6 +97,7 @@ def save_checkpoint(
         save_tensors(partial / WEIGHTS, state, {"format": "pt"})
         save_config_for_hf(backbone, str(partial / CONFIG), data_config=data_config)
         (partial / ABOUT).write_text(json.dumps(about, indent=1))
+        (partial / CARD).write_text(model_card(read_json(partial / ABOUT), backbone.pretrained_cfg.get("license")))
         if isinstance(loaded.model, LinearHeadClassifier):
             save_head(partial / HEAD, loaded.model.head.weight.data, loaded.model.head.bias.data, loaded.model.info)
 
@@ -142,12 +150,16 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 def load(folder: str | Path) -> nn.Module:
     """Loads a compressed model in one call: images [batch, 3, h, w] to logits, or to features where there is no head.
 
+    Args:
+        folder: that compress wrote, or hf-hub:owner/name where it lies on the Hub.
+
     Raises:
         InputError: no such folder, or its files do not belong together.
     """
     from vitoats.models.loading import load_model
 
-    return load_model(str(Path(folder).resolve())).model
+    on_hub = str(folder).startswith("hf-hub:")
+    return load_model(str(folder) if on_hub else str(Path(folder).resolve())).model
 
 
 def load_checkpoint(folder: Path) -> LoadedModel:
@@ -162,6 +174,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
         state = safetensors.torch.load_file(str(folder / WEIGHTS))
         model = timm.create_model(architecture, pretrained_cfg=pretrained_cfg, **model_args)
         resize(model, about.get("kept_units", {}))
+        call_fused_qkv(model)
         for name, row_blocks in about["row_blocks"].items():
             linear = model.get_submodule(name)
             values, mask = state.pop(f"{name}.S.values").numpy(), state.pop(f"{name}.S.mask").numpy()
@@ -186,7 +199,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
         raise InputError(
             f"{folder} is no whole compressed model ({reason}): compress again, or copy the folder again"
         ) from None
-    return LoadedModel(str(folder), model.eval().requires_grad_(False), preprocessing, str(folder))
+    return LoadedModel(str(folder), model.eval().requires_grad_(False), preprocessing, str(folder), about)
 
 
 def about(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.calibration import HiddenStates, estimate_memory
-from vitoats.counting import Size, measure
 from vitoats.errors import InputError
 from vitoats.layers import compressed_layers
 from vitoats.methods.numerical import compensated, cut
@@ -68,8 +67,6 @@ class PruningReport:
         compression: the share of the weights of these modules that is gone.
         unit: the share that one unit of the largest kind is: the threshold hits what was asked for within half of it.
         n_images: how many images calibrated it.
-        before: size of the whole model.
-        after: size of the whole model.
         seconds: in all, loading apart.
     """
 
@@ -78,8 +75,6 @@ class PruningReport:
     compression: float
     unit: float
     n_images: int
-    before: Size
-    after: Size
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +118,6 @@ def prune(
         raise InputError("the model is compressed already: start from the dense one")
     solver = STRUCTURAL[method]
     adapter = adapt(model, img_size)
-    before = measure(model, img_size)
     estimate = estimate_memory(adapter, nsamples, batch_size, 0, config.compression, "full")
     spill_to = plan_memory(dataclasses.replace(estimate, hidden=2 * estimate.hidden), memory_limit, scratch)
     n_blocks = len(adapter.block_names)
@@ -154,8 +148,6 @@ def prune(
         compression=1 - sum(row.weights for row in rows) / total,
         unit=max(units.weights for units in flat) / total,
         n_images=hidden.n_images,
-        before=before,
-        after=measure(model, img_size),
         seconds=time.perf_counter() - start,
     )
 
@@ -167,11 +159,11 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
         InputError: there are none at all.
     """
     called = {layer.name for block in adapter.linears for layer in block}
-    width = adapter.hidden_shape[-1]
     found: list[list[Units]] = []
     reasons = dict.fromkeys(sorted(called), "its heads or neurons are not known")
     for index, name in enumerate(adapter.block_names):
         found.append([])
+        width = adapter.hidden_shapes[index + 1][-1]
         for units in find_units(adapter.model, name):
             layers = (*units.inputs, units.output)
             if not called.issuperset(layers) or linear(adapter.model, units.output).out_features != width:

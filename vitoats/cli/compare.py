@@ -213,8 +213,8 @@ def figures(bench: Bench, observe: "Observe", name: str) -> Row:
 def dense_row(bench: Bench, output: Path) -> Row:
     """The model before compression."""
     from vitoats.checkpoint import save_checkpoint
+    from vitoats.counts import count_flops
     from vitoats.evaluate.fidelity import observer
-    from vitoats.evaluate.flops import count_flops
 
     row, arrays = figures(bench, observer(bench.dense, bench.device), "dense")
     folder = output / "models" / "dense"
@@ -263,8 +263,8 @@ def int8_row(bench: Bench, output: Path) -> Row:
 def compressed_row(bench: Bench, run: Run, args: Namespace) -> Row:
     """Compresses as compress does, from the same flags, and measures what comes out."""
     from vitoats.checkpoint import save_checkpoint
+    from vitoats.counts import count_flops
     from vitoats.evaluate.fidelity import layer_error, observer
-    from vitoats.evaluate.flops import count_flops
 
     folder = run.args.output = args.output / "models" / run.name
     try:

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = common.parse(make_parser(), argv)
     result, report = run(args)
     if not args.quiet:
-        from vitoats.report.tables import layer_table, pruning_table, skipped_lines
+        from vitoats.checkpoint import about
+        from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
         from vitoats.structural import PruningReport
 
         if isinstance(report, PruningReport):
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> dict[str, Any]:
             layer_table(report)
         for line in skipped_lines(report):
             print(line)
+        said = about(args.output)
+        count_table({**said["counts_before"], "flops": said["flops_before"]}, {**said["counts"], "flops": said["flops"]})
     return result
 
 
@@ -65,7 +68,9 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningRe
         "rank_ratio": about["config"].get("rank_ratio"),
         "pattern": about["config"].get("pattern"),
         "format": args.format,
-        **(_sizes(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
+        **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
+        "gflops": round(about["flops"] / 1e9, 4),
+        "gflops_before": round(about["flops_before"] / 1e9, 4),
         "n_images": report.n_images,
         "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
         "seconds": round(time.perf_counter() - start, 1),
@@ -87,6 +92,7 @@ def compress_model(
         the model, what vitoats.json says of it, and the figures of all layers.
     """
     import vitoats.methods  # noqa: F401  (fills the table of methods)
+    from vitoats.counts import count, count_flops
     from vitoats.data.calibration import calibration_images
     from vitoats.data.images import SAMPLE
     from vitoats.evaluate.fidelity import Fidelity
@@ -121,6 +127,9 @@ def compress_model(
         loaded.preprocessing.transform(),
     )
 
+    buffers = {name for name, _ in model.named_buffers()}
+    before = count(model.state_dict(), not_parameters=buffers)
+    flops_before = count_flops(model, img_size)
     settings = {
         "model": args.model,
         "method": args.method,
@@ -174,7 +183,16 @@ def compress_model(
         if store:
             store.settle()
         raise
-    about = {**settings, "budgets": budgets, **report.to_dict(), "feature_error": fidelity.errors(model)}
+    about = {
+        "weights": loaded.weights,
+        **settings,
+        "budgets": budgets,
+        **report.to_dict(),
+        "counts_before": dataclasses.asdict(before),
+        "flops_before": flops_before,
+        "flops": count_flops(model, img_size),
+        "feature_error": fidelity.errors(model),
+    }
     warn_of_other_domains(about["feature_error"])
     return loaded, about, report
 
@@ -190,15 +208,13 @@ def warn_of_other_domains(errors: dict[str, float]) -> None:
         )
 
 
-def _sizes(report: "PruningReport") -> dict[str, Any]:
-    """Heads, neurons, parameters and FLOPs for the JSON line, before and after."""
-    sizes: dict[str, Any] = {}
+def _units(report: "PruningReport") -> dict[str, Any]:
+    """Heads and neurons for the JSON line, before and after."""
+    units: dict[str, Any] = {}
     for kind in ("heads", "neurons"):
         rows = [row for row in report.modules if row.kind == kind]
-        sizes |= {kind: sum(row.kept for row in rows), f"{kind}_before": sum(row.before for row in rows)}
-    for name, size in (("", report.after), ("_before", report.before)):
-        sizes |= {f"param_count{name}": round(size.parameters / 1e6, 3), f"gflops{name}": round(size.flops / 1e9, 4)}
-    return sizes
+        units |= {kind: sum(row.kept for row in rows), f"{kind}_before": sum(row.before for row in rows)}
+    return units
 
 
 def make_parser() -> common.ArgumentParser:

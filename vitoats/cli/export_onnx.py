@@ -51,14 +51,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     common.check_output_file(args.output, args.overwrite)
     common.set_threads(args.threads)
 
-    from vitoats.checkpoint import about, is_checkpoint
     from vitoats.export.onnx_file import Form, export_onnx
 
     start = time.perf_counter()
     args.model = name
     loaded = common.load(args)
-    said = about(Path(name)) if is_checkpoint(Path(name)) else {}
-    described = {"model": said.get("model", name)} | {k: said[k] for k in ("method", "compression") if k in said}
+    described = {"model": loaded.about.get("model", name)}
+    described |= {key: loaded.about[key] for key in ("method", "compression") if key in loaded.about}
     form: Form = "inline" if args.inline else "dense" if args.dense else "sparse"
     common.log.info("tracing")
     proto = export_onnx(loaded, args.output, form, described, args.float16)

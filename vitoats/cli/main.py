@@ -10,6 +10,7 @@ COMMANDS = {
     "compress": "compress a vision transformer",
     "eval_imagenet": "top-1 and top-5 of a model, a compressed folder or an ONNX file",
     "export_onnx": "export to ONNX",
+    "model_card": "put evaluation results into a compressed folder's model card",
     "benchmark": "measure side by side",
     "compare": "methods on the same images: accuracy, fidelity, size",
     "train_linear_probe": "train a linear head on frozen features",

@@ -1,12 +1,10 @@
 """What is evaluated: a torch model or an ONNX file, behind one face."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from vitoats.checkpoint import about, is_checkpoint
 from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError
 from vitoats.evaluate.accuracy import Predict
@@ -42,13 +40,11 @@ def torch_target(loaded: LoadedModel, device: str) -> Target:
     if not loaded.n_classes:
         raise InputError(f"{loaded.name} has no classifier: give it one with --head FILE")
     model = loaded.model.to(device)
-    folder = Path(loaded.name)
-    source = about(folder).get("model") if is_checkpoint(folder) else loaded.name
     return Target(
         lambda images: model(images.to(device)),
         loaded.preprocessing,
         round(parameter_count(model) / 1e6, 2),
-        source == EMBEDDED,
+        loaded.about.get("model", loaded.name) == EMBEDDED,
     )
 
 

@@ -1,8 +1,10 @@
-"""Finds the blocks of a vision transformer and the linear layers in them, by structure and not by name.
+"""Finds the chain of blocks of a vision transformer and the linear layers in it, by structure and not by name.
 
-The blocks are ``model.blocks``. One probing forward pass finds out what no attribute says: that each block's output really is
-the next one's input, which linear layers are called as modules (only those can be replaced), and what else the blocks get
-besides the hidden state (a rotary embedding, say). A model that does not fit is refused with the reason.
+Blocks are the children of all lists named ``blocks``. One probing forward pass finds out what no attribute says: in what
+order the blocks run, that each one's output really is the next one's input, which linear layers are called as modules (only
+those can be replaced), and what else the blocks get besides the hidden state (a rotary embedding, say). Models with stages
+(Swin, ConvNeXt) run a module between two blocks that makes hidden states smaller and wider: it is a link of the chain like a
+block. A model that does not fit is refused with the reason.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.errors import InputError
+
+_REMEDY = "use a ViT-like model (docs/models.md)"
 
 FUSED_PARTS = {"qkv": 3}  # layers whose rows stack several matrices of equal height, by the last part of their name
 
@@ -43,11 +47,11 @@ class ModelAdapter:
 
     Attributes:
         model: the whole model.
-        block_names: dotted name of each block, in order.
+        block_names: dotted name of each block, and of each module that runs between two of them, in order.
         linears: the compressible linear layers of each block, in order of their first call.
         calls: what each block is called with besides the hidden state.
         skipped: (name, reason) of every other layer with a weight matrix.
-        hidden_shape: tokens and width of the hidden state between blocks, for one image.
+        hidden_shapes: shape of the hidden state of one image before each block, such as (tokens, width), and after the last.
     """
 
     model: nn.Module
@@ -55,7 +59,7 @@ class ModelAdapter:
     linears: list[list[LinearLayer]]
     calls: list[BlockCall]
     skipped: list[tuple[str, str]]
-    hidden_shape: tuple[int, ...]
+    hidden_shapes: list[tuple[int, ...]]
 
     def block(self, index: int) -> nn.Module:
         """The block as it is now, compressed or not."""
@@ -68,7 +72,7 @@ class ModelAdapter:
         return module
 
     def run_block(self, index: int, hidden: Tensor, block: nn.Module | None = None) -> Tensor:
-        """One block, or another module in its place, on hidden states [batch, *hidden_shape]."""
+        """One block, or another module in its place: [batch, *hidden_shapes[index]] to [batch, *hidden_shapes[index + 1]]."""
         call = self.calls[index]
         return (block or self.block(index))(hidden, *call.args, **call.kwargs)
 
@@ -100,107 +104,181 @@ def adapt(model: nn.Module, img_size: int) -> ModelAdapter:
     """Makes the adapter of a model.
 
     Args:
-        model: an image model in eval mode with a ``blocks`` list.
+        model: an image model in eval mode with one list ``blocks``, or one for each stage.
         img_size: height and width of its images in pixels.
 
     Raises:
         InputError: the model has no chain of blocks, with the reason.
     """
     kind = type(model).__name__
-    found = [
-        n
-        for n, m in model.named_modules()
-        if n.rpartition(".")[2] == "blocks" and isinstance(m, (nn.Sequential, nn.ModuleList))
-    ]
-    if len(found) != 1:
-        reason = "has no list named 'blocks'" if not found else f"has {len(found)} lists of blocks"
-        raise InputError(f"{kind} {reason}, so its blocks cannot be compressed one after the other: use a ViT-like model")
-    block_names = [f"{found[0]}.{name}" for name, _ in model.get_submodule(found[0]).named_children()]
-
+    call_fused_qkv(model)
+    blocks = _blocks(model)
+    if not blocks:
+        raise InputError(f"{kind} has no list named 'blocks', so its blocks cannot be compressed one by one: {_REMEDY}")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, img_size, img_size, generator=generator).to(device)
-    probe = _probe(model, block_names, images)
-    again = _probe(model, block_names, images[:1] * 0.5)
-    for name, call, other in zip(block_names, probe.calls, again.calls, strict=True):
+    probe = _probe(model, blocks, images)
+    again = _probe(model, blocks, images[:1] * 0.5)
+    for name, call, other in zip(probe.names, probe.calls, again.calls, strict=True):
         if not _same(call, other):
             raise InputError(
                 f"{kind} passes something to {name} that depends on the image, "
-                f"which calibration by blocks cannot keep: use a ViT-like model"
-            )
-    for i in range(1, len(block_names)):
-        if not _same(probe.outputs[i - 1], probe.inputs[i]):
-            raise InputError(
-                f"in {kind} the output of {block_names[i - 1]} is not the input of {block_names[i]}: use a ViT-like model"
+                f"which calibration by blocks cannot keep: {_REMEDY}"
             )
 
     linears: list[list[LinearLayer]] = []
     skipped: list[tuple[str, str]] = []
     inside: set[str] = set()
-    for block_name in block_names:
+    for block_name in probe.names:
         rows = []
         for name, module in model.get_submodule(block_name).named_modules(prefix=block_name):
             inside.add(name)
+            if isinstance(module, nn.MultiheadAttention):
+                skipped.append((f"{name}.in_proj", "torch's own attention, whose weights are no layers"))
             if not isinstance(module, nn.Linear):
                 continue
             if name not in probe.called:
                 skipped.append((name, "its weight is used directly, not by calling the layer"))
-                continue
-            parts = FUSED_PARTS.get(name.rpartition(".")[2], 1)
-            rows.append(LinearLayer(name, parts if module.out_features % parts == 0 else 1))
-        linears.append(sorted(rows, key=lambda linear: probe.called.index(linear.name)))
+            elif probe.called[name] == again.called[name]:
+                skipped.append((name, "its input is the same for all images"))
+            else:
+                parts = FUSED_PARTS.get(name.rpartition(".")[2], 1)
+                rows.append(LinearLayer(name, parts if module.out_features % parts == 0 else 1))
+        order = list(probe.called)
+        linears.append(sorted(rows, key=lambda linear: order.index(linear.name)))
     if not any(linears):
-        raise InputError(f"the blocks of {kind} have no linear layers that are called: use a ViT-like model")
+        raise InputError(f"the blocks of {kind} have no linear layers that are called: {_REMEDY}")
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name not in inside:
             skipped.append((name, "outside the blocks"))
         elif isinstance(module, nn.Conv2d):
             skipped.append((name, "a convolution"))
-    return ModelAdapter(model, block_names, linears, probe.calls, skipped, tuple(probe.inputs[0].shape[1:]))
+    return ModelAdapter(model, probe.names, linears, probe.calls, skipped, probe.shapes)
 
 
-@dataclass
+def call_fused_qkv(model: nn.Module) -> None:
+    """Has timm call a fused qkv layer and add its bias afterwards, where it would multiply by the layer's weight itself.
+
+    BEiT, EVA and Swin v2 keep the bias of q and v apart and do the latter, so that a layer put in the place of qkv would never
+    run. Their own switch changes that; outputs stay the same up to rounding.
+    """
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True  # type: ignore[assignment]
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    """Names of the children of all lists ``blocks``, without those inside another block."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        is_list = name.rpartition(".")[2] == "blocks" and isinstance(module, (nn.Sequential, nn.ModuleList))
+        if is_list and not _inside(name, found):
+            found += [f"{name}.{child}" for child, _ in module.named_children()]
+    return found
+
+
+def _inside(name: str, blocks: list[str]) -> bool:
+    return any(name.startswith(block + ".") for block in blocks)
+
+
 class _Probe:
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    calls: list[BlockCall] = field(default_factory=list)
-    called: list[str] = field(default_factory=list)
+    """Follows the hidden state through one forward pass, from the first block to the last.
 
+    Attributes:
+        names: of the links of the chain: the blocks, and what leads from one to the next where they do not touch.
+        calls: what each link is called with besides the hidden state.
+        shapes: of the hidden state of one image before each link, and after the last.
+        called: shape of the first input of each linear layer that was called, in order.
+    """
 
-def _probe(model: nn.Module, block_names: list[str], images: Tensor) -> _Probe:
-    """Runs the model once and notes what its blocks and linear layers do."""
-    probe = _Probe()
+    def __init__(self, kind: str, blocks: list[str], n_images: int):
+        self.kind, self.blocks, self.n_images = kind, blocks, n_images
+        self.names: list[str] = []
+        self.calls: list[BlockCall] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.called: dict[str, torch.Size] = {}
+        self._hidden = torch.empty(0)  # output of the last link
+        self._running: tuple[str, BlockCall] | None = None
 
-    def before(_module, args, kwargs):
+    def before(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A block, or a module that may lead to one, is called."""
+        is_block = name in self.blocks
+        if self._running or not (is_block or self.names):
+            return
         kwargs = dict(kwargs)
         hidden = args[0] if args else kwargs.pop("x", None)
-        if not isinstance(hidden, Tensor) or hidden.shape[0] != images.shape[0]:
-            raise InputError(f"the blocks of {type(model).__name__} take no batch of hidden states first: use a ViT-like model")
-        probe.inputs.append(hidden.clone())
-        probe.calls.append(BlockCall(args[1:], kwargs))
+        if not self._is_batch(hidden):
+            self._refuse(is_block, f"the blocks of {self.kind} take no batch of hidden states first")
+        elif not self.names:
+            self.shapes.append(tuple(hidden.shape[1:]))
+            self._running = name, BlockCall(args[1:], kwargs)
+        elif not _same(hidden, self._hidden):
+            self._refuse(is_block, f"in {self.kind} the output of {self.names[-1]} is not the input of {name}")
+        else:
+            self._running = name, BlockCall(args[1:], kwargs)
 
-    def after(_module, _args, output):
-        if not isinstance(output, Tensor):
-            raise InputError(f"the blocks of {type(model).__name__} return more than hidden states: use a ViT-like model")
-        probe.outputs.append(output.clone())
+    def after(self, name: str, output: Any) -> None:
+        """It returns."""
+        if self._running is None or self._running[0] != name:
+            return
+        call, self._running = self._running[1], None
+        is_block = name in self.blocks
+        if not self._is_batch(output):
+            self._refuse(is_block, f"the blocks of {self.kind} return more than hidden states")
+        elif is_block or not _same(output, self._hidden):
+            self.names.append(name)
+            self.calls.append(call)
+            self.shapes.append(tuple(output.shape[1:]))
+            self._hidden = output.clone()
+
+    def finish(self) -> None:
+        """Leaves out what comes after the last block; each block must have run once."""
+        ran = [name for name in self.names if name in self.blocks]
+        once = sum(ran.count(name) == 1 for name in self.blocks)
+        if once < len(self.blocks):
+            raise InputError(
+                f"{self.kind} runs {once} of its {len(self.blocks)} blocks once in a forward pass, the others not: {_REMEDY}"
+            )
+        end = self.names.index(ran[-1]) + 1
+        del self.names[end:], self.calls[end:], self.shapes[end + 1 :]
+
+    def _is_batch(self, hidden: Any) -> bool:
+        return isinstance(hidden, Tensor) and hidden.ndim > 1 and hidden.shape[0] == self.n_images
+
+    def _refuse(self, is_block: bool, reason: str) -> None:
+        if is_block:  # any other module may be beside the way
+            raise InputError(f"{reason}: {_REMEDY}")
+
+
+def _probe(model: nn.Module, blocks: list[str], images: Tensor) -> _Probe:
+    """Runs the model once and notes the chain of its blocks and the calls of its linear layers.
+
+    Raises:
+        InputError: the blocks are no chain.
+    """
+    probe = _Probe(type(model).__name__, blocks, len(images))
+
+    def note_call(name: str, args: tuple[Any, ...]) -> None:
+        probe.called.setdefault(name, args[0].shape)
 
     handles = []
-    for name in block_names:
-        block = model.get_submodule(name)
-        handles += [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(lambda *_, name=name: probe.called.append(name)))
+            handles.append(module.register_forward_pre_hook(lambda _m, args, name=name: note_call(name, args)))
+        if name and not _inside(name, blocks) and not any(block.startswith(f"{name}.") for block in blocks):
+            handles += [
+                module.register_forward_pre_hook(
+                    lambda _m, args, kwargs, name=name: probe.before(name, args, kwargs), with_kwargs=True
+                ),
+                module.register_forward_hook(lambda _m, _args, output, name=name: probe.after(name, output)),
+            ]
     try:
         model(images)
     finally:
         for handle in handles:
             handle.remove()
-    if len(probe.inputs) != len(block_names):
-        raise InputError(
-            f"{type(model).__name__} runs {len(probe.inputs)} of its {len(block_names)} blocks in a forward pass: "
-            f"use a ViT-like model"
-        )
+    probe.finish()
     return probe
 
 

@@ -54,6 +54,7 @@ class LinearHeadClassifier(nn.Module):
 
 def features(backbone: Any, x: Tensor, layers: int = 1) -> Tensor:
     """[class tokens of the last ``layers`` blocks, mean of the last patch tokens], [batch, (layers + 1) * d]."""
+    _check_class_token(backbone)
     if layers == 1:
         tokens = backbone.forward_features(x)
         cls, patches = [tokens[:, 0]], tokens[:, backbone.num_prefix_tokens :]
@@ -61,6 +62,13 @@ def features(backbone: Any, x: Tensor, layers: int = 1) -> Tensor:
         outputs = backbone.get_intermediate_layers(x, n=layers, return_prefix_tokens=True, norm=True)
         cls, patches = [prefix[:, 0] for _, prefix in outputs], outputs[-1][0]
     return torch.cat([*cls, patches.mean(dim=1)], dim=1)
+
+
+def _check_class_token(backbone: Any) -> None:
+    if not getattr(backbone, "num_prefix_tokens", 0):
+        raise InputError(
+            f"{type(backbone).__name__} has no class token here, which a linear head takes: use a ViT with one, such as DINOv2"
+        )
 
 
 def save_head(path: Path, weight: Tensor, bias: Tensor, info: HeadInfo) -> None:
@@ -107,6 +115,7 @@ def attach_head(backbone: Any, path: Path, layers: int | None = None) -> LinearH
     Raises:
         InputError: the head does not fit the backbone.
     """
+    _check_class_token(backbone)
     weight, bias, info = load_head(path, layers)
     expected = (info.layers + 1) * backbone.num_features
     if weight.shape[1] != expected:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError
 from vitoats.models import embedded
 from vitoats.models.heads import LinearHeadClassifier, attach_head
-from vitoats.models.names import DINOV2, EMBEDDED, EMBEDDED_IMG_SIZE
-from vitoats.models.weights import announce_fetch, cannot_fetch, check_folder, one_line, read_weights
+from vitoats.models.names import DINOV2, EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
+from vitoats.models.weights import announce_fetch, cannot_fetch, check_folder, hub_folder, one_line, read_weights
 
 import timm  # isort: skip
 from timm.data.model_config import resolve_input_data_config  # isort: skip
@@ -33,12 +33,14 @@ class LoadedModel:
         model: images to logits, or to features where there is no classifier; in eval mode.
         preprocessing: what its images go through.
         weights: where its weights came from, in words.
+        about: what vitoats.json says of a model that compress wrote; empty for others.
     """
 
     name: str
     model: nn.Module
     preprocessing: Preprocessing
     weights: str
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def timm_model(self) -> Any:
@@ -66,7 +68,7 @@ def load_model(
 
     Args:
         name: a hub-style DINOv2 name, ``dinov2s_derived``, a timm name (``arch`` or ``arch.tag``), ``hf-hub:owner/name``,
-            ``local-dir:/path``, or a folder that ``compress`` wrote.
+            ``local-dir:/path``, or a folder that ``compress`` wrote, on disk or on the Hub.
         checkpoint: a .pth or .safetensors file with the weights, instead of those the name stands for.
         random_weights: build the architecture with random weights; nothing is fetched.
         img_size: in pixels; the model's usual size where None.
@@ -87,6 +89,10 @@ def load_model(
         _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights)
         loaded = _load_folder(Path(name), img_size)
         own_head = Path(name) / "head.safetensors"
+    elif folder := _hub_folder(name, checkpoint, random_weights):
+        loaded = _load_folder(folder, img_size)
+        loaded.name, loaded.weights = name, f"{name.removeprefix('hf-hub:')}{ON_HUB}"
+        own_head = folder / "head.safetensors"
     elif name == EMBEDDED:
         _refuse_other_weights(f"{EMBEDDED} has its own weights (other ones go with dinov2_vits14)", checkpoint, random_weights)
         size = img_size or EMBEDDED_IMG_SIZE
@@ -113,6 +119,14 @@ _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {emb
 def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: bool) -> None:
     if checkpoint is not None or random_weights:
         raise InputError(f"{reason}: leave --{'checkpoint' if checkpoint is not None else 'random-weights'} out")
+
+
+def _hub_folder(name: str, checkpoint: Path | None, random_weights: bool) -> Path | None:
+    """The local copy of a folder on the Hub, None where the name or the flags ask for something else."""
+    if not name.startswith("hf-hub:") or checkpoint is not None or random_weights:
+        return None
+    _check_name(name, name, needs_weights=True)
+    return hub_folder(name)
 
 
 def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:

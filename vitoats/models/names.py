@@ -29,6 +29,8 @@ DINOV2 = {
     "dinov2_vitg14_reg": _dinov2("vit_giant_patch14_reg4_dinov2", "dinov2_vitg14_reg4_pretrain.pth"),
 }
 
+ON_HUB = " on the Hugging Face Hub"  # how the source of weights from there ends, in words
+
 EMBEDDED = "dinov2s_derived"
 EMBEDDED_DEPTH = 10  # of 12 blocks: the last two were fine-tuned for another task, features are better without them
 EMBEDDED_IMG_SIZE = 98

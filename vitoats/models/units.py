@@ -141,7 +141,7 @@ def resize(model: nn.Module, counts: dict[str, int]) -> None:
 
 @torch.inference_mode()
 def why_not(adapter: ModelAdapter, index: int, units: Units, hidden: Tensor) -> str | None:
-    """Tries on hidden states [b, *hidden_shape] whether removing every other unit is the same as silencing it.
+    """Tries on hidden states [b, *hidden shape] whether removing every other unit is the same as silencing it.
 
     Returns:
         the reason why units cannot be removed from this module, None if they can.

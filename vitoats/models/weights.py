@@ -13,7 +13,7 @@ import torch
 
 import vitoats.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.errors import InputError
-from vitoats.models.names import NamedModel
+from vitoats.models.names import ON_HUB, NamedModel
 
 import timm  # isort: skip
 from timm.models import load_state_dict  # isort: skip
@@ -93,9 +93,10 @@ def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
     if timm_name.startswith("local-dir:"):
         return timm_name
     if timm_name.startswith("hf-hub:"):
-        repo, filename = timm_name.removeprefix("hf-hub:").partition("@")[0], "config.json"
+        repo, _, revision = timm_name.removeprefix("hf-hub:").partition("@")
+        filename = "config.json"
     else:
-        config = timm.get_pretrained_cfg(timm_name)
+        config, revision = timm.get_pretrained_cfg(timm_name), ""
         if config is None or not config.has_weights:
             raise InputError(
                 f"timm has no weights for {name}: give them with --checkpoint FILE, or use --random-weights for a dry run"
@@ -109,14 +110,42 @@ def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
 
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(repo, filename), str):
+    if isinstance(try_to_load_from_cache(repo, filename, revision=revision or None), str):
         log.info("using the cached weights of %s (%s)", name, repo)
     else:
         reason = unreachable(constants.ENDPOINT)
         if reason:
             raise cannot_fetch(name, repo, named, reason)
         log.info("fetching the weights of %s from the Hugging Face Hub (%s)", name, repo)
-    return f"{repo} on the Hugging Face Hub"
+    return f"{repo}{ON_HUB}"
+
+
+def hub_folder(name: str) -> Path | None:
+    """The local copy of a folder that compress wrote and that lies on the Hub, fetched where it is not cached yet.
+
+    Args:
+        name: hf-hub:owner/name, with or without @revision.
+
+    Returns:
+        None where the repository is another one, or is not to be had: its timm model is tried next.
+    """
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    repo, _, revision = name.removeprefix("hf-hub:").partition("@")
+    from_cache = bool(unreachable(constants.ENDPOINT))
+    try:
+        hf_hub_download(repo, "vitoats.json", revision=revision or None, local_files_only=from_cache)
+        log.info("%s %s from the Hugging Face Hub", "using the cached copy of" if from_cache else "fetching", repo)
+        folder = snapshot_download(
+            repo,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.safetensors"],
+            local_files_only=from_cache,
+        )
+    except (EntryNotFoundError, HfHubHTTPError):
+        return None
+    return Path(folder)
 
 
 def unreachable(endpoint: str) -> str:

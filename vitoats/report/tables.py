@@ -1,12 +1,13 @@
 """Tables on stdout; numbers stay whole when stdout is no terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vitoats.counts import DEFINITIONS
 from vitoats.pipeline import CompressionReport
 from vitoats.structural import PruningReport
 
@@ -67,12 +68,17 @@ def pruning_table(report: PruningReport) -> None:
             for row in report.modules
         ],
     )
-    sizes = (("before", report.before), ("after", report.after))
-    print_table(
-        "whole model",
-        ("", "parameters", "MB", "GFLOPs an image"),
-        [(name, f"{s.parameters}", f"{s.bytes / 1e6:.3f}", f"{s.flops / 1e9:.4f}") for name, s in sizes],
-    )
+
+
+def count_table(before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """The whole model before and after, and what the numbers mean (``vitoats.counts``)."""
+    rows = [
+        (word, f"{before[key]:,}", f"{after[key]:,}", f"{100 * after[key] / before[key]:.1f}")
+        for word, key in zip(DEFINITIONS, ("parameters", "nonzeros", "bytes", "flops"), strict=True)
+    ]
+    print_table("the whole model, without a linear head of its own file", ("", "before", "after", "left %"), rows)
+    for word, meaning in DEFINITIONS.items():
+        print(f"{word}: {meaning}")
 
 
 def skipped_lines(report: CompressionReport | PruningReport) -> list[str]:

@@ -1,0 +1,9 @@
+"""Writes the model card of a compressed folder with the results of evaluations. See vitoats/cli/model_card.py."""
+
+import sys
+
+from vitoats.cli.common import run
+from vitoats.cli.model_card import main
+
+if __name__ == "__main__":
+    sys.exit(run(main))

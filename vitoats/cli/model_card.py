@@ -1,0 +1,51 @@
+"""Writes the model card (README.md) of a folder that compress wrote, with the results of evaluations.
+
+    python tools/eval_imagenet.py --model runs/vitb14 --data-dir imagenet/val --results-file results.json
+    python tools/model_card.py runs/vitb14 --evaluation results.json
+
+compress writes the card without evaluations; this command writes it anew with them. Each row names the
+model that was evaluated.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vitoats.cli import common
+from vitoats.errors import InputError, RunError
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Parses flags, writes the card; returns the JSON line."""
+    parser = common.parser("model_card", (__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder that compress wrote")
+    parser.add_argument(
+        "--evaluation", type=Path, nargs="+", required=True, metavar="FILE", help="what eval_imagenet wrote with --results-file"
+    )
+    args = common.parse(parser, argv)
+
+    from vitoats.checkpoint import CARD, CONFIG, about, is_checkpoint
+    from vitoats.models.weights import read_json
+    from vitoats.report.model_card import model_card
+
+    if not is_checkpoint(args.folder):
+        raise InputError(f"{args.folder} was not written by compress (it has no vitoats.json): name a folder that was")
+    evaluations = []
+    for file in args.evaluation:
+        if not file.is_file():
+            raise InputError(f"there is no results file {file}: give --evaluation what eval_imagenet wrote with --results-file")
+        evaluations.append(read_json(file))
+        if not isinstance(evaluations[-1], dict) or not {"model", "top1", "top5", "n_images"} <= evaluations[-1].keys():
+            raise InputError(f"{file} holds no result of eval_imagenet: give --evaluation what it wrote with --results-file")
+    license = read_json(args.folder / CONFIG)["pretrained_cfg"].get("license")
+    card = model_card(about(args.folder), license, evaluations)
+    partial = args.folder / f".{CARD}.writing-{os.getpid()}"
+    try:
+        partial.write_text(card)
+        partial.replace(args.folder / CARD)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(
+            f"{args.folder / CARD} cannot be written ({error.strerror}): free some space, or copy the folder"
+        ) from None
+    return {"output": str(args.folder / CARD), "evaluations": len(evaluations)}
