@@ -17,8 +17,11 @@ DEFINITIONS = {
     "parameters": "numbers the model keeps: of a compressed layer nnz(S), U, V and bias, of all others every entry",
     "non-zeros": "those of them that are not zero",
     "bytes": "of all tensors in model.safetensors, bit masks included, its header left out",
-    "FLOPs": "multiply-adds for one image as fvcore counts them; a compressed layer takes its kept parameters for each token",
 }
+FLOPS = "multiply-adds for one image as fvcore counts them, where a kernel skips all zeros of compressed layers"
+
+
+COUNTED = ("parameters", "nonzeros", "bytes")  # the fields of Counts, in the order of DEFINITIONS
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     result, report = run(args)
     if not args.quiet:
         from vitoats.checkpoint import about
+        from vitoats.counts import FLOPS
         from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
         from vitoats.structural import PruningReport
 
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         for line in skipped_lines(report):
             print(line)
         said = about(args.output)
-        count_table({**said["counts_before"], "flops": said["flops_before"]}, {**said["counts"], "flops": said["flops"]})
+        count_table(said["counts_before"], said["counts"])
+        print(f"GFLOPs: {said['flops_before'] / 1e9:.4f} before, {said['flops'] / 1e9:.4f} after ({FLOPS})")
     return result
 
 
@@ -69,8 +71,8 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningRe
         "pattern": about["config"].get("pattern"),
         "format": args.format,
         **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
-        "gflops": round(about["flops"] / 1e9, 4),
         "gflops_before": round(about["flops_before"] / 1e9, 4),
+        "gflops": round(about["flops"] / 1e9, 4),
         "n_images": report.n_images,
         "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
         "seconds": round(time.perf_counter() - start, 1),
@@ -128,8 +130,7 @@ def compress_model(
     )
 
     buffers = {name for name, _ in model.named_buffers()}
-    before = count(model.state_dict(), not_parameters=buffers)
-    flops_before = count_flops(model, img_size)
+    before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, img_size)
     settings = {
         "model": args.model,
         "method": args.method,

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vitoats.counts import DEFINITIONS
+from vitoats.counts import COUNTED, DEFINITIONS
 from vitoats.models.names import ON_HUB
 
 EVALUATION_COLUMNS = ("model", "top1", "top5", "n_images", "img_size", "crop_pct", "interpolation")
@@ -63,7 +63,7 @@ def _counts(about: Mapping[str, Any]) -> str:
     before, after = about.get("counts_before"), about["counts"]
     rows = [
         [word, *(f"{counts[key]:,}" for counts in (before, after) if counts)]
-        for word, key in zip(DEFINITIONS, ("parameters", "nonzeros", "bytes"), strict=True)
+        for word, key in zip(DEFINITIONS, COUNTED, strict=True)
     ]
     header = ["", "before", "compressed"] if before else ["", "compressed"]
     definitions = "\n".join(f"* {word}: {meaning}" for word, meaning in DEFINITIONS.items())

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitoats.counts import DEFINITIONS
+from vitoats.counts import COUNTED, DEFINITIONS
 from vitoats.pipeline import CompressionReport
 from vitoats.structural import PruningReport
 
@@ -74,7 +74,7 @@ def count_table(before: Mapping[str, int], after: Mapping[str, int]) -> None:
     """The whole model before and after, and what the numbers mean (``vitoats.counts``)."""
     rows = [
         (word, f"{before[key]:,}", f"{after[key]:,}", f"{100 * after[key] / before[key]:.1f}")
-        for word, key in zip(DEFINITIONS, ("parameters", "nonzeros", "bytes", "flops"), strict=True)
+        for word, key in zip(DEFINITIONS, COUNTED, strict=True)
     ]
     print_table("the whole model, without a linear head of its own file", ("", "before", "after", "left %"), rows)
     for word, meaning in DEFINITIONS.items():
