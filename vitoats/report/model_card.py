@@ -49,7 +49,8 @@ def _summary(about: Mapping[str, Any], source: str) -> str:
     version = about["versions"]["vitoats"]
     if "compression" not in about or "method" not in about:
         return f"{source}, compressed with vitoats {version}."
-    removed = f"{about['compression']:.2%} of the weights of {len(about['layers'])} linear layers are removed"
+    what = f"{len(about['layers'])} linear layers" if "layers" in about else f"{len(about['modules'])} attentions and MLPs"
+    removed = f"{about['compression']:.2%} of the weights of {what} are removed"
     return f"{source}, compressed with vitoats {version} by the method {about['method']}: {removed}, without training."
 
 
@@ -73,12 +74,17 @@ def _counts(about: Mapping[str, Any]) -> str:
 def _making(about: Mapping[str, Any]) -> str:
     rows = [["weights", _published(str(about["weights"]))]] if "weights" in about else []
     if "config" in about:
-        settings = ", ".join(f"{key} {value}" for key, value in about["config"].items())
+        settings = ", ".join(f"{key} {value}" for key, value in (about["config"] | about.get("recipe", {})).items())
         rows += [["method", about["method"]], ["settings", settings]]
     if "calibration" in about:
         calibration = about["calibration"]
-        images = f"{about['n_images']} of {calibration['images']} images of {Path(calibration['data']).name}"
-        rows.append(["calibration", f"{images}, seed {calibration['seed']}"])
+        sources = calibration["images"]
+        images = f"{about['n_images']} images, of {sources['own']} of {Path(calibration['data']).name}"
+        mixed = "".join(f" and as many {name} ones" for name in sources if name != "own")
+        rows.append(["calibration", f"{images}{mixed}, seed {calibration['seed']}"])
+    if "feature_error" in about:
+        errors = ", ".join(f"{error:.3f} ({name})" for name, error in about["feature_error"].items())
+        rows.append(["relative error of the features on held-out images", errors])
     rows.append(["preprocessing", ", ".join(f"{key} {value}" for key, value in about["preprocessing"].items())])
     rows.append(["versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())])
     return f"## How it was made\n\n{_table(['', ''], rows)}"
