@@ -161,7 +161,9 @@ def _load_timm(name: str, checkpoint: Path | None, random_weights: bool, img_siz
         raise InputError(_explain(name, checkpoint, img_size, error)) from None
     _check_img_size(name, model, img_size)
     args = kwargs | ({"crop_pct": named.crop_pct} if named else {})
-    return LoadedModel(name, model, Preprocessing.from_timm(resolve_input_data_config(model, args=args)), weights)
+    return LoadedModel(
+        name, model, Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True)), weights
+    )
 
 
 def _create_with(timm_name: str, state: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> nn.Module:
