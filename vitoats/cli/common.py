@@ -59,6 +59,11 @@ def add_model_flags(made: argparse.ArgumentParser) -> None:
         "--crop-mode", choices=("center", "squash", "border"), help="squash resizes both sides, as the OATS paper does"
     )
     made.add_argument(
+        "--pos-resample",
+        choices=("official", "hf", "timm"),
+        help="how the position embedding is resized: official is Meta's and the default for dinov2_ names, timm for others",
+    )
+    made.add_argument(
         "--head",
         type=Path,
         metavar="FILE",
@@ -103,6 +108,7 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
         head=args.head,
         head_layers=args.head_layers,
         with_head=with_head,
+        pos_resample=args.pos_resample,
     )
     log.info("model: %s (%s)", args.model, loaded.weights)
     log.info("preprocessing: %s", loaded.preprocessing)

@@ -67,11 +67,9 @@ def run(args: Namespace, world: Any) -> dict[str, Any]:
     )
     n_classes = len(dataset.classes) or None
     if isinstance(dataset, StreamedImages):
-        if world.size > 1 or args.real_labels or args.num_samples is None:
-            raise InputError(
-                f"{args.dataset} is a stream: use one process, no --real-labels, and give --num-samples its length"
-            )
-        n = args.num_samples
+        if world.size > 1 or args.real_labels:
+            raise InputError(f"{args.dataset} is a stream without an index: use one process, and leave --real-labels out")
+        n = args.num_samples or 0
         batches = stream_batches(dataset, args.batch_size, args.workers)
     else:
         order = list(range(len(dataset)))
@@ -85,9 +83,10 @@ def run(args: Namespace, world: Any) -> dict[str, Any]:
 
         def progress(seen: "Accuracy") -> None:
             done, batch = seen.n_images * world.size, -(-seen.n_images // args.batch_size)
-            bar.update(min(done, n), n, f"Acc@1 {seen.top1:.3f}")
+            of = n or done  # a stream does not say how many there are
+            bar.update(min(done, of), of, f"Acc@1 {seen.top1:.3f}")
             if args.log_freq and batch % args.log_freq == 0:
-                common.log.info("Test: [%d/%d]  Acc@1: %.3f  Acc@5: %.3f", min(done, n), n, seen.top1, seen.top5)
+                common.log.info("Test: [%d/%d]  Acc@1: %.3f  Acc@5: %.3f", min(done, of), of, seen.top1, seen.top5)
 
         result = evaluate(target.predict, batches, n_classes, progress, valid, world.total)
     common.log.info(
@@ -127,7 +126,7 @@ def open_target(args: Namespace) -> "Target":
     from vitoats.evaluate.target import onnx_target, torch_target
 
     if args.model.endswith(".onnx"):
-        for flag in ("checkpoint", "head", "head_layers", "img_size", "random_weights", "amp"):
+        for flag in ("checkpoint", "head", "head_layers", "img_size", "random_weights", "pos_resample", "amp"):
             if getattr(args, flag):
                 raise InputError(f"an ONNX file is evaluated as it is: leave --{flag.replace('_', '-')} out")
         if args.device != "cpu":
