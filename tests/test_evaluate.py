@@ -149,7 +149,7 @@ def files(tiny_folder, flat_images, image_tree, tmp_path_factory):
     torch.manual_seed(0)
     save_for_hf(timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 0}), str(root / "backbone"))
     flags = ["--model", f"local-dir:{root / 'backbone'}", "--threads", "1", "--quiet"]
-    data = ["--data-dir", str(image_tree)]
+    data = ["--data-dir", str(image_tree), "--solver", "lbfgs"]
     assert run(train_linear_probe, [*flags, *data, "--output", str(root / "head.safetensors")]) == 0
     flags += ["--head", str(root / "head.safetensors")]
     for name, settings in {"factored": [], "dense": ["--format", "dense"]}.items():
@@ -307,7 +307,7 @@ def test_probe_command_writes_a_head_that_evaluates_as_it_says(image_tree, tmp_p
     save_for_hf(model, str(tmp_path / "b"))
     head = tmp_path / "new" / "head.safetensors"
     flags = ("--model", f"local-dir:{tmp_path / 'b'}", "--data-dir", image_tree)
-    trained, _ = said_by(capsys, train_linear_probe, *flags, "--output", head, "--head-layers", layers)
+    trained, _ = said_by(capsys, train_linear_probe, *flags, "--output", head, "--head-layers", layers, "--solver", "lbfgs")
     assert trained["layers"] == int(layers)
     evaluated, _ = said_by(capsys, eval_imagenet, *flags, "--head", head)
     assert evaluated["top1"] == trained["top1"] == 100.0

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 def run(args: Namespace, world: Any) -> dict[str, Any]:
     """Evaluates this process's share of the images; returns the JSON line on all of them."""
     from vitoats.data.images import SAMPLE, given_batches, stream_batches
-    from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_real_labels
+    from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_classes_of_model, with_real_labels
     from vitoats.evaluate.accuracy import evaluate
 
     if world.size > 1 and not args.threads:
@@ -65,11 +65,13 @@ def run(args: Namespace, world: Any) -> dict[str, Any]:
         class_map=args.class_map,
         num_samples=args.num_samples,
     )
+    if not (args.class_map or args.valid_labels):  # these say themselves which class is which
+        dataset = with_classes_of_model(dataset, target.classes)
     n_classes = len(dataset.classes) or None
     if isinstance(dataset, StreamedImages):
         if world.size > 1 or args.real_labels:
             raise InputError(f"{args.dataset} is a stream without an index: use one process, and leave --real-labels out")
-        n = args.num_samples or 0
+        n = 0
         batches = stream_batches(dataset, args.batch_size, args.workers)
     else:
         order = list(range(len(dataset)))
@@ -109,6 +111,7 @@ def run(args: Namespace, world: Any) -> dict[str, Any]:
         "interpolation": preprocessing.interpolation,
         "crop_mode": preprocessing.crop_mode,
         "n_images": result.n_images,
+        "n_skipped": n - result.n_images if n else 0,
         "n_correct1": result.correct1,
         "n_correct5": result.correct5,
         **target.compression,

@@ -79,6 +79,21 @@ class Relabelled(Dataset):
         return item if isinstance(item, Unreadable) else (item[0], self.rows[index])
 
 
+class Renumbered(Dataset):
+    """Images whose label i became ``labels[i]``."""
+
+    def __init__(self, dataset: Any, labels: list[int], classes: tuple[str, ...]):
+        self.dataset, self.labels, self.classes = dataset, labels, classes
+        self.paths = getattr(dataset, "paths", [])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
+        item = self.dataset[index]
+        return item if isinstance(item, Unreadable) else (item[0], self.labels[item[1]] if item[1] >= 0 else -1)
+
+
 def open_labelled(
     data_dir: str | None,
     transform: Callable,
@@ -136,6 +151,30 @@ def open_labelled(
         raise InputError(f"{class_map} names none of the classes in {data_dir}: give --class-map the file of these images")
     labels = [known[found.classes[found.labels[i]]] for i in kept]
     return ImageFiles([found.paths[i] for i in kept], labels, _names(known), transform)
+
+
+def with_classes_of_model(dataset: Any, known: tuple[str, ...]) -> Any:
+    """Labels as the model numbers them, for images of some of its classes or in another order.
+
+    Args:
+        dataset: images with class names.
+        known: the model's class names in the order of its outputs, empty where nobody knows them.
+
+    Raises:
+        InputError: the model knows other classes, and not as many.
+    """
+    if not known or not dataset.classes or dataset.classes == known:
+        return dataset
+    if set(dataset.classes) <= set(known):
+        return Renumbered(dataset, [known.index(name) for name in dataset.classes], known)
+    if len(dataset.classes) != len(known):
+        other = next(name for name in dataset.classes if name not in known)
+        raise InputError(
+            f"the head knows {len(known)} classes and the images come in {len(dataset.classes)}, "
+            f"of which it does not know {other!r}: use images of its classes, or another --head"
+        )
+    log.warning("the classes of the images have other names than those of the head: folder i is taken for class i")
+    return dataset
 
 
 def _named(

@@ -30,6 +30,7 @@ class Target:
         compression: share of the block weights that was removed, nnz and rank_params (``vitoats.layers.compressed_counts``),
             None where it does not apply.
         file_mb: of the file with its weights, None where there is none of its own.
+        classes: class names in the order of the outputs, where its head says them.
     """
 
     predict: Predict
@@ -38,6 +39,7 @@ class Target:
     embedded: bool
     compression: dict[str, Any]
     file_mb: float | None
+    classes: tuple[str, ...] = ()
 
 
 def _compression(source: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None
         said.get("model") == EMBEDDED,
         _compression(said | compressed_counts(model)),
         _megabytes(folder / WEIGHTS),
+        loaded.classes,
     )
 
 
@@ -106,4 +109,5 @@ def onnx_target(path: str, threads: int) -> Target:
         described.get("model") == EMBEDDED,
         _compression(described),
         _megabytes(Path(path)),
+        tuple(described.get("classes", ())),
     )

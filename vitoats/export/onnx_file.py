@@ -75,6 +75,7 @@ def export_onnx(
     described = {
         "preprocessing": loaded.preprocessing.to_dict(),
         "n_classes": loaded.n_classes,
+        **({"classes": loaded.classes} if loaded.classes else {}),
         "param_count": round(parameter_count(loaded.model) / 1e6, 2),
         **compressed_counts(loaded.model),
         "form": form,

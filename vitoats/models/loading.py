@@ -49,6 +49,11 @@ class LoadedModel:
         return self.model.backbone if isinstance(self.model, LinearHeadClassifier) else self.model
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs; empty where its head does not say them."""
+        return self.model.info.classes if isinstance(self.model, LinearHeadClassifier) else ()
+
+    @property
     def n_classes(self) -> int:
         """How many classes its outputs are logits of; 0 where they are features."""
         return self.model.head.out_features if isinstance(self.model, LinearHeadClassifier) else self.timm_model.num_classes
