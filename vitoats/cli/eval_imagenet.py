@@ -17,6 +17,7 @@ from vitoats.errors import InputError
 
 if TYPE_CHECKING:
     from vitoats.data.transforms import Preprocessing
+    from vitoats.distributed import World
     from vitoats.evaluate.accuracy import Accuracy
     from vitoats.evaluate.target import Target
 
@@ -32,16 +33,15 @@ def main(argv: list[str]) -> dict[str, Any]:
     if args.input_size:
         args.img_size = square(args.input_size, args.img_size)
 
-    from vitoats.distributed import join, leave
+    from vitoats.distributed import join
 
     world = join()
-    try:
-        return run(args, world)
-    finally:
-        leave()
+    result = run(args, world)
+    world.leave()
+    return result
 
 
-def run(args: Namespace, world: Any) -> dict[str, Any]:
+def run(args: Namespace, world: "World") -> dict[str, Any]:
     """Evaluates this process's share of the images; returns the JSON line on all of them."""
     from vitoats.data.images import SAMPLE, given_batches, stream_batches
     from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_classes_of_model, with_real_labels
