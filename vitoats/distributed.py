@@ -3,7 +3,7 @@
 Whole batches are dealt out in turn, the very batches that one process would see, so every image meets the model in the same
 company and the counts are those of one process to the last digit. Nothing is padded and nothing is dropped. All that the
 processes have to tell each other is three counts, once: they go through the store in which torchrun lets them meet. A gloo
-process group would do as well, but with one a process sometimes aborted as it ended, and collectives give up after half an hour.
+process group would do as well, but with one a process sometimes aborted at its end, and collectives wait half an hour only.
 """
 
 import json
