@@ -170,8 +170,8 @@ def with_classes_of_model(dataset: Any, known: tuple[str, ...]) -> Any:
     if len(dataset.classes) != len(known):
         other = next(name for name in dataset.classes if name not in known)
         raise InputError(
-            f"the head knows {len(known)} classes and the images come in {len(dataset.classes)}, "
-            f"of which it does not know {other!r}: use images of its classes, or another --head"
+            f"the images come in {len(dataset.classes)} classes, but the model knows {len(known)}, "
+            f"and {other!r} is none of them: use images of its classes, or another --head"
         )
     log.warning("the classes of the images have other names than those of the head: folder i is taken for class i")
     return dataset

@@ -49,7 +49,7 @@ class Features:
         return Features(self.tokens[index], self.labels[index])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: heads are trained on what comes out
 def extract(
     backbone: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
