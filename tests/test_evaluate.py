@@ -149,7 +149,7 @@ def files(tiny_folder, flat_images, image_tree, tmp_path_factory):
     torch.manual_seed(0)
     save_for_hf(timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 0}), str(root / "backbone"))
     flags = ["--model", f"local-dir:{root / 'backbone'}", "--threads", "1", "--quiet"]
-    data = ["--data-dir", str(image_tree)]
+    data = ["--data-dir", str(image_tree), "--solver", "lbfgs"]
     assert run(train_linear_probe, [*flags, *data, "--output", str(root / "head.safetensors")]) == 0
     flags += ["--head", str(root / "head.safetensors")]
     for name, settings in {"factored": [], "dense": ["--format", "dense"]}.items():
@@ -163,9 +163,8 @@ def files(tiny_folder, flat_images, image_tree, tmp_path_factory):
 def test_a_trained_head_knows_its_images(files, image_tree, capsys):
     flags = ("--model", f"local-dir:{files / 'backbone'}", "--head", files / "head.safetensors", "--data-dir", image_tree)
     result, _ = said_by(capsys, eval_imagenet, *flags)
-    assert result["top1"] == 100.0  # it was trained on these 24 images; guessing gives 25
     original, _ = said_by(capsys, eval_imagenet, "--model", files / "original.onnx", "--data-dir", image_tree)
-    assert original["top1"] == 100.0
+    assert result["top1"] == original["top1"] > 90  # it was trained on these 24 images; guessing gives 25
 
 
 @pytest.fixture
@@ -227,8 +226,8 @@ def test_what_the_command_refuses(files, image_tree, flat_images, tmp_path, caps
     assert "no labels" in refused(capsys, eval_imagenet, *model, "--data-dir", flat_images)
     for i in range(12):
         write_image(tmp_path / "six" / f"c{i % 6}" / f"{i}.png", i)
-        (tmp_path / "bad" / "a").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "bad" / "a" / f"{i}.png").write_bytes(b"noise")
+        (tmp_path / "bad" / "class0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bad" / "class0" / f"{i}.png").write_bytes(b"noise")
     assert "6 classes, but the model knows 4" in refused(capsys, eval_imagenet, *model, "--data-dir", tmp_path / "six")
     assert "readable images" in refused(capsys, eval_imagenet, *model, "--data-dir", tmp_path / "bad")
     assert "--data-dir" in refused(capsys, eval_imagenet, *model)
@@ -307,7 +306,7 @@ def test_probe_command_writes_a_head_that_evaluates_as_it_says(image_tree, tmp_p
     save_for_hf(model, str(tmp_path / "b"))
     head = tmp_path / "new" / "head.safetensors"
     flags = ("--model", f"local-dir:{tmp_path / 'b'}", "--data-dir", image_tree)
-    trained, _ = said_by(capsys, train_linear_probe, *flags, "--output", head, "--head-layers", layers)
+    trained, _ = said_by(capsys, train_linear_probe, *flags, "--output", head, "--head-layers", layers, "--solver", "lbfgs")
     assert trained["layers"] == int(layers)
     evaluated, _ = said_by(capsys, eval_imagenet, *flags, "--head", head)
     assert evaluated["top1"] == trained["top1"] == 100.0

@@ -88,8 +88,9 @@ def test_splits_inside_a_folder(tmp_path, folders, split, taken):
         ((".cache/0.png", "a/1.png"), ("a",), ["1.png"]),
         # images beside an unrelated folder are a flat folder
         (("1.png", "notes/readme.txt"), (), ["1.png"]),
-        # numbered folders go by name, as torchvision's ImageFolder does
-        (("10/x.png", "9/y.png"), ("10", "9"), ["x.png", "y.png"]),
+        # numbered folders and files go by number, as timm's do (torchvision's go by character)
+        (("10/x.png", "9/y.png"), ("9", "10"), ["y.png", "x.png"]),
+        (("a/10.png", "a/9.png", "B/1.png"), ("a", "B"), ["9.png", "10.png", "1.png"]),
     ],
 )
 def test_what_is_found(tmp_path, files, classes, found):

@@ -14,11 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.conftest import TINY, make_tiny
+from tests.conftest import make_tiny
 from vitoats.cli.common import run
 from vitoats.cli.compress import main as compress
 from vitoats.errors import InputError
-from vitoats.models.heads import HeadInfo, attach_head, features, save_head
 from vitoats.models.loading import load_model, read_weights
 
 import timm  # isort: skip
@@ -371,7 +370,7 @@ def test_official_files_give_the_models_outputs(tmp_path, name, architecture):
     full = load_model(name, checkpoint=path, img_size=518)
     torch.testing.assert_close(outputs(full.model, 518), outputs(model, 518), rtol=1e-4, atol=1e-4)
 
-    usual = load_model(name, checkpoint=path)  # 224 px; the position embedding is resized as timm does it
+    usual = load_model(name, checkpoint=path, pos_resample="timm")  # 224 px
     assert (usual.preprocessing.img_size, usual.preprocessing.crop_pct) == (224, 224 / 256)
     assert usual.preprocessing.interpolation == "bicubic"
     model.set_input_size((224, 224))
@@ -396,114 +395,6 @@ def test_an_official_file_under_another_name_is_refused(tmp_path):
         message = refusal(name, checkpoint=path)
         assert str(path) in message
         assert f"do not fit {name}" in message
-
-
-# ---- heads
-
-
-@pytest.fixture(scope="module")
-def backbone_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("backbone") / "model"
-    model = timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 0, "depth": 5})
-    save_for_hf(model, str(folder), safe_serialization=True)
-    return folder
-
-
-def head_tensors(features_wide, classes=4, bias=True):
-    generator = torch.Generator().manual_seed(5)
-    tensors = {"weight": torch.randn(classes, features_wide, generator=generator)}
-    return tensors | ({"bias": torch.randn(classes, generator=generator)} if bias else {})
-
-
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-@pytest.mark.parametrize("layers", [1, 4])
-def test_a_head_acts_on_class_tokens_and_mean_patches(backbone_folder, tmp_path, layers, ending):
-    tensors = head_tensors((layers + 1) * 48)
-    path = write_checkpoint(tensors, tmp_path / f"head{ending}")
-    loaded = load_model(f"local-dir:{backbone_folder}", head=path, head_layers=layers)
-    backbone = loaded.timm_model
-    images = torch.randn(2, 3, 32, 32)
-    after: list[torch.Tensor] = []
-    hooks = [b.register_forward_hook(lambda _m, _a, output: after.append(backbone.norm(output))) for b in backbone.blocks]
-    with torch.inference_mode():
-        logits = loaded.model(images)
-        after.clear()
-        backbone.forward_features(images)
-        for hook in hooks:
-            hook.remove()
-        seen = torch.cat([*(tokens[:, 0] for tokens in after[-layers:]), after[-1][:, 1:].mean(dim=1)], dim=1)
-    torch.testing.assert_close(features(backbone, images, layers), seen)
-    torch.testing.assert_close(logits, seen @ tensors["weight"].T + tensors["bias"], rtol=1e-4, atol=1e-4)
-
-
-def test_a_head_file_says_how_many_layers_it_takes(backbone_folder, tmp_path):
-    tensors = head_tensors(5 * 48)
-    save_head(tmp_path / "h.safetensors", tensors["weight"], tensors["bias"], HeadInfo("x", 32, 4, ("a", "b", "c", "d")))
-    loaded = load_model(f"local-dir:{backbone_folder}", head=tmp_path / "h.safetensors")
-    assert loaded.model.info.layers == 4
-    assert loaded.model.info.classes == ("a", "b", "c", "d")
-    with pytest.raises(InputError, match="--head-layers"):
-        load_model(f"local-dir:{backbone_folder}", head=tmp_path / "h.safetensors", head_layers=1)
-
-
-BAD_HEADS = {
-    "other width": (head_tensors(10), "10 features"),
-    "four layers, not said so": (head_tensors(5 * 48), "--head-layers 4"),
-    "two layers, which there are none of": (head_tensors(3 * 48), "144 features"),
-    "no bias": (head_tensors(96, bias=False), "bias"),
-    "bias of another length": ({**head_tensors(96), "bias": torch.zeros(7)}, "bias"),
-    "flat weight": ({"weight": torch.zeros(96), "bias": torch.zeros(4)}, "weight"),
-    "not finite": ({**head_tensors(96), "bias": torch.full((4,), float("nan"))}, "not finite"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_HEADS)
-def test_heads_that_do_not_fit(backbone_folder, tmp_path, kind):
-    tensors, said = BAD_HEADS[kind]
-    path = write_checkpoint(tensors, tmp_path / "head.safetensors")
-    message = refusal(f"local-dir:{backbone_folder}", head=path)
-    assert said in message
-    assert str(path) in message
-    assert "--head-layers 2" not in message  # argparse takes 1 and 4 only
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_head_files_are_named_and_never_run(backbone_folder, tmp_path, kind):
-    path, marker = tmp_path / "head.pth", tmp_path / "this was run"
-    write_bad(kind, path, marker)
-    message = refusal(f"local-dir:{backbone_folder}", head=path)
-    assert not marker.exists()
-    assert str(path) in message
-    assert "weights_only=False" not in message
-
-
-def test_a_head_for_more_layers_than_there_are(tmp_path):
-    save_for_hf(timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 0}), str(tmp_path / "m"))  # 3 blocks
-    path = write_checkpoint(head_tensors(5 * 48), tmp_path / "head.pth")
-    assert str(path) in refusal(f"local-dir:{tmp_path / 'm'}", head=path, head_layers=4)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}),
-        ("vit_base_patch16_siglip_gap_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}),  # its first token is a patch
-    ],
-)
-def test_a_head_on_a_backbone_without_a_class_token_is_refused(tmp_path, name, arguments):
-    backbone = timm.create_model(name, img_size=32, num_classes=0, **arguments)
-    save_head(tmp_path / "head.safetensors", torch.randn(3, 96), torch.zeros(3), HeadInfo())
-    with pytest.raises(InputError, match="no class token"):
-        attach_head(backbone, tmp_path / "head.safetensors")
-    with pytest.raises(InputError, match="no class token"):
-        features(backbone, torch.randn(1, 3, 32, 32))
-
-
-def test_a_head_on_a_classifier_is_refused(tiny_folder, tmp_path):
-    path = write_checkpoint(head_tensors(96), tmp_path / "head.pth")
-    assert "--head" in refusal(f"local-dir:{tiny_folder}", head=path)
 
 
 # ---- settings that a model cannot follow are refused, not ignored

@@ -108,6 +108,13 @@ def parameter_count(model: nn.Module) -> int:
     return count
 
 
+def compressed_counts(model: nn.Module) -> dict[str, int]:
+    """nnz, the non-zeros of S, and rank_params, the elements of U and V, over the compressed layers; empty without any."""
+    layers = compressed_layers(model).values()
+    nonzeros = sum(layer.nonzeros for layer in layers)
+    return {"nnz": nonzeros, "rank_params": sum(layer.kept_parameters for layer in layers) - nonzeros} if layers else {}
+
+
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Puts ``new`` at a dotted name."""
     parent, _, child = name.rpartition(".")

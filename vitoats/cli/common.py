@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vitoats.cli.results import write_results
 from vitoats.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def parser(command: str, description: str) -> ArgumentParser:
     made = ArgumentParser(prog=command, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
     made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
+    made.add_argument("--results-format", choices=("csv", "json"), help="of that file; by its ending where not given")
     return made
 
 
@@ -44,6 +46,7 @@ def add_model_flags(made: argparse.ArgumentParser) -> None:
     """--model and what goes with it."""
     made.add_argument(
         "--model",
+        "-m",
         required=True,
         metavar="NAME",
         help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
@@ -56,6 +59,11 @@ def add_model_flags(made: argparse.ArgumentParser) -> None:
         "--crop-mode", choices=("center", "squash", "border"), help="squash resizes both sides, as the OATS paper does"
     )
     made.add_argument(
+        "--pos-resample",
+        choices=("official", "hf", "timm"),
+        help="how the position embedding is resized: official is Meta's and the default for dinov2_ names, timm for others",
+    )
+    made.add_argument(
         "--head",
         type=Path,
         metavar="FILE",
@@ -66,7 +74,7 @@ def add_model_flags(made: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_flags(made: argparse.ArgumentParser, batch_size: int) -> None:
+def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int = 0) -> None:
     """--data-dir and how images are read."""
     made.add_argument(
         "--data-dir",
@@ -76,7 +84,7 @@ def add_data_flags(made: argparse.ArgumentParser, batch_size: int) -> None:
     )
     made.add_argument("-b", "--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
     made.add_argument(
-        "-j", "--workers", "--num-workers", type=non_negative, default=0, metavar="N", help="processes that read images"
+        "-j", "--workers", "--num-workers", type=non_negative, default=workers, metavar="N", help="processes that read images"
     )
 
 
@@ -100,6 +108,7 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
         head=args.head,
         head_layers=args.head_layers,
         with_head=with_head,
+        pos_resample=args.pos_resample,
     )
     log.info("model: %s (%s)", args.model, loaded.weights)
     log.info("preprocessing: %s", loaded.preprocessing)
@@ -178,18 +187,20 @@ def _first_look(argv: list[str], complain: bool) -> argparse.Namespace:
     first.add_argument("--config", type=Path)
     first.add_argument("--quiet", action="store_true")
     first.add_argument("--results-file", type=Path)
+    first.add_argument("--results-format")
     try:
         found = first.parse_known_args(argv)[0]
         values = {} if found.config is None else _read_config(found.config)
     except argparse.ArgumentError:  # the command's own parser says it
-        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None)
+        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None, results_format=None)
     except InputError:
         if complain:
             raise
-        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None)
+        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None, results_format=None)
     found.quiet = found.quiet or values.get("quiet") == "true"
     if found.results_file is None and isinstance(values.get("results_file"), str):
         found.results_file = Path(values["results_file"])
+    found.results_format = found.results_format or values.get("results_format")
     return found
 
 
@@ -248,12 +259,15 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     """
     argv = sys.argv[1:] if argv is None else argv
     flags = _first_look(argv, complain=False)
-    _set_up_logging(flags.quiet)
+    _set_up_logging(flags.quiet or os.environ.get("RANK", "0") != "0")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
     try:
-        line = json.dumps(main(argv))
+        result = main(argv)
+        if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+            return 0
+        line = json.dumps(result)
         if flags.results_file is not None:
-            _write_results(flags.results_file, line)
+            write_results(flags.results_file, flags.results_format, result, line)
         print(line, flush=True)
         return 0
     except InputError as error:
@@ -273,14 +287,6 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         if os.environ.get("VITOATS_TRACEBACK"):
             raise
         return _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (VITOATS_TRACEBACK=1 shows where)", 1)
-
-
-def _write_results(path: Path, line: str) -> None:
-    try:
-        path.write_text(line + "\n")
-    except OSError as error:
-        print(line, flush=True)
-        raise RunError(f"{path} cannot be written ({error.strerror}): give another --results-file") from None
 
 
 def _fail(message: object, status: int) -> int:
@@ -341,6 +347,11 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -106,12 +106,12 @@ def evaluate_file(name: str, file: Path, threads: int, quiet: bool) -> dict[str,
     from vitoats.evaluate.accuracy import evaluate
     from vitoats.evaluate.target import onnx_target
 
-    target = onnx_target(str(file), None, threads)
+    target = onnx_target(str(file), threads)
     dataset = open_images(SAMPLE, "test", target.preprocessing.transform())
     order = list(range(len(dataset)))
     with common.Bar(f"evaluating {name}", quiet) as bar:
         stream = batches(dataset, order, batch_size=50, workers=0)
-        result = evaluate(target.predict, stream, len(dataset.classes), lambda n: bar.update(n, len(order)))
+        result = evaluate(target.predict, stream, len(dataset.classes), lambda seen: bar.update(seen.n_images, len(order)))
     return {
         "top1": round(result.top1, 2),
         "n_images": result.n_images,

@@ -1,50 +1,96 @@
-"""Top-1 and top-5 accuracy of a model, a compressed folder or an ONNX file on labelled images.
+"""Top-1 and top-5 accuracy of a model, a compressed folder or an ONNX file on labelled images, as timm's validate.py.
 
     python tools/eval_imagenet.py --model runs/vitb14 --data-dir imagenet/val --head dinov2_vitb14_linear_head.pth
-    python tools/eval_imagenet.py --model model.onnx --data-dir imagenet/val
+    python tools/eval_imagenet.py --model model.onnx --data-dir imagenet/val --results-file results.csv
 
-Preprocessing is the model's own; an ONNX file carries it in its metadata.
+Preprocessing is the model's own; an ONNX file carries it in its metadata. torchrun splits the images over processes.
 """
 
 import time
 from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
+    from vitoats.data.transforms import Preprocessing
+    from vitoats.distributed import World
+    from vitoats.evaluate.accuracy import Accuracy
     from vitoats.evaluate.target import Target
+
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")  # Pillow's, by timm's names
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, evaluates; returns the JSON line with timm's columns."""
-    parser = common.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
-    common.add_model_flags(parser)
-    common.add_data_flags(parser, batch_size=64)
-    common.add_compute_flags(parser)
-    parser.add_argument("--num-samples", type=common.positive, metavar="N", help="evaluate the first N images only")
-    args = common.parse(parser, argv)
-    threads = common.set_threads(args.threads)
-    start = time.perf_counter()
-    target = open_target(args)
+    args = common.parse(make_parser(), argv)
+    if args.data and args.data_dir:
+        raise InputError("the images are named twice: give the folder itself, or --data-dir, not both")
+    args.data_dir = args.data or args.data_dir
+    if args.input_size:
+        args.img_size = square(args.input_size, args.img_size)
 
-    from vitoats.data.images import SAMPLE, batches, open_images
+    from vitoats.distributed import join
+
+    world = join()
+    result = run(args, world)
+    world.leave()
+    return result
+
+
+def run(args: Namespace, world: "World") -> dict[str, Any]:
+    """Evaluates this process's share of the images; returns the JSON line on all of them."""
+    from vitoats.data.images import SAMPLE, given_batches, stream_batches
+    from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_classes_of_model, with_real_labels
     from vitoats.evaluate.accuracy import evaluate
 
-    if args.data_dir is None:
-        if not target.embedded:
-            raise InputError("there are no images to evaluate: give --data-dir a folder with one subfolder for each class")
+    if world.size > 1 and not args.threads:
+        args.threads = max(1, common.cores() // world.size)
+    threads = common.set_threads(args.threads)
+    start = time.perf_counter()
+    valid = None if args.valid_labels is None else read_valid_labels(args.valid_labels)
+    target = open_target(args)
+    preprocessing = chosen(target.preprocessing, args)
+    common.log.info("data processing: %s", preprocessing)
+    if args.data_dir is None and not args.dataset and target.embedded:
         args.data_dir = SAMPLE
-    dataset = open_images(args.data_dir, "test", target.preprocessing.transform())
-    order = list(range(len(dataset)))[: args.num_samples]
-    with common.Bar("images", args.quiet) as bar:
-        result = evaluate(
-            target.predict,
-            batches(dataset, order, args.batch_size, args.workers),
-            len(dataset.classes) or None,
-            lambda done: bar.update(done, len(order)),
-        )
+    dataset: Any = open_labelled(
+        args.data_dir,
+        preprocessing.transform(),
+        dataset=args.dataset,
+        split=args.split,
+        class_map=args.class_map,
+        num_samples=args.num_samples,
+    )
+    if not (args.class_map or args.valid_labels):  # these say themselves which class is which
+        dataset = with_classes_of_model(dataset, target.classes)
+    n_classes = len(dataset.classes) or None
+    if isinstance(dataset, StreamedImages):
+        if world.size > 1 or args.real_labels:
+            raise InputError(f"{args.dataset} is a stream without an index: use one process, and leave --real-labels out")
+        n = 0
+        batches = stream_batches(dataset, args.batch_size, args.workers)
+    else:
+        order = list(range(len(dataset)))
+        if args.real_labels is not None:
+            dataset, order = with_real_labels(dataset, args.real_labels)
+            n_classes = None
+        order = spread(order, args.num_samples)
+        n = len(order)
+        batches = given_batches(dataset, world.share(order, args.batch_size), args.workers)
+    with common.Bar("images", args.quiet or args.log_freq is not None) as bar:
+
+        def progress(seen: "Accuracy") -> None:
+            done, batch = seen.n_images * world.size, -(-seen.n_images // args.batch_size)
+            of = n or done  # a stream does not say how many there are
+            bar.update(min(done, of), of, f"Acc@1 {seen.top1:.3f}")
+            if args.log_freq and batch % args.log_freq == 0:
+                common.log.info("Test: [%d/%d]  Acc@1: %.3f  Acc@5: %.3f", min(done, of), of, seen.top1, seen.top5)
+
+        result = evaluate(target.predict, batches, n_classes, progress, valid, world.total)
     common.log.info(
         " * Acc@1 %.3f (%.3f) Acc@5 %.3f (%.3f) on %d images",
         result.top1,
@@ -59,14 +105,21 @@ def main(argv: list[str]) -> dict[str, Any]:
         "top1_err": round(100 - result.top1, 4),
         "top5": round(result.top5, 4),
         "top5_err": round(100 - result.top5, 4),
-        "n_images": result.n_images,
         "param_count": target.param_count,
-        "img_size": target.preprocessing.img_size,
-        "crop_pct": target.preprocessing.crop_pct,
-        "interpolation": target.preprocessing.interpolation,
+        "img_size": preprocessing.img_size,
+        "crop_pct": preprocessing.crop_pct,
+        "interpolation": preprocessing.interpolation,
+        "crop_mode": preprocessing.crop_mode,
+        "n_images": result.n_images,
+        "n_skipped": n - result.n_images if n else 0,
+        "n_correct1": result.correct1,
+        "n_correct5": result.correct5,
+        **target.compression,
+        "file_mb": target.file_mb,
         "images_per_sec": round(result.n_images / result.seconds, 1),
         "device": args.device,
         "threads": threads,
+        "processes": world.size,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -76,12 +129,73 @@ def open_target(args: Namespace) -> "Target":
     from vitoats.evaluate.target import onnx_target, torch_target
 
     if args.model.endswith(".onnx"):
-        for flag in ("checkpoint", "head", "head_layers", "img_size", "random_weights"):
+        for flag in ("checkpoint", "head", "head_layers", "img_size", "random_weights", "pos_resample", "amp"):
             if getattr(args, flag):
                 raise InputError(f"an ONNX file is evaluated as it is: leave --{flag.replace('_', '-')} out")
         if args.device != "cpu":
             raise InputError("an ONNX file runs on the CPU: leave --device out")
-        return onnx_target(args.model, args.crop_mode, args.threads)
+        return onnx_target(args.model, args.threads)
 
-    loaded = common.load(args)
-    return torch_target(loaded, common.check_device(args.device))
+    import torch
+
+    device = common.check_device(args.device)
+    amp_dtype = None
+    if args.amp:
+        amp_dtype = getattr(torch, args.amp_dtype or ("bfloat16" if device == "cpu" else "float16"))
+    elif args.amp_dtype:
+        raise InputError("--amp-dtype is the type for --amp: add that, or leave it out")
+    return torch_target(common.load(args), device, amp_dtype)
+
+
+def chosen(own: "Preprocessing", args: Namespace) -> "Preprocessing":
+    """The model's preprocessing, with what the flags say instead."""
+    if args.crop_mode is not None:
+        own = own.with_crop_mode(args.crop_mode)
+    given = {key: getattr(args, key) for key in ("crop_pct", "interpolation") if getattr(args, key) is not None}
+    for key in ("mean", "std"):
+        values = getattr(args, key)
+        if values is not None:
+            if len(values) not in (1, 3):
+                raise InputError(f"--{key} takes one number, or one for each of 3 channels, not {len(values)}")
+            given[key] = tuple(values) * (3 // len(values))
+    return replace(own, **given)
+
+
+def square(input_size: list[int], img_size: int | None) -> int:
+    """The image size in timm's ``--input-size C H W``."""
+    channels, height, width = input_size
+    if channels != 3 or height != width or img_size not in (None, height):
+        raise InputError(f"--input-size {channels} {height} {width}: only square RGB images are supported, or give --img-size")
+    return height
+
+
+def spread(order: list[int], wanted: int | None) -> list[int]:
+    """``wanted`` of the images, evenly spaced, so that all classes of a sorted set are among them."""
+    wanted = min(wanted or len(order), len(order))
+    return [order[i * len(order) // wanted] for i in range(wanted)]
+
+
+def make_parser() -> common.ArgumentParser:
+    """The flags of eval_imagenet."""
+    parser = common.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
+    parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
+    common.add_model_flags(parser)
+    common.add_data_flags(parser, batch_size=64, workers=min(2, common.cores()))
+    common.add_compute_flags(parser)
+    add = parser.add_argument
+    add("--pretrained", action="store_true", help="the weights that the name stands for: always so without --checkpoint")
+    add("--dataset", default="", metavar="KIND/NAME", help="a data set by timm's name: torch/cifar10, hfds/owner/name, ...")
+    add("--split", default="validation", help="which split: validation, train, or the name of a folder in --data-dir")
+    add("--num-samples", type=common.positive, metavar="N", help="evaluate N images only, evenly spaced over the set")
+    add("--class-map", type=Path, metavar="FILE", help="a .txt file with one class name on each line, in the model's order")
+    add("--real-labels", type=Path, metavar="FILE", help="real.json of 'Are we done with ImageNet?'")
+    add("--valid-labels", type=Path, metavar="FILE", help="which outputs count, one index a line, for images of some classes")
+    add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size in timm's other way")
+    add("--crop-pct", type=common.positive_number, metavar="X", help="share of the resized image that is cropped")
+    add("--interpolation", choices=INTERPOLATIONS, help="of the resize")
+    add("--mean", type=float, nargs="+", metavar="X", help="per channel, of pixels in 0..1")
+    add("--std", type=common.positive_number, nargs="+", metavar="X", help="per channel")
+    add("--amp", action="store_true", help="run torch models under autocast")
+    add("--amp-dtype", choices=("float16", "bfloat16"), help="for --amp; float16, but bfloat16 on a CPU, where not given")
+    add("--log-freq", type=common.positive, metavar="N", help="log a line every N batches instead of a progress bar")
+    return parser

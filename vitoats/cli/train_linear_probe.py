@@ -1,9 +1,10 @@
-"""Trains a linear head on a frozen backbone's features.
+"""Trains linear heads on a frozen backbone's features, as DINOv2's linear evaluation, and keeps the best.
 
-    python tools/train_linear_probe.py --model dinov2s_derived --data-dir /usr/share/datasets/fashion-mnist \
-        --nsamples 12000 --output head.safetensors
+    python tools/train_linear_probe.py --model dinov2_vits14 --data-dir imagenet --nsamples 100000 --output head.safetensors
+    python tools/train_linear_probe.py --model dinov2s_derived --data-dir /usr/share/datasets/fashion-mnist -o head.safetensors
 
-Features are computed once; the head is a logistic regression. Accuracy is that on the test images of ``--data-dir``.
+Heads for 1 and 4 layers, with and without the mean of the patch tokens, for many learning rates; the best on held-out training
+images is trained again on all of them. The test images only measure it. Features are computed once (--cache keeps them).
 """
 
 import time
@@ -15,68 +16,138 @@ from vitoats.cli import common
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from vitoats.evaluate.features import Features
     from vitoats.models.loading import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, trains, writes the head file; returns the JSON line."""
-    parser = common.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
-    common.add_model_flags(parser)
-    common.add_data_flags(parser, batch_size=64)
-    common.add_compute_flags(parser)
-    parser.add_argument("--nsamples", type=common.positive, default=12000, metavar="N", help="training images, drawn at random")
-    parser.add_argument("--test-samples", type=common.positive, default=4000, metavar="N", help="test images, drawn at random")
-    parser.add_argument(
-        "--output", "-o", type=Path, required=True, metavar="FILE", help="the head file to write (.safetensors)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
-    args = common.parse(parser, argv)
+    args = common.parse(make_parser(), argv)
     if args.data_dir is None:
         raise InputError("there are no images to train on: give --data-dir a folder with one subfolder for each class")
     common.check_output_file(args.output, args.overwrite)
 
-    from vitoats.evaluate.probe import train_linear_head
+    import torch
+
+    from vitoats.evaluate.features import MOST_LAYERS
+    from vitoats.evaluate.knn import knn_predict
+    from vitoats.evaluate.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
     from vitoats.models.heads import HeadInfo, save_head
 
     common.set_threads(args.threads)
     start = time.perf_counter()
     loaded = common.load(args, with_head=False)
-    layers = args.head_layers or 1
+    depth = min(MOST_LAYERS, len(loaded.timm_model.blocks))
+    layers = [args.head_layers] if args.head_layers else [n for n in (1, MOST_LAYERS) if n <= depth]
+    if layers[0] > depth:
+        raise InputError(f"{args.model} has {depth} blocks: leave --head-layers out")
+    rates = tuple(args.learning_rates or LEARNING_RATES)
+    schedule = None if args.solver == "lbfgs" else Schedule(rates, args.epochs, args.train_batch_size, args.seed)
 
-    x, y, classes = features_of(loaded, args, "train", args.nsamples, layers)
-    x_test, y_test, _ = features_of(loaded, args, "test", args.test_samples, layers)
-    weight, bias = train_linear_head(x, y, len(classes))
-    correct = int(((x_test @ weight.T + bias).argmax(dim=1) == y_test).sum())
-    info = HeadInfo(backbone=args.model, img_size=loaded.preprocessing.img_size, layers=layers, classes=classes)
+    features, classes, paths = features_of(loaded, args, "train", args.nsamples)
+    order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(args.seed))
+    n_held_out = round(args.held_out * len(order))
+    if not 0 < n_held_out < len(order):
+        raise InputError(f"{len(order)} images cannot be split to train and to pick the best: give more, or another --held-out")
+    train, held_out = features.rows(order[n_held_out:]), features.rows(order[:n_held_out])
+    with common.Bar("training", args.quiet) as bar:
+        candidates = try_heads(train, held_out, len(classes), layers, schedule, bar.update)
+    best = pick(candidates)
+    weight, bias = train_again(best, features, len(classes), schedule)
+
+    test, test_classes, test_paths = features_of(loaded, args, "test", args.test_samples)
+    if test_classes != classes:
+        raise InputError(f"{args.data_dir} has {len(classes)} classes to train on and {len(test_classes)} others to test on")
+    if paths and set(paths) & set(test_paths):
+        common.log.warning("%s has no test images of its own: the accuracy is that on training images", args.data_dir)
+    top1 = accuracy(test.select(best.layers, best.patch_mean) @ weight.T + bias, test.labels)
+    nearest = knn_predict(features.select(1, False), features.labels, test.select(1, False), args.knn)
+    img_size = loaded.preprocessing.img_size
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_head(args.output, weight, bias, info)
+    save_head(args.output, weight, bias, HeadInfo(loaded.source, img_size, best.layers, classes, best.patch_mean))
+    if not args.quiet:
+        print_candidates(candidates)
     return {
         "model": args.model,
         "head": str(args.output),
-        "layers": layers,
-        "top1": round(100 * correct / len(y_test), 4),
-        "n_train": len(y),
-        "n_images": len(y_test),
+        "layers": best.layers,
+        "patch_mean": best.patch_mean,
+        "learning_rate": best.learning_rate,
+        "top1": round(top1, 4),
+        "top1_held_out": round(best.top1, 4),
+        "top1_knn": round(100 * int((nearest == test.labels).sum()) / len(test.labels), 4),
+        "n_heads": len(candidates),
+        "n_train": len(features.labels),
+        "n_held_out": n_held_out,
+        "n_images": len(test.labels),
+        "img_size": img_size,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
 
 def features_of(
-    loaded: "LoadedModel", args: Namespace, split: str, wanted: int, layers: int
-) -> tuple["Tensor", "Tensor", tuple[str, ...]]:
-    """Features, labels and class names of images drawn at random from a split."""
+    loaded: "LoadedModel", args: Namespace, split: str, wanted: int | None
+) -> tuple["Features", tuple[str, ...], list[str]]:
+    """Features, class names and file names of a split's images, or of some of them, drawn at random."""
     import torch
 
     from vitoats.data.images import batches, open_images
-    from vitoats.evaluate.probe import extract_features
+    from vitoats.evaluate.features import cached, extract, fingerprint
 
-    dataset = open_images(args.data_dir, split, loaded.preprocessing.transform())
+    dataset: Any = open_images(args.data_dir, split, loaded.preprocessing.transform())
     if not dataset.classes:
         raise InputError("these images have no labels: training needs a folder with one subfolder for each class")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))[:wanted].tolist()
-    with common.Bar(f"features ({split})", args.quiet) as bar:
-        stream = batches(dataset, order, args.batch_size, args.workers)
-        x, y = extract_features(loaded.timm_model, stream, layers, lambda done: bar.update(done, len(order)))
-    return x, y, dataset.classes
+    backbone = loaded.timm_model.to(common.check_device(args.device))
+
+    def compute() -> "Features":
+        with common.Bar(f"features ({split})", args.quiet) as bar:
+            stream = batches(dataset, order, args.batch_size, args.workers)
+            return extract(backbone, stream, lambda done: bar.update(done, len(order)))
+
+    key = "" if args.cache is None else fingerprint(backbone, loaded.preprocessing, dataset, order)
+    paths = [dataset.paths[i] for i in order] if hasattr(dataset, "paths") else []
+    return cached(args.cache, key, compute), dataset.classes, paths
+
+
+def print_candidates(candidates: list[Any]) -> None:
+    """The best head of each choice of features, on stdout."""
+    from vitoats.evaluate.probe import pick
+    from vitoats.report.tables import print_table
+
+    kinds = sorted({(c.layers, c.patch_mean) for c in candidates})
+    best = [pick([c for c in candidates if (c.layers, c.patch_mean) == kind]) for kind in kinds]
+    print_table(
+        f"{len(candidates)} heads, the best of each kind on held-out training images",
+        ("layers", "patch mean", "learning rate", "top-1 %", "loss"),
+        [
+            (f"{c.layers}", "yes" if c.patch_mean else "no", f"{c.learning_rate or '-'}", f"{c.top1:.2f}", f"{c.loss:.4f}")
+            for c in best
+        ],
+    )
+
+
+def make_parser() -> common.ArgumentParser:
+    """The flags of train_linear_probe."""
+    parser = common.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
+    common.add_model_flags(parser)
+    common.add_data_flags(parser, batch_size=64)
+    common.add_compute_flags(parser)
+    add = parser.add_argument
+    add("--nsamples", type=common.positive, default=12000, metavar="N", help="training images, drawn at random")
+    add("--test-samples", type=common.positive, metavar="N", help="test images, drawn at random; all by default")
+    add("--held-out", type=share, default=0.1, metavar="X", help="share of the training images that picks the best head")
+    add("--solver", choices=("sgd", "lbfgs"), default="sgd", help="sgd is DINOv2's; lbfgs is one logistic regression")
+    add("--learning-rates", type=common.positive_number, nargs="+", metavar="X", help="a head for each; DINOv2's 13 by default")
+    add("--epochs", type=common.positive, default=10, metavar="N", help="passes over the images, 1000 steps at least")
+    add("--train-batch-size", type=common.positive, default=128, metavar="N", help="images in a step of the heads")
+    add("--knn", type=common.positive, default=20, metavar="K", help="neighbours of the baseline")
+    add("--cache", type=Path, metavar="DIR", help="keep the features there, and use those of an earlier run")
+    add("--output", "-o", type=Path, required=True, metavar="FILE", help="the head file to write (.safetensors)")
+    add("--overwrite", action="store_true", help="replace the file if it exists")
+    return parser
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1, for argparse."""
+    return common.percentage(text) if float(text) < 1 else common.percentage("100")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import vitoats.torchvision_ops  # noqa: F401  (before torchvision)
+import vitoats.torchvision_ops  # noqa: F401  (before timm and torchvision)
 from vitoats.errors import InputError
 
-from torch.utils.data import DataLoader, Dataset  # isort: skip
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset  # isort: skip
+from timm.utils.misc import natural_key  # isort: skip
 from torchvision.datasets.folder import IMG_EXTENSIONS  # isort: skip
 
 log = logging.getLogger("vitoats")
@@ -27,7 +28,7 @@ SAMPLE_FILE = Path(__file__).parent / "fashion_mnist_sample.npz"
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-SPLIT_FOLDERS = {"train": ("train",), "test": ("val", "validation", "test")}
+SPLIT_FOLDERS = {"train": ("train",), "test": ("val", "validation", "valid", "eval", "evaluation", "test")}
 IDX_FILES = {"train": "train", "test": "t10k"}
 FEWEST_IMAGES = 16  # a calibration set that came out smaller than asked for must have this many
 NAMED_FILES = 3  # how many of the files that were left out are named
@@ -106,6 +107,15 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
         if (root / name).is_dir():
             root = root / name
             break
+    return image_folder(root, transform)
+
+
+def image_folder(root: Path, transform: Callable) -> ImageFiles:
+    """Opens a folder with one subfolder for each class, or a flat one.
+
+    Raises:
+        InputError: no images in it.
+    """
     classes, paths, labels, ignored = _walk(root)
     if ignored:
         log.warning("files left out in %s, no images by their name: %d (%s)", root, len(ignored), _some(ignored))
@@ -141,23 +151,28 @@ def read_idx(path: Path, header: int, shape: tuple[int, ...] = ()) -> np.ndarray
 
 
 def _walk(root: Path) -> tuple[tuple[str, ...], list[str], list[int], list[str]]:
-    """Lists images in order: classes (empty for a flat folder), paths, labels, and the files that are no images."""
-    classes = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")))
-    paths, labels, ignored = [], [], []
+    """Lists images in order: classes (empty for a flat folder), paths, labels, and the files that are no images.
+
+    Order is timm's, in which class2 comes before class10.
+    """
+    folders_found = (e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    classes = tuple(sorted(folders_found, key=lambda name: (natural_key(name), name)))
+    found: list[tuple[str, int]] = []
+    ignored: list[str] = []
     for label, folder in enumerate(classes or ("",)):
         for parent, folders, files in os.walk(root / folder, followlinks=True):
             folders.sort()
             for file in sorted(files):
                 path = os.path.join(parent, file)
                 if file.lower().endswith(IMG_EXTENSIONS):
-                    paths.append(path)
-                    labels.append(label)
+                    found.append((path, label))
                 else:
                     ignored.append(path)
-    if not paths and classes:  # images beside unrelated folders
+    if not found and classes:  # images beside unrelated folders
         flat = [e.path for e in os.scandir(root) if e.is_file() and e.name.lower().endswith(IMG_EXTENSIONS)]
-        return (), sorted(flat), [], ignored
-    return classes, paths, labels, ignored
+        return (), sorted(flat, key=natural_key), [], ignored
+    found.sort(key=lambda item: natural_key(item[0]))
+    return classes, [path for path, _ in found], [label for _, label in found], ignored
 
 
 def _some(names: list[str]) -> str:
@@ -171,10 +186,24 @@ def _collate(items: list) -> tuple[Tensor, Tensor, list[Unreadable]]:
     return images, torch.tensor([label for _, label in good]), [i for i in items if isinstance(i, Unreadable)]
 
 
-def batches(dataset: ImageDataset, order: list[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(dataset: Dataset, order: Iterable[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (images [b, 3, h, w], labels [b]) in the given order; files that cannot be read are named, counted and skipped."""
+    whole = BatchSampler(order, batch_size, drop_last=False)
+    yield from given_batches(dataset, whole, workers)
+
+
+def given_batches(dataset: Dataset, indices: Iterable[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Like ``batches``, with the indices of each batch given."""
+    yield from _readable(DataLoader(dataset, batch_sampler=indices, num_workers=workers, collate_fn=_collate))
+
+
+def stream_batches(dataset: IterableDataset, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Like ``batches``, of images that come in an order of their own; more than one reader would mix it."""
+    yield from _readable(DataLoader(dataset, batch_size=batch_size, num_workers=min(workers, 1), collate_fn=_collate))
+
+
+def _readable(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     unreadable: list[Unreadable] = []
-    loader = DataLoader(dataset, batch_size=batch_size, sampler=order, num_workers=workers, collate_fn=_collate)
     try:
         for images, labels, bad in loader:
             for item in bad:

@@ -74,7 +74,7 @@ def outcome(
         features.append(found)
         return logits
 
-    counted = evaluate(predict, batches, n_classes, progress)
+    counted = evaluate(predict, batches, n_classes, lambda counts: progress(counts.n_images))
     return Outcome(torch.cat(features).numpy(), np.array(counted.hits1), np.array(counted.hits5))
 
 

@@ -1,14 +1,18 @@
 """What is evaluated: a torch model or an ONNX file, behind one face."""
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from vitoats.checkpoint import WEIGHTS
 from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError
 from vitoats.evaluate.accuracy import Predict
-from vitoats.layers import parameter_count
+from vitoats.layers import compressed_counts, parameter_count
 from vitoats.models.loading import LoadedModel
 from vitoats.models.names import EMBEDDED
 from vitoats.runtime.inference import metadata, session
@@ -23,16 +27,36 @@ class Target:
         preprocessing: its own.
         param_count: kept parameters in millions (``vitoats.layers.parameter_count``), None where unknown.
         embedded: whether the embedded sample is its test set.
+        compression: share of the block weights that was removed, nnz and rank_params (``vitoats.layers.compressed_counts``),
+            None where it does not apply.
+        file_mb: of the file with its weights, None where there is none of its own.
+        classes: class names in the order of the outputs, where its head says them.
     """
 
     predict: Predict
     preprocessing: Preprocessing
     param_count: float | None
     embedded: bool
+    compression: dict[str, Any]
+    file_mb: float | None
+    classes: tuple[str, ...] = ()
 
 
-def torch_target(loaded: LoadedModel, device: str) -> Target:
+def _compression(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: source.get(key) for key in ("compression", "nnz", "rank_params")}
+
+
+def _megabytes(path: Path) -> float | None:
+    return round(path.stat().st_size / 1e6, 3) if path.is_file() else None
+
+
+def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None = None) -> Target:
     """A torch model on a device.
+
+    Args:
+        loaded: the model.
+        device: where it runs.
+        amp_dtype: run it under torch's autocast in this type.
 
     Raises:
         InputError: it has no classifier.
@@ -40,15 +64,25 @@ def torch_target(loaded: LoadedModel, device: str) -> Target:
     if not loaded.n_classes:
         raise InputError(f"{loaded.name} has no classifier: give it one with --head FILE")
     model = loaded.model.to(device)
+    folder = Path(loaded.name)
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        kind = torch.device(device).type
+        with contextlib.nullcontext() if amp_dtype is None else torch.autocast(kind, amp_dtype):
+            return model(images.to(device))
+
     return Target(
-        lambda images: model(images.to(device)),
+        predict,
         loaded.preprocessing,
         round(parameter_count(model) / 1e6, 2),
-        loaded.about.get("model", loaded.name) == EMBEDDED,
+        loaded.source == EMBEDDED,
+        _compression(loaded.about | compressed_counts(model)),
+        _megabytes(folder / WEIGHTS),
+        loaded.classes,
     )
 
 
-def onnx_target(path: str, crop_mode: str | None, threads: int) -> Target:
+def onnx_target(path: str, threads: int) -> Target:
     """An ONNX file in ONNX Runtime; preprocessing comes from its metadata.
 
     Raises:
@@ -62,11 +96,17 @@ def onnx_target(path: str, crop_mode: str | None, threads: int) -> Target:
         raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
     if not described.get("n_classes"):
         raise InputError(f"{path} gives features, not logits: export it with a classifier (--head)")
-    if crop_mode is not None:
-        preprocessing = preprocessing.with_crop_mode(crop_mode)
     name = opened.get_inputs()[0].name
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.asarray(opened.run(None, {name: images.numpy()})[0]))
 
-    return Target(predict, preprocessing, described.get("param_count"), described.get("model") == EMBEDDED)
+    return Target(
+        predict,
+        preprocessing,
+        described.get("param_count"),
+        described.get("model") == EMBEDDED,
+        _compression(described),
+        _megabytes(Path(path)),
+        tuple(described.get("classes", ())),
+    )

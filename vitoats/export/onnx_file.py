@@ -20,7 +20,7 @@ from vitoats.errors import InputError, RunError
 from vitoats.export.gelu import gelu
 from vitoats.export.layers import ExportedSparseLowRankLinear
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
-from vitoats.layers import compressed_layers, parameter_count, replace_module
+from vitoats.layers import compressed_counts, compressed_layers, parameter_count, replace_module
 from vitoats.models.loading import LoadedModel
 from vitoats.runtime.inference import METADATA_KEY
 
@@ -77,7 +77,9 @@ def export_onnx(
     described = {
         "preprocessing": loaded.preprocessing.to_dict(),
         "n_classes": loaded.n_classes,
+        **({"classes": loaded.classes} if loaded.classes else {}),
         "param_count": round(parameter_count(loaded.model) / 1e6, 2),
+        **compressed_counts(loaded.model),
         "form": form,
         **(about or {}),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},

@@ -16,6 +16,7 @@ from vitoats.errors import InputError
 from vitoats.models import embedded
 from vitoats.models.heads import LinearHeadClassifier, attach_head
 from vitoats.models.names import DINOV2, EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
+from vitoats.models.positions import set_image_size
 from vitoats.models.weights import announce_fetch, cannot_fetch, check_folder, hub_folder, one_line, read_weights
 
 import timm  # isort: skip
@@ -43,9 +44,19 @@ class LoadedModel:
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def source(self) -> str:
+        """The name of the model before it was compressed; ``name`` where it was not."""
+        return self.about.get("model", self.name)
+
+    @property
     def timm_model(self) -> Any:
         """The timm model inside: ``model`` itself, or the backbone under a linear head."""
         return self.model.backbone if isinstance(self.model, LinearHeadClassifier) else self.model
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs; empty where its head does not say them."""
+        return self.model.info.classes if isinstance(self.model, LinearHeadClassifier) else ()
 
     @property
     def n_classes(self) -> int:
@@ -63,6 +74,7 @@ def load_model(
     head: Path | None = None,
     head_layers: int | None = None,
     with_head: bool = True,
+    pos_resample: str | None = None,
 ) -> LoadedModel:
     """Loads a model by name.
 
@@ -76,6 +88,8 @@ def load_model(
         head: a linear head file for a backbone without one.
         head_layers: for a head file that does not say how many layers it takes.
         with_head: put the linear head that belongs to ``dinov2s_derived`` or to a folder on the backbone.
+        pos_resample: how the position embedding is resized (``vitoats.models.positions``): "official" by default for
+            hub-style DINOv2 names, "timm" for others.
 
     Raises:
         InputError: unknown name, weights that are missing or do not fit, or settings the model does not take.
@@ -86,7 +100,7 @@ def load_model(
         raise InputError(f"an image of {img_size} px cannot be: give --img-size a positive number")
     own_head = None
     if ("/" in name and not name.startswith(("hf-hub:", "local-dir:"))) or Path(name).is_dir():
-        _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights)
+        _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights, pos_resample)
         loaded = _load_folder(Path(name), img_size)
         own_head = Path(name) / "head.safetensors"
     elif folder := _hub_folder(name, checkpoint, random_weights):
@@ -94,12 +108,13 @@ def load_model(
         loaded.name, loaded.weights = name, f"{name.removeprefix('hf-hub:')}{ON_HUB}"
         own_head = folder / "head.safetensors"
     elif name == EMBEDDED:
-        _refuse_other_weights(f"{EMBEDDED} has its own weights (other ones go with dinov2_vits14)", checkpoint, random_weights)
+        reason = f"{EMBEDDED} has its own weights (other ones go with dinov2_vits14)"
+        _refuse_other_weights(reason, checkpoint, random_weights, pos_resample)
         size = img_size or EMBEDDED_IMG_SIZE
         loaded = LoadedModel(name, embedded.load_backbone(size), Preprocessing(img_size=size, crop_pct=1.0), _EMBEDDED_WEIGHTS)
         own_head = EMBEDDED_HEAD
     else:
-        loaded = _load_timm(name, checkpoint, random_weights, img_size)
+        loaded = _load_timm(name, checkpoint, random_weights, img_size, pos_resample)
     if crop_mode is not None:
         loaded.preprocessing = loaded.preprocessing.with_crop_mode(crop_mode)
     _check_finite(loaded)
@@ -108,7 +123,8 @@ def load_model(
     if head is not None:
         if loaded.n_classes:
             raise InputError(f"{name} has a classifier of its own: leave --head out")
-        loaded.model = attach_head(loaded.timm_model, head, head_layers)
+        size = loaded.preprocessing.img_size
+        loaded.model = attach_head(loaded.timm_model, head, head_layers, source=loaded.source, img_size=size)
     loaded.model.eval().requires_grad_(False)
     return loaded
 
@@ -116,9 +132,11 @@ def load_model(
 _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {embedded.PACKAGE_VERSION}"
 
 
-def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: bool) -> None:
-    if checkpoint is not None or random_weights:
-        raise InputError(f"{reason}: leave --{'checkpoint' if checkpoint is not None else 'random-weights'} out")
+def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: bool, pos_resample: str | None) -> None:
+    given = {"checkpoint": checkpoint is not None, "random-weights": random_weights, "pos-resample": pos_resample is not None}
+    for flag, is_given in given.items():
+        if is_given:
+            raise InputError(f"{reason}: leave --{flag} out")
 
 
 def _hub_folder(name: str, checkpoint: Path | None, random_weights: bool) -> Path | None:
@@ -147,12 +165,16 @@ def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
     return loaded
 
 
-def _load_timm(name: str, checkpoint: Path | None, random_weights: bool, img_size: int | None) -> LoadedModel:
+def _load_timm(
+    name: str, checkpoint: Path | None, random_weights: bool, img_size: int | None, pos_resample: str | None
+) -> LoadedModel:
     named = DINOV2.get(name)
     timm_name = named.timm_name if named else name
     img_size = img_size or (named.img_size if named else None)
+    way = pos_resample or ("official" if named else "timm")
     _check_name(name, timm_name, needs_weights=not random_weights and checkpoint is None)
-    kwargs = {} if img_size is None else {"img_size": img_size}
+    # timm resizes positions as it loads them; to do it in another way, they are loaded at their own size first
+    kwargs = {} if img_size is None or way != "timm" else {"img_size": img_size}
     try:
         if random_weights:
             weights = "random weights"
@@ -161,7 +183,10 @@ def _load_timm(name: str, checkpoint: Path | None, random_weights: bool, img_siz
                 model = timm.create_model(timm_name, pretrained=False, **kwargs)
         elif checkpoint is not None:
             weights = str(checkpoint)
-            model = _create_with(timm_name, read_weights(checkpoint), kwargs)
+            state = read_weights(checkpoint)
+            model = _create_with(timm_name, state, kwargs)
+            if way != "timm" and img_size is not None:
+                _check_positions(checkpoint, state, model)
         else:
             weights = announce_fetch(name, timm_name, named)
             model = timm.create_model(timm_name, pretrained=True, **kwargs)
@@ -174,8 +199,15 @@ def _load_timm(name: str, checkpoint: Path | None, random_weights: bool, img_siz
     except (RuntimeError, KeyError, ValueError, AssertionError, TypeError, ZeroDivisionError) as error:
         raise InputError(_explain(name, checkpoint, img_size, error)) from None
     _check_img_size(name, model, img_size)
-    args = kwargs | ({"crop_pct": named.crop_pct} if named else {})
-    return LoadedModel(name, model, Preprocessing.from_timm(resolve_input_data_config(model, args=args)), weights)
+    if way != "timm" and img_size is not None:
+        if getattr(model, "pos_embed", None) is None or not hasattr(model, "no_embed_class"):
+            raise InputError(f"{name} has no position embedding of its own to resize: leave --pos-resample out")
+        set_image_size(model, img_size, way)
+        weights += f", positions resized as in {way}"
+    args = ({} if img_size is None else {"img_size": img_size}) | ({"crop_pct": named.crop_pct} if named else {})
+    return LoadedModel(
+        name, model, Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True)), weights
+    )
 
 
 def _create_with(timm_name: str, state: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> nn.Module:
@@ -251,6 +283,17 @@ def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if img_size is not None and patch and img_size % patch[0]:
         raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change --img-size")
+
+
+def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: Any) -> None:
+    """Refuses weights whose position embedding was resized already: what follows would resize it a second time."""
+    patches = model.patch_embed.num_patches
+    held = state["pos_embed"].shape[1] if "pos_embed" in state and state["pos_embed"].ndim == 3 else patches
+    if held not in (patches, patches + 1, patches + model.num_prefix_tokens):
+        raise InputError(
+            f"{checkpoint} holds {held} positions, not those of {patches} patches, so it was resized already: "
+            f"use --pos-resample timm"
+        )
 
 
 def _check_finite(loaded: LoadedModel) -> None:

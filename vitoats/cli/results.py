@@ -1,0 +1,33 @@
+"""The file that --results-file names."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from vitoats.errors import RunError
+
+
+def write_results(path: Path, kind: str | None, result: dict[str, Any], line: str) -> None:
+    """Writes a command's result.
+
+    Args:
+        path: where to.
+        kind: "json" or "csv"; by the file's ending where None, and json where that says nothing.
+        result: its columns; in CSV a list becomes its JSON text, None an empty cell.
+        line: the same as a line of JSON.
+
+    Raises:
+        RunError: it cannot be written; the line is printed then.
+    """
+    try:
+        with path.open("w", newline="") as file:
+            if (kind or path.suffix.lstrip(".")) == "csv":
+                writer = csv.DictWriter(file, result, lineterminator="\n")
+                writer.writeheader()
+                writer.writerow({k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in result.items()})
+            else:
+                file.write(line + "\n")
+    except OSError as error:
+        print(line, flush=True)
+        raise RunError(f"{path} cannot be written ({error.strerror}): give another --results-file") from None

@@ -1,0 +1,274 @@
+"""Labelled images to evaluate on, named as timm names them: a folder, a .tar file, or a data set of ``create_dataset``.
+
+Images come in timm's order and with timm's labels. A file that cannot be read is named and left out; timm puts the next image
+in its place. Nothing is downloaded but by ``hfds/``, ``hfids/``, ``tfds/`` and ``wds/``, which is said.
+"""
+
+import importlib.util
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+import vitoats.torchvision_ops  # noqa: F401  (before timm)
+from vitoats.data.images import SAMPLE, ImageDataset, ImageFiles, Unreadable, image_folder, open_images
+from vitoats.errors import InputError
+
+from timm.data import IterableImageDataset, create_dataset  # isort: skip
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar  # isort: skip
+from torch.utils.data import Dataset, IterableDataset  # isort: skip
+
+log = logging.getLogger("vitoats")
+
+TRAIN_SPLITS = ("train", "training")
+TEST_SPLITS = ("validation", "val", "valid", "eval", "evaluation", "test")
+FETCHED = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}  # by which package
+
+
+class ReadImages(Dataset):
+    """Images of a timm reader or a torchvision data set; an item is (image tensor, label) or ``Unreadable``."""
+
+    def __init__(self, source: Any, names: list[str], classes: tuple[str, ...], transform: Callable, labelled: bool = True):
+        self.source, self.paths, self.classes, self.transform = source, names, classes, transform
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
+        try:
+            image, label = self.source[index]
+            with image if isinstance(image, Image.Image) else Image.open(image) as opened:
+                pixels = opened.convert("RGB")
+            return self.transform(pixels), int(label) if self.labelled and label is not None else -1
+        except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
+            name = self.paths[index] if self.paths else f"image {index}"
+            return Unreadable(name, str(error) or type(error).__name__)
+
+
+class StreamedImages(IterableDataset):
+    """Images that come one after the other, of unknown number; an item is (image tensor, label)."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, source: IterableDataset, length: int | None):
+        self.source, self.length = source, length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return itertools.islice(self.source, self.length)
+
+
+class Relabelled(Dataset):
+    """Images with several right labels each, in rows of equal length filled up with -1."""
+
+    def __init__(self, dataset: Any, rows: list[list[int]]):
+        self.dataset, self.rows, self.classes = dataset, rows, ()
+        self.paths = dataset.paths
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[int]] | Unreadable:
+        item = self.dataset[index]
+        return item if isinstance(item, Unreadable) else (item[0], self.rows[index])
+
+
+class Renumbered(Dataset):
+    """Images whose label i became ``labels[i]``."""
+
+    def __init__(self, dataset: Any, labels: list[int], classes: tuple[str, ...]):
+        self.dataset, self.labels, self.classes = dataset, labels, classes
+        self.paths = getattr(dataset, "paths", [])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
+        item = self.dataset[index]
+        return item if isinstance(item, Unreadable) else (item[0], self.labels[item[1]] if item[1] >= 0 else -1)
+
+
+def open_labelled(
+    data_dir: str | None,
+    transform: Callable,
+    *,
+    dataset: str = "",
+    split: str = "validation",
+    class_map: Path | None = None,
+    num_samples: int | None = None,
+) -> ImageDataset | ReadImages | StreamedImages:
+    """Opens images for evaluation.
+
+    Args:
+        data_dir: what ``open_images`` takes, or a .tar file (of images in class folders, or of one .tar for each class);
+            where a named data set lies or is cached.
+        transform: PIL image to tensor.
+        dataset: "" for ``data_dir`` itself, or a name that timm's ``create_dataset`` takes, such as torch/cifar10.
+        split: validation, train, or the name of a split or folder.
+        class_map: a text file with one class name on each line, in the order of the model's outputs; images of other
+            classes are left out.
+        num_samples: how many images of a stream (``wds/``, ``tfds/``, ``hfids/``) to take.
+
+    Raises:
+        InputError: there are no such images, or they cannot be had in this way.
+    """
+    known = None if class_map is None else read_class_map(class_map)
+    kind = dataset.partition("/")[0].lower()
+    if kind not in ("", "torch", *FETCHED):
+        raise InputError(f"unknown kind of data set {dataset!r}: use torch/, hfds/, hfids/, tfds/ or wds/ with a name")
+    if kind:
+        return _named(dataset, kind, data_dir, split, known, num_samples, transform)
+    if data_dir is None:
+        raise InputError("there are no images to evaluate: give --data-dir a folder with one subfolder for each class")
+    if data_dir.endswith(".tar") and os.path.isfile(data_dir):
+        try:
+            reader = ReaderImageInTar(data_dir, class_map=known, cache_tarinfo=False)  # its cache would be a pickle
+        except Exception as error:  # tarfile's, and unpacking of nothing
+            raise InputError(f"{data_dir} holds no images that can be read ({error}): give --data-dir another file") from None
+        classes = _names(reader.class_name_to_idx)
+        labelled = classes != ("",)  # or else the images lie in no folder
+        return ReadImages(reader, reader.filenames(), classes if labelled else (), transform, labelled)
+    root = Path(data_dir)
+    own = "train" if split in TRAIN_SPLITS else "test"
+    if data_dir != SAMPLE and split not in TRAIN_SPLITS and (root / split).is_dir():
+        found: ImageDataset = image_folder(root / split, transform)
+    elif split in TRAIN_SPLITS + TEST_SPLITS:
+        found = open_images(data_dir, own, transform)
+    else:
+        raise InputError(f"{data_dir} has no split {split!r}: give --split a folder in it")
+    if known is None:
+        return found
+    if not isinstance(found, ImageFiles) or not found.labels:
+        raise InputError(f"{data_dir} has no class folders: leave --class-map out")
+    kept = [i for i, label in enumerate(found.labels) if found.classes[label] in known]
+    if not kept:
+        raise InputError(f"{class_map} names none of the classes in {data_dir}: give --class-map the file of these images")
+    labels = [known[found.classes[found.labels[i]]] for i in kept]
+    return ImageFiles([found.paths[i] for i in kept], labels, _names(known), transform)
+
+
+def with_classes_of_model(dataset: Any, known: tuple[str, ...]) -> Any:
+    """Labels as the model numbers them, for images of some of its classes or in another order.
+
+    Args:
+        dataset: images with class names.
+        known: the model's class names in the order of its outputs, empty where nobody knows them.
+
+    Raises:
+        InputError: the model knows other classes, and not as many.
+    """
+    if not known or not dataset.classes or dataset.classes == known:
+        return dataset
+    if set(dataset.classes) <= set(known):
+        return Renumbered(dataset, [known.index(name) for name in dataset.classes], known)
+    if len(dataset.classes) != len(known):
+        other = next(name for name in dataset.classes if name not in known)
+        raise InputError(
+            f"the images come in {len(dataset.classes)} classes, but the model knows {len(known)}, "
+            f"and {other!r} is none of them: use images of its classes, or another --head"
+        )
+    log.warning("the classes of the images have other names than those of the head: folder i is taken for class i")
+    return dataset
+
+
+def _named(
+    dataset: str,
+    kind: str,
+    root: str | None,
+    split: str,
+    class_map: dict[str, int] | None,
+    num_samples: int | None,
+    transform: Callable,
+) -> ReadImages | StreamedImages:
+    if kind == "torch" and class_map is not None:
+        raise InputError(f"{dataset} has its own classes: leave --class-map out")
+    if kind == "torch" and root is None:
+        raise InputError(f"nothing is downloaded for {dataset}: give --data-dir the folder where it lies")
+    if kind in FETCHED:
+        if importlib.util.find_spec(FETCHED[kind]) is None:
+            raise InputError(f"{dataset} is read by the package {FETCHED[kind]}, which is not installed: pip install it")
+        log.info("opening %s; the package %s may download it", dataset, FETCHED[kind])
+    try:
+        found = create_dataset(dataset, root, split, class_map=class_map, num_samples=num_samples, download=kind in FETCHED)
+    except Exception as error:  # every kind fails in its own way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"the data set {dataset} cannot be opened ({reason}): check --dataset, --split, --data-dir") from None
+    if isinstance(found, IterableImageDataset):
+        found.transform = transform
+        return StreamedImages(found, num_samples)
+    source = getattr(found, "reader", found)
+    names = source.filenames() if hasattr(source, "filenames") else [path for path, _ in getattr(found, "samples", [])]
+    classes = getattr(source, "class_to_idx", None) or {name: i for i, name in enumerate(getattr(found, "classes", ()))}
+    return ReadImages(source, names, _names(classes), transform)
+
+
+def _names(class_to_idx: dict[str, int]) -> tuple[str, ...]:
+    """Class names in order of their indices."""
+    return tuple(sorted(class_to_idx, key=class_to_idx.__getitem__))
+
+
+def read_class_map(path: Path) -> dict[str, int]:
+    """Reads class names, one on each line, as indices by name.
+
+    Raises:
+        InputError: no such file, or it is no text; pickles are never read.
+    """
+    if path.suffix != ".txt":
+        raise InputError(f"{path} is no .txt file: give --class-map a text file with one class name on each line")
+    lines = [line.strip() for line in _read(path, "--class-map").rstrip().split("\n")]
+    return {name: i for i, name in enumerate(lines)}
+
+
+def read_valid_labels(path: Path) -> list[int]:
+    """Reads indices of the model's outputs, one on each line: output ``valid[i]`` stands for class i of the images.
+
+    Raises:
+        InputError: no such file, or other things in it.
+    """
+    try:
+        return [int(line) for line in _read(path, "--valid-labels").split()]
+    except ValueError as error:
+        raise InputError(f"{path} holds more than whole numbers ({error}): give --valid-labels one index a line") from None
+
+
+def with_real_labels(dataset: Any, path: Path) -> tuple[Relabelled, list[int]]:
+    """Gives images of ImageNet's validation set the labels of "Are we done with ImageNet?" (Beyer et al., arXiv 2006.07159).
+
+    Args:
+        dataset: images whose files have their original names, ILSVRC2012_val_00000001.JPEG.
+        path: the authors' real.json, a list with the labels of each image.
+
+    Returns:
+        the relabelled images, and the indices of those that have a label at all: only they count.
+
+    Raises:
+        InputError: the file is no such list, or an image is none of its images.
+    """
+    try:
+        labels = json.loads(_read(path, "--real-labels"))
+        assert isinstance(labels, list)
+        assert all(isinstance(row, list) and all(isinstance(i, int) for i in row) for row in labels)
+    except (ValueError, AssertionError):
+        raise InputError(f"{path} is no list of labels for each image: give --real-labels the file real.json") from None
+    width = max(map(len, labels), default=0)
+    by_name = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": row for i, row in enumerate(labels)}
+    names = [os.path.basename(name) for name in getattr(dataset, "paths", [])]
+    unknown = next((name for name in names if name not in by_name), None)
+    if unknown is not None or not names:
+        raise InputError(f"{path} has no label for the image {unknown or 1}: --real-labels is for ImageNet's validation images")
+    rows = [by_name[name] + [-1] * (width - len(by_name[name])) for name in names]
+    return Relabelled(dataset, rows), [i for i, name in enumerate(names) if by_name[name]]
+
+
+def _read(path: Path, flag: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"{path} cannot be read ({reason}): give {flag} another file") from None
