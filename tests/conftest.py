@@ -23,6 +23,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    """Measurements of tests do not go into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def make_tiny() -> torch.nn.Module:
     """A ViT with random weights that differ from block to block: 3 blocks, width 48, 32 px, 4 classes."""
     torch.manual_seed(0)

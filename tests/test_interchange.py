@@ -321,7 +321,7 @@ def test_the_card_says_what_was_measured(folders, tiny_folder, form, library):
     for key, word in (("parameters", "parameters"), ("nonzeros", "non-zeros"), ("bytes", "bytes")):
         assert f"| {word} | {about['counts_before'][key]:,} | {about['counts'][key]:,} |" in card
     assert f"{about['compression']:.2%} of the weights of 12 linear layers" in card
-    assert "8 of 20 images of flat0, seed 42" in card
+    assert "8 images, of 20 of flat0, seed 42" in card
     assert "iterations 3" in card
     assert f"timm {timm.__version__}" in card
     assert "`head`" in card

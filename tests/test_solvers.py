@@ -23,7 +23,7 @@ from vitoats.methods.statistics import InputStatistics
 from vitoats.methods.svd import SVDConfig, svd
 from vitoats.methods.wanda import WandaConfig, wanda
 
-SPARSE = sorted(METHODS.keys() - {"svd", "oats"})
+SPARSE = sorted(METHODS.keys() - {"svd", "oats", "oats-h"})
 PATTERNS = ["row", "layer", "1x2", "1x4", "2:4", "1:4", "5:8"]
 
 

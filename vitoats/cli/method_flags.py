@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vitoats.methods.registry import Method, Recipe, StructuralMethod
 
 METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
+CLOSED_DOMAIN_DAMPING = 0.1  # where a method that mixes images is told not to: damping stands in a little for the mix
 RECIPE_FLAGS = ("target", "refit_bias", "allocation", "calibration_mix")
 
 
@@ -107,7 +108,7 @@ def refuse_layer_flags(args: Namespace) -> None:
 
 
 def make_config(args: Namespace, method: "Method | StructuralMethod") -> Any:
-    """The method's config: flags that were given, then --method-options, then the method's own defaults.
+    """The method's config: flags that were given, then --method-options, then what suits the mix, then the method's defaults.
 
     Raises:
         InputError: the method has no such setting, or its value is wrong.
@@ -119,6 +120,9 @@ def make_config(args: Namespace, method: "Method | StructuralMethod") -> Any:
             if name not in defaults:
                 raise InputError(f"the method {args.method} takes no --{name.replace('_', '-')}: leave it out")
             given[name] = getattr(args, name)
+    closed_domain = method.recipe.calibration_mix != "none" and make_recipe(args, method).calibration_mix == "none"
+    if closed_domain and "damping" in defaults:
+        given["damping"] = CLOSED_DOMAIN_DAMPING
     if "seed" in defaults:
         given["seed"] = args.seed
     for item in args.method_options.split(",") if args.method_options else []:

@@ -127,9 +127,9 @@ class Fidelity:
         self.before = self._features(model)
 
     def errors(self, model: Any) -> dict[str, float]:
-        """The relative error of the features since then, for each set."""
+        """The relative error of the features since then, for each set of which images can be read."""
         now = self._features(model)
-        return {name: relative_error(now[name], self.before[name]) for name in self.datasets}
+        return {name: relative_error(now[name], before) for name, before in self.before.items()}
 
     @torch.inference_mode()
     def _features(self, model: Any) -> dict[str, np.ndarray]:
@@ -139,7 +139,8 @@ class Fidelity:
             parts = []
             for images, _ in batches(dataset, list(range(len(dataset))), self.batch_size, self.workers):
                 parts.append(pooled(model, model.forward_features(images.to(device)), normed=True).float().cpu())
-            found[name] = torch.cat(parts).numpy()
+            if parts:
+                found[name] = torch.cat(parts).numpy()
         return found
 
 

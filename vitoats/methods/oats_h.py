@@ -70,7 +70,7 @@ class OATSHConfig(SparseLowRankConfig):
         check_damping(self.damping)
 
 
-RECIPE = Recipe(target="residual", refit_bias=True, allocation="uniform", calibration_mix="none")
+RECIPE = Recipe(target="residual", refit_bias=True, allocation="sensitivity", calibration_mix="synthetic")
 
 
 @register("oats-h", OATSHConfig, needs="full", recipe=RECIPE)
