@@ -104,9 +104,9 @@ def test_owl_by_hand(tiny):
 
 
 def test_outliers_by_hand(tiny):
-    """One weight of one layer made huge is the only outlier of its block."""
+    """One weight of the last layer made huge is the only outlier of its block."""
     images = torch.randn(8, 3, 32, 32)
-    tiny.blocks[1].mlp.fc1.weight.data[3, 7] = 1e8
+    tiny.blocks[1].mlp.fc2.weight.data[3, 7] = 1e8
     adapter, hidden = hidden_of(tiny, images)
     shares = outlier_shares(adapter, hidden)
     assert shares[1] == pytest.approx(1 / (12 * 48 * 48))

@@ -41,12 +41,15 @@ def test_alone_without_torchrun(monkeypatch):
 
 def test_counts_are_added_up():
     """For every process alike, also for one that had no batch."""
-    store, own = HashStore(), [Accuracy(5, 3, 4, [1, 2], 0.5), Accuracy(), Accuracy(7, 1, 6, [3], 2.0)]
+    store, own = (
+        HashStore(),
+        [Accuracy(5, 3, 4, predictions=[1, 2], seconds=0.5), Accuracy(), Accuracy(7, 1, 6, predictions=[3], seconds=2.0)],
+    )
     worlds = [World(rank, 3, store) for rank in range(3)]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda pair: pair[0].total(pair[1]), zip(worlds, own, strict=True)))
         list(pool.map(World.leave, worlds))
-    assert found == [Accuracy(12, 4, 10, one.predictions, 2.0) for one in own]
+    assert found == [Accuracy(12, 4, 10, predictions=one.predictions, seconds=2.0) for one in own]
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningRe
     common.check_output_folder(args.output, args.overwrite)
 
     from vitoats.checkpoint import WEIGHTS, save_checkpoint
+    from vitoats.layers import parameter_count
     from vitoats.structural import PruningReport
 
     start = time.perf_counter()
@@ -71,6 +72,8 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningRe
         "pattern": about["config"].get("pattern"),
         "format": args.format,
         **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
+        "param_count_before": round(about["counts_before"]["parameters"] / 1e6, 3),
+        "param_count": round(parameter_count(loaded.timm_model) / 1e6, 3),
         "gflops_before": round(about["flops_before"] / 1e9, 4),
         "gflops": round(about["flops"] / 1e9, 4),
         "n_images": report.n_images,
