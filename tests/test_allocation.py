@@ -10,6 +10,7 @@ from vitoats.allocation import sensitivity
 from vitoats.allocation.owl import outlier_shares, owl
 from vitoats.allocation.sensitivity import RATES, Sensitivity, allocate, cached, measure
 from vitoats.calibration import HiddenStates
+from vitoats.errors import InputError
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
 
@@ -29,7 +30,7 @@ def hidden_of(model, images):
 
 @pytest.mark.parametrize("compression", [0.3, 0.5, 0.6, 0.8])
 def test_budgets_add_up(compression):
-    budgets = allocate(LAYERS, compression)
+    budgets = allocate(LAYERS, (1 - compression) * 7000)
     removed = sum(s.parameters * budgets[s.name]["compression"] for s in LAYERS)
     assert removed / 7000 == pytest.approx(compression, abs=1e-9)
 
@@ -39,7 +40,7 @@ def test_the_split_is_the_best_on_a_grid(compression):
     def total(shares):
         return sum(np.exp(s.log_error(np.array([share])))[0] for s, share in zip(LAYERS, shares, strict=True))
 
-    budgets = allocate(LAYERS, compression)
+    budgets = allocate(LAYERS, (1 - compression) * 7000)
     found = total([1 - budgets[s.name]["compression"] for s in LAYERS])
     best = np.inf
     for a, b in product(np.arange(0.08, 0.95, 0.01), repeat=2):
@@ -47,6 +48,24 @@ def test_the_split_is_the_best_on_a_grid(compression):
         if 0.08 <= c <= 0.95:
             best = min(best, total([a, b, c]))
     assert found <= best * 1.01
+
+
+def test_any_cost_that_rises_can_be_the_budget():
+    """Bytes: four for each kept parameter, and a bit for each weight."""
+
+    def bytes_of(layer, kept):
+        return layer.parameters * (4 * kept + 1 / 8)
+
+    budgets = allocate(LAYERS, 16_000, bytes_of)
+    assert sum(bytes_of(s, 1 - budgets[s.name]["compression"]) for s in LAYERS) == pytest.approx(16_000)
+    same = allocate(LAYERS, (16_000 - 7000 / 8) / 4)  # a constant for each layer changes nothing
+    assert all(budgets[n]["compression"] == pytest.approx(same[n]["compression"], abs=0.01) for n in same)
+
+
+@pytest.mark.parametrize("budget", [10, 6900])
+def test_a_budget_out_of_range_is_refused(budget):
+    with pytest.raises(InputError, match="--allocation uniform"):
+        allocate(LAYERS, budget)
 
 
 def test_the_logarithm_is_linear_between_rates_and_beyond():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vitoats.calibration import HiddenStates
+from vitoats.errors import InputError
 from vitoats.evaluate.fidelity import pooled, relative_error
 from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.models.adapter import ModelAdapter
@@ -50,6 +51,9 @@ class Sensitivity:
         low = (logs[1] - logs[0]) / (measured[1] - measured[0])
         high = (logs[-1] - logs[-2]) / (measured[-1] - measured[-2])
         return inside + low * np.minimum(kept - measured[0], 0) + high * np.maximum(kept - measured[-1], 0)
+
+
+Cost = Callable[[Sensitivity, np.ndarray], np.ndarray]
 
 
 @torch.inference_mode()
@@ -95,34 +99,51 @@ def measure(
     return found
 
 
-def allocate(sensitivities: list[Sensitivity], compression: float) -> dict[str, dict[str, float]]:
-    """Splits a budget of parameters.
+def parameters(layer: Sensitivity, kept: np.ndarray) -> np.ndarray:
+    """Parameters of a layer at kept shares [g]."""
+    return layer.parameters * kept
+
+
+def allocate(sensitivities: list[Sensitivity], budget: float, cost: Cost = parameters) -> dict[str, dict[str, float]]:
+    """Splits a budget so that the layers' errors add up to the least.
 
     Args:
         sensitivities: of all layers.
-        compression: of the whole model.
+        budget: what all layers may cost together.
+        cost: what a layer costs at kept shares [g], rising with them.
 
     Returns:
-        budgets by layer name, of ``compression`` on average.
+        budgets by layer name, which cost ``budget`` together.
+
+    Raises:
+        InputError: the budget is too small for the layers, or they never cost as much.
     """
     kept = np.arange(LEAST_KEPT, MOST_KEPT + GRID / 2, GRID)  # [g]
     errors = np.exp([s.log_error(kept) for s in sensitivities])  # [layers, g]
-    sizes = np.array([s.parameters for s in sensitivities], dtype=float)
-    budget = (1 - compression) * sizes.sum()
-    low, high = 1e-30, 1e30  # multipliers, per parameter
+    costs = np.array([cost(s, kept) for s in sensitivities])  # [layers, g]
+    least, most = costs[:, 0].sum(), costs[:, -1].sum()
+    if not least <= budget <= most:
+        removed = 1 - np.array([MOST_KEPT, LEAST_KEPT])
+        raise InputError(
+            f"measured budgets remove {removed[0]:.0%} to {removed[1]:.0%} of each layer, which is not what was asked for: "
+            f"use --allocation uniform, or ask for something between"
+        )
+    low, high = 1e-30, 1e30  # multipliers
     for _ in range(200):
         middle = (low * high) ** 0.5
-        chosen = (errors + middle * sizes[:, None] * kept).argmin(axis=1)
-        low, high = (middle, high) if (kept[chosen] * sizes).sum() > budget else (low, middle)
-    shares = kept[(errors + high * sizes[:, None] * kept).argmin(axis=1)]
-    for _ in range(20):  # what the grid leaves over
-        over = budget - (shares * sizes).sum()
-        free = (shares < MOST_KEPT) if over > 0 else (shares > LEAST_KEPT)
-        if not free.any():
-            break
-        shares[free] += over / sizes[free].sum()
-        shares = shares.clip(LEAST_KEPT, MOST_KEPT)
-    return {s.name: {"compression": 1 - float(share)} for s, share in zip(sensitivities, shares, strict=True)}
+        chosen = (errors + middle * costs).argmin(axis=1)[:, None]
+        low, high = (middle, high) if np.take_along_axis(costs, chosen, axis=1).sum() > budget else (low, middle)
+    shares = kept[(errors + high * costs).argmin(axis=1)]
+
+    def moved(shift: float) -> np.ndarray:
+        return (shares + shift).clip(LEAST_KEPT, MOST_KEPT)
+
+    low, high = -1.0, 1.0  # what the grid leaves over goes to all layers alike
+    for _ in range(60):
+        middle = (low + high) / 2
+        total = sum(cost(s, share) for s, share in zip(sensitivities, moved(middle), strict=True))
+        low, high = (low, middle) if total > budget else (middle, high)
+    return {s.name: {"compression": 1 - float(share)} for s, share in zip(sensitivities, moved(low), strict=True)}
 
 
 def cached(key: str, make: Callable[[], list[Sensitivity]]) -> list[Sensitivity]:

@@ -58,4 +58,4 @@ def make_budgets(
             fingerprint(model, settings),
             lambda: measure(adapter, hidden(), measured_with, lambda i, what: bar.update(i, n_blocks, what)),
         )
-    return allocate(sensitivities, compression)
+    return allocate(sensitivities, (1 - compression) * sum(s.parameters for s in sensitivities))
