@@ -8,7 +8,7 @@ import torch
 
 from vitoats.allocation import sensitivity
 from vitoats.allocation.owl import outlier_shares, owl
-from vitoats.allocation.sensitivity import RATES, Sensitivity, allocate, cached, measure
+from vitoats.allocation.sensitivity import RATES, Sensitivity, allocate, cached, check_compression, measure
 from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
 from vitoats.methods.oats_h import OATSHConfig
@@ -135,3 +135,9 @@ def test_outliers_by_hand(tiny):
 def test_rates_span_what_is_allocated():
     assert min(RATES) < 1 - sensitivity.LEAST_KEPT
     assert max(RATES) < 1
+
+
+@pytest.mark.parametrize("compression", [0.01, 0.97])
+def test_a_compression_out_of_range_is_refused_before_anything_is_measured(compression):
+    with pytest.raises(InputError, match="--allocation uniform"):
+        check_compression(compression)

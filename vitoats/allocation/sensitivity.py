@@ -121,13 +121,8 @@ def allocate(sensitivities: list[Sensitivity], budget: float, cost: Cost = param
     kept = np.arange(LEAST_KEPT, MOST_KEPT + GRID / 2, GRID)  # [g]
     errors = np.exp([s.log_error(kept) for s in sensitivities])  # [layers, g]
     costs = np.array([cost(s, kept) for s in sensitivities])  # [layers, g]
-    least, most = costs[:, 0].sum(), costs[:, -1].sum()
-    if not least <= budget <= most:
-        removed = 1 - np.array([MOST_KEPT, LEAST_KEPT])
-        raise InputError(
-            f"measured budgets remove {removed[0]:.0%} to {removed[1]:.0%} of each layer, which is not what was asked for: "
-            f"use --allocation uniform, or ask for something between"
-        )
+    if not costs[:, 0].sum() <= budget <= costs[:, -1].sum():
+        raise _out_of_range()
     low, high = 1e-30, 1e30  # multipliers
     for _ in range(200):
         middle = (low * high) ** 0.5
@@ -144,6 +139,23 @@ def allocate(sensitivities: list[Sensitivity], budget: float, cost: Cost = param
         total = sum(cost(s, share) for s, share in zip(sensitivities, moved(middle), strict=True))
         low, high = (low, middle) if total > budget else (middle, high)
     return {s.name: {"compression": 1 - float(share)} for s, share in zip(sensitivities, moved(low), strict=True)}
+
+
+def check_compression(compression: float) -> None:
+    """Refuses what ``allocate`` will refuse, before anything is measured.
+
+    Raises:
+        InputError: no split of the parameters gives this compression.
+    """
+    if not 1 - MOST_KEPT <= compression <= 1 - LEAST_KEPT:
+        raise _out_of_range()
+
+
+def _out_of_range() -> InputError:
+    return InputError(
+        f"measured budgets remove {1 - MOST_KEPT:.0%} to {1 - LEAST_KEPT:.0%} of each layer, which is not what was asked for: "
+        f"use --allocation uniform, or ask for something between"
+    )
 
 
 def cached(key: str, make: Callable[[], list[Sensitivity]]) -> list[Sensitivity]:

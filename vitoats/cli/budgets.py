@@ -30,7 +30,7 @@ def make_budgets(
             return None
         raise InputError(f"--allocation {recipe.allocation} needs a budget for each layer, which {pattern} fixes: leave it out")
     from vitoats.allocation.owl import outlier_shares, owl
-    from vitoats.allocation.sensitivity import allocate, cached, measure
+    from vitoats.allocation.sensitivity import allocate, cached, check_compression, measure
     from vitoats.calibration import HiddenStates
     from vitoats.methods.oats_h import OATSHConfig
     from vitoats.models.adapter import adapt
@@ -48,6 +48,7 @@ def make_budgets(
         if recipe.allocation == "owl":
             shares = outlier_shares(adapter, hidden(), progress=lambda i: bar.update(i, n_blocks, "outliers"))
             return owl(adapter, shares, compression)
+        check_compression(compression)
         measured_with = OATSHConfig(rank_ratio=getattr(config, "rank_ratio", 0.0), pattern=pattern)
         settings = {
             "data": [args.data_dir, args.general_images, recipe.calibration_mix, few.nsamples, args.seed],

@@ -154,8 +154,6 @@ def compress_model(
     if partial is not None and not structural:
         store = BlockStore(partial, fingerprint(model, settings), args.resume)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    fidelity = Fidelity(model, images.held_out, args.batch_size, args.workers)
-    budgets = make_budgets(args, recipe, config, model, img_size, images)
     work = {
         "method": args.method,
         "config": config,
@@ -168,6 +166,8 @@ def compress_model(
     stream = images.batches(args.batch_size, args.workers)
     report: CompressionReport | PruningReport
     try:
+        fidelity = Fidelity(model, images.held_out, args.batch_size, args.workers)
+        budgets = make_budgets(args, recipe, config, model, img_size, images)
         with common.Bar("block", args.quiet) as bar:
             if structural:
                 report = prune(model, stream, **work, progress=bar.update)
