@@ -76,11 +76,11 @@ def exported(tiny_compressed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     return {
         form: (export_onnx(tiny_compressed, folder / f"{form}.onnx", form), folder / f"{form}.onnx")
-        for form in ("sparse", "inline", "dense")
+        for form in ("sparse", "matmul", "inline", "dense")
     }
 
 
-FORMS = pytest.mark.parametrize("form", ["sparse", "inline", "dense"])
+FORMS = pytest.mark.parametrize("form", ["sparse", "matmul", "inline", "dense"])
 
 
 @FORMS
@@ -90,7 +90,7 @@ def test_outputs_are_those_of_torch(exported, tiny_compressed, form, batch, nati
     with torch.inference_mode():
         expected = tiny_compressed.model(IMAGES[:batch]).numpy()
     opened = session(exported[form][1], native=native)
-    assert len(opened.native_nodes) == (12 if native and form == "sparse" else 0)
+    assert len(opened.native_nodes) == (12 if native and form in ("sparse", "matmul") else 0)
     found = opened.run(None, {"images": IMAGES[:batch].numpy()})[0]
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
@@ -200,6 +200,19 @@ def test_the_sparse_file_has_one_node_a_layer_with_readable_names(exported):
     assert [f.name for f in proto.functions] == [NAME]
 
 
+def test_the_low_rank_terms_can_be_plain_nodes(exported):
+    """x V^T with all V_i side by side, its parts times U_i^T, and the sum."""
+    graph = exported["matmul"][0].graph
+    for block in range(3):
+        for layer, parts in (("attn.qkv", 3), ("attn.proj", 1), ("mlp.fc1", 1), ("mlp.fc2", 1)):
+            name = f"blocks.{block}.{layer}"
+            node = next(n for n in graph.node if n.name == name)
+            assert list(node.input[1:]) == [f"{name}.values", f"{name}.mask", f"{name}.bias"]
+            inner = next(n for n in graph.node if n.op_type == "MatMul" and n.input[1] == f"{name}.V_stacked")
+            assert inner.input[0] == node.input[0]
+            assert sum(n.op_type == "MatMul" and n.input[1].startswith(f"{name}.U_blocks.") for n in graph.node) == parts
+
+
 @pytest.mark.parametrize("form", ["inline", "dense"])
 def test_other_forms_have_standard_operators_only(exported, form):
     proto, _ = exported[form]
@@ -217,7 +230,7 @@ def optimized_operators(path: Path, folder: Path) -> Counter:
     return Counter(n.op_type for n in onnx.load(str(folder / "optimized.onnx")).graph.node)
 
 
-@pytest.mark.parametrize("form", ["sparse", "inline"])
+@pytest.mark.parametrize("form", ["sparse", "matmul", "inline"])
 def test_onnx_runtime_folds_the_weights_once_and_for_all(exported, form, tmp_path):
     """Nothing of the unpacking is left to run: no Gather over values, no CumSum, no Where."""
     left = optimized_operators(exported[form][1], tmp_path)

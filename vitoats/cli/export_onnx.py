@@ -29,6 +29,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--inline", action="store_true", help="standard operators only, for other runtimes")
+    forms.add_argument("--matmul", action="store_true", help="low-rank terms as MatMul nodes beside the sparse ones; slower")
     forms.add_argument("--dense", action="store_true", help="fold S + UV into plain weights")
     parser.add_argument("--float16", action="store_true", help="store S, U and V as float16; the arithmetic stays float32")
     parser.add_argument(
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     loaded = common.load(args)
     described = {"model": loaded.about.get("model", name)}
     described |= {key: loaded.about[key] for key in ("method", "compression") if key in loaded.about}
-    form: Form = "inline" if args.inline else "dense" if args.dense else "sparse"
+    form: Form = "inline" if args.inline else "matmul" if args.matmul else "dense" if args.dense else "sparse"
     common.log.info("tracing")
     proto = export_onnx(loaded, args.output, form, described, args.float16)
     result = {

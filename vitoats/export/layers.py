@@ -1,4 +1,6 @@
-"""The compressed layer in exported form: one node with S as values and bit mask, and U and V beside it."""
+"""The compressed layer in exported form: a node with S as values and bit mask, and U and V in it or as MatMuls beside it."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +10,20 @@ from vitoats.errors import InputError
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, NAME
 from vitoats.layers import SparseLowRankLinear
 
+LowRankForm = Literal["none", "inputs", "nodes"]
+
 
 class ExportedSparseLowRankLinear(nn.Module):
-    """Traces to SparseMatMul(x, values, mask, bias, U, V); for torch.onnx.export only."""
+    """Traces to SparseMatMul(x, values, mask, bias[, U, V]), or to that and MatMuls; for torch.onnx.export only."""
 
-    def __init__(self, layer: SparseLowRankLinear, low_rank: bool, float16: bool = False):
+    def __init__(self, layer: SparseLowRankLinear, low_rank: LowRankForm, float16: bool = False):
         """Takes a layer.
 
         Args:
             layer: the layer.
-            low_rank: whether the nodes of this file have U and V; a layer of rank 0 beside others has zeros there.
-            float16: whether S, U and V are stored so; the arithmetic stays float32.
+            low_rank: "inputs" for U and V as inputs of the node (a layer of rank 0 beside others has zeros there), "nodes"
+                for x V^T, its parts times U_i^T, and the sum as standard nodes, "none" where no layer has them.
+            float16: whether S, U and V are stored so, but for U and V that are nodes; the arithmetic stays float32.
 
         Raises:
             InputError: a weight is too large for float16.
@@ -30,12 +35,23 @@ class ExportedSparseLowRankLinear(nn.Module):
         self.mask = nn.Parameter(torch.from_numpy(mask), requires_grad=False)
         bias = torch.zeros(self.out_features) if layer.bias is None else layer.bias.detach()
         self.bias = nn.Parameter(bias, requires_grad=False)
-        if low_rank:
-            self.U, self.V = (_stored(term, float16) for term in _stacked(list(layer.U), list(layer.V)))
         self.low_rank = low_rank
+        if low_rank == "inputs":
+            self.U, self.V = (_stored(term, float16) for term in _stacked(list(layer.U), list(layer.V)))
+        elif low_rank == "nodes" and layer.rank:
+            self.V_stacked = _stored(torch.cat([v.data for v in layer.V]).T)  # [d_in, sum of r_i]
+            self.U_blocks = nn.ParameterList(_stored(u.data.T) for u in layer.U)  # [r_i, d_i] each
+        else:
+            self.low_rank = "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        low_rank = (self.U, self.V) if self.low_rank else ()
+        y = self._node(x, *((self.U, self.V) if self.low_rank == "inputs" else ()))
+        if self.low_rank != "nodes":
+            return y
+        z = (x @ self.V_stacked).split([len(u) for u in self.U_blocks], dim=-1)
+        return y + torch.cat([part @ u for part, u in zip(z, self.U_blocks, strict=True)], dim=-1)
+
+    def _node(self, x: Tensor, *low_rank: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NAME}",
             (x, self.values, self.mask, self.bias, *low_rank),
@@ -60,7 +76,7 @@ def _stacked(U: list[Tensor], V: list[Tensor]) -> tuple[Tensor, Tensor]:
     )
 
 
-def _stored(weights: Tensor, float16: bool) -> nn.Parameter:
+def _stored(weights: Tensor, float16: bool = False) -> nn.Parameter:
     stored = weights.to(torch.float16) if float16 else weights
     if not torch.isfinite(stored).all():
         raise InputError("a weight is too large for float16: export without --float16")

@@ -18,7 +18,7 @@ from torch import nn
 import vitoats
 from vitoats.errors import InputError, RunError
 from vitoats.export.gelu import gelu
-from vitoats.export.layers import ExportedSparseLowRankLinear
+from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
 from vitoats.layers import compressed_counts, compressed_layers, parameter_count, replace_module
 from vitoats.models.loading import LoadedModel
@@ -27,7 +27,7 @@ from vitoats.runtime.inference import METADATA_KEY
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
 LARGEST_FILE = 2**31 - 1  # of a protobuf
 
-Form = Literal["sparse", "inline", "dense"]
+Form = Literal["sparse", "matmul", "inline", "dense"]
 
 
 def export_onnx(
@@ -38,10 +38,10 @@ def export_onnx(
     Args:
         loaded: the model, compressed or not.
         path: where to.
-        form: "sparse" has SparseMatMul nodes and their function; "inline" has standard operators only, from the same small
-            tensors; "dense" folds S + U V into plain weights.
+        form: "sparse" has SparseMatMul nodes and their function; "matmul" has the low-rank terms as MatMul nodes beside them;
+            "inline" has standard operators only, from the same small tensors; "dense" folds S + U V into plain weights.
         about: more for the metadata: method, compression.
-        float16: store S, U and V of the compressed layers as float16; not for the form "dense".
+        float16: store S, U and V of the compressed layers as float16 (S alone in the form "matmul"); not for the form "dense".
 
     Returns:
         the model as written.
@@ -52,7 +52,9 @@ def export_onnx(
     """
     model = copy.deepcopy(loaded.model).cpu().eval()
     layers = compressed_layers(model)
-    low_rank = any(layer.rank for layer in layers.values())
+    low_rank: LowRankForm = "nodes" if form == "matmul" else "inputs"
+    if not any(layer.rank for layer in layers.values()):
+        low_rank = "none"
     for name, layer in layers.items():
         replace_module(
             model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, low_rank, float16)
@@ -69,7 +71,7 @@ def export_onnx(
     if layers and form != "dense":
         if not any(o.domain == DOMAIN for o in proto.opset_import):
             proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
-        proto.functions.append(sparse_matmul_function(6 if low_rank else 4))
+        proto.functions.append(sparse_matmul_function(6 if low_rank == "inputs" else 4))
         if form == "inline":
             proto = _inlined(proto)
     proto.ir_version = IR_VERSION
