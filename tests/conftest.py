@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny vision transformer as a timm folder, and small image folders."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,11 @@ def _cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def heed_ctrl_c() -> None:
+    """For ``preexec_fn``: a shell starts what runs in the background, such as these tests, with Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def make_tiny() -> torch.nn.Module:

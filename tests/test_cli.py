@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 import vitoats
-from tests.conftest import write_image
+from tests.conftest import heed_ctrl_c, write_image
 from vitoats.cli import common
 from vitoats.cli.benchmark import main as benchmark
 from vitoats.cli.compress import main as compress
@@ -574,9 +574,14 @@ def test_resume_without_an_interrupted_run_just_starts(succeed, job, tmp_path):
 def interrupted(tiny_folder, flat_images, tmp_path_factory):
     """A real process that got a Ctrl-C after its first block: its flags, its folder, and how it ended."""
     root = tmp_path_factory.mktemp("interrupted")
-    slow = [*small_job(tiny_folder, flat_images, root / "out"), "--solver", "exact", "--iterations", "400"]
+    slow = [*small_job(tiny_folder, flat_images, root / "out"), "--solver", "exact", "--iterations", "200"]
     process = subprocess.Popen(
-        [sys.executable, "tools/compress.py", *slow], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "tools/compress.py", *slow],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     )
     for _ in range(6000):
         if (root / "out.partial" / "block_0.safetensors").is_file():

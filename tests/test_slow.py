@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from .conftest import write_image
+from .conftest import heed_ctrl_c, write_image
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -20,7 +20,13 @@ pytestmark = pytest.mark.slow
 
 def start(*argv: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+        [sys.executable, *argv],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+        **kwargs,
     )
 
 
