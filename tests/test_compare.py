@@ -21,8 +21,9 @@ from tests.conftest import write_image
 from vitoats.checkpoint import load_checkpoint
 from vitoats.cli import common
 from vitoats.cli import compress as compress_command
-from vitoats.cli.compare import LAYER_IMAGES, OOD_CROPS
+from vitoats.cli.compare import LAYER_IMAGES, OOD_CROPS, make_parser
 from vitoats.cli.compare import main as compare
+from vitoats.cli.compare_plan import plan
 from vitoats.cli.compress import main as compress
 from vitoats.data.images import digest, open_images
 from vitoats.models.loading import load_model
@@ -130,6 +131,13 @@ def test_a_row_for_each_run_in_the_order_of_the_flags(compared):
     assert sorted(p.stem for p in (folder / "rows").glob("*.json")) == sorted(["dense", "int8", *RUNS])
     assert result["skipped"] == ["svd is left out for the pattern 2:4: it takes no pattern"]
     assert (result["n_images"], result["failed"]) == (20, [])
+
+
+def test_where_nothing_can_be_allocated_an_allocation_makes_no_row(tiny_folder, data, tmp_path):
+    argv = [*flags(tiny_folder, data, tmp_path / "out", "wanda,owl=wanda"), "--options=owl:allocation=owl"]
+    runs, skipped = plan(make_parser().parse_args(argv))
+    assert [run.name for run in runs] == ["wanda-own-0.3", "wanda-own-0.5", "wanda-2of4", "owl-own-0.3", "owl-own-0.5"]
+    assert skipped == ["owl is left out for the pattern 2:4: N:M leaves nothing to allocate"]
 
 
 def test_compression_is_what_came_out(compared):

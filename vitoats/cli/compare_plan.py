@@ -92,6 +92,8 @@ def _run(args: Namespace, label: str, method: str, pattern: str, target: float |
     except InputError as error:
         where = f"{label}, pattern {pattern}" + ("" if target is None else f", compression {target:g}")
         raise InputError(f"{where}: {error} (settings of one method: --options {label}:NAME=VALUE,...)") from None
+    if ":" in pattern and getattr(made, "allocation", "uniform") != "uniform":
+        return f"{label} is left out for the pattern {pattern}: N:M leaves nothing to allocate"
     own = {k: v for k, v in vars(made).items() if k not in vars(args) and k not in SET_HERE}
     settings = {"method": method, "method_digest": found.digest, **own, **dataclasses.asdict(config)}
     return Run(label, pattern, target, made, settings)
