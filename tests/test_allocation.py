@@ -141,3 +141,11 @@ def test_rates_span_what_is_allocated():
 def test_a_compression_out_of_range_is_refused_before_anything_is_measured(compression):
     with pytest.raises(InputError, match="--allocation uniform"):
         check_compression(compression)
+
+
+def test_one_image_gives_no_budgets(tiny):
+    adapter, hidden = hidden_of(tiny, torch.randn(1, 3, 32, 32))
+    with pytest.raises(InputError, match="--allocation uniform"):
+        measure(adapter, hidden, OATSHConfig())
+    found = measure(*hidden_of(tiny, torch.randn(2, 3, 32, 32)), OATSHConfig())
+    assert np.isfinite([s.errors for s in found]).all()

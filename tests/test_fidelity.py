@@ -13,7 +13,7 @@ from vitoats.data.crops import Crops
 from vitoats.data.images import batches, open_images
 from vitoats.data.transforms import Preprocessing
 from vitoats.errors import InputError
-from vitoats.evaluate.fidelity import cosines, layer_error, observer, relative_error
+from vitoats.evaluate.fidelity import Fidelity, cosines, layer_error, observer, relative_error
 from vitoats.export.int8 import classifier_input, quantize, with_output
 from vitoats.export.onnx_file import export_onnx
 from vitoats.layers import SparseLowRankLinear, replace_module
@@ -128,3 +128,14 @@ def test_crops_do_not_depend_on_the_order(tmp_path):
     again = torch.cat([x for x, _ in batches(dataset, [2, 1, 0], 3, 1)])
     assert first.shape == (3, 3, 3, 32, 32)
     assert torch.equal(first, again.flip(0))
+
+
+def test_images_without_a_scale_of_their_own_give_no_error(tiny):
+    """One image, or several that are the same: there is nothing to compare an error with."""
+    several = [(torch.randn(3, 32, 32), 0) for _ in range(3)]
+    sets = {"several": several, "one": several[:1], "same": [several[0], several[0]], "none": []}
+    noted = Fidelity(tiny, sets, batch_size=2, workers=0)
+    for parameter in tiny.parameters():
+        parameter.data *= 1.01
+    assert set(noted.errors(tiny)) == {"several"}
+    assert 0 < noted.errors(tiny)["several"] < 1

@@ -1,5 +1,7 @@
 """The ladder of targets, against plain hooks on whole models and least squares by another way."""
 
+import copy
+
 import pytest
 import torch
 from timm.layers import LayerScale
@@ -165,3 +167,24 @@ def test_a_method_without_biases_to_refit_keeps_working():
     assert "blocks.0.attn.qkv.bias" not in model.state_dict()
     with torch.inference_mode():
         assert torch.isfinite(model(images)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}),
+        ("hiera_tiny_224", {"embed_dim": 24, "stages": (1, 1), "num_heads": 1, "q_pool": 1}),
+        ("beit_base_patch16_224", {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    ],
+)
+def test_models_whose_hidden_states_change_shape(name, arguments):
+    images = torch.randn(8, 3, 32, 32)
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=32, num_classes=4, **arguments).eval()
+    for parameter in model.parameters():  # some heads start at zero
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    dense = copy.deepcopy(model)
+    run(model, images, "residual", refit_bias=True, compression=0.3, method="oats-h")
+    with torch.inference_mode():
+        assert torch.isfinite(model(images)).all()
+        assert (model(images) - dense(images)).norm() < 0.5 * dense(images).norm()

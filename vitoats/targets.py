@@ -225,7 +225,7 @@ def stream_additions(
             continue
         tokens = tuple(range(o.ndim - 1))
         for name, stream in streams.items():
-            for later in [*streams.values(), result]:
+            for later in [*streams.values(), *([result] if result.shape == hidden.shape else [])]:
                 added = later - stream
                 gamma = ((added * o).sum(dim=tokens) / o.square().sum(dim=tokens)).nan_to_num(0.0)
                 if added.norm() > 0 and (added - gamma * o).norm() <= EXACT * added.norm():

@@ -70,16 +70,22 @@ def measure(
         hidden: the images that give the layers' moments, every third of which gives features too; used up.
         config: pattern and rank ratio are what the layers are compressed with.
         progress: told the block, and what is being done.
+
+    Raises:
+        InputError: there are not two images whose features could be compared.
     """
+    every = EVERY if hidden.n_images > EVERY else 1
+    if hidden.n_images < 2:
+        raise InputError("budgets cannot be measured on one image: give --nsamples 2 or more, or --allocation uniform")
     quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
     cheap = [replace(quick, compression=rate) for rate in RATES]
-    images = hidden.values[::EVERY].to(hidden.device)
+    images = hidden.values[::every].to(hidden.device)
     reference = _features(adapter, 0, images)
     found = []
     for index, linears in enumerate(adapter.linears):
         progress(index, "calibrating")
         statistics = hidden.statistics(adapter, index, linears, "full")
-        images = hidden.values[::EVERY].to(hidden.device).clone()
+        images = hidden.values[::every].to(hidden.device).clone()
         for linear in linears:
             progress(index, linear.name)
             moments = statistics[linear.name].to(hidden.device).centred()

@@ -20,12 +20,12 @@ def make_budgets(
     """Budgets of single layers, None where all have the config's.
 
     Raises:
-        InputError: the pattern or the method leaves no choice.
+        InputError: the pattern leaves no choice, or no split gives what was asked for.
     """
     if recipe.allocation == "uniform":
         return None
-    pattern = getattr(config, "pattern", None)
-    if pattern is None or ":" in pattern:
+    pattern = getattr(config, "pattern", "layer")  # of what is measured, for a method without patterns
+    if ":" in pattern:
         if "allocation" not in args:
             return None
         raise InputError(f"--allocation {recipe.allocation} needs a budget for each layer, which {pattern} fixes: leave it out")

@@ -124,10 +124,11 @@ class Fidelity:
     def __init__(self, model: Any, datasets: dict[str, Any], batch_size: int, workers: int):
         """Notes the features as they are now."""
         self.datasets, self.batch_size, self.workers = datasets, batch_size, workers
-        self.before = self._features(model)
+        features = self._features(model)
+        self.before = {name: f for name, f in features.items() if len(f) and (f != f[0]).any()}  # else there is no scale
 
     def errors(self, model: Any) -> dict[str, float]:
-        """The relative error of the features since then, for each set of which images can be read."""
+        """The relative error of the features since then, for each set of at least two images that differ."""
         now = self._features(model)
         return {name: relative_error(now[name], before) for name, before in self.before.items()}
 
@@ -139,8 +140,7 @@ class Fidelity:
             parts = []
             for images, _ in batches(dataset, list(range(len(dataset))), self.batch_size, self.workers):
                 parts.append(pooled(model, model.forward_features(images.to(device)), normed=True).float().cpu())
-            if parts:
-                found[name] = torch.cat(parts).numpy()
+            found[name] = torch.cat(parts).numpy() if parts else np.empty((0, 0))
         return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitoats.errors import InputError
 from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
-from vitoats.methods.budget import SparseConfig
+from vitoats.methods.budget import SparseConfig, check_iterations
 from vitoats.methods.hessian import DAMPING, check_damping, damped_problem
 from vitoats.methods.registry import Decomposition, measured, register
 from vitoats.methods.statistics import InputStatistics
@@ -41,8 +41,7 @@ class ALPSConfig(SparseConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.iterations < 1:
-            raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
+        check_iterations(self.iterations)
         if self.refit_iterations < 0:
             raise InputError(f"refit_iterations={self.refit_iterations} is out of range: give 0 or more")
         check_damping(self.damping)

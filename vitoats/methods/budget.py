@@ -86,6 +86,16 @@ def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, p
     return LayerBudget(rank, d_out * per_row if pattern.kind == "layer" else per_row)
 
 
+def check_iterations(iterations: int) -> None:
+    """Refuses fewer than one.
+
+    Raises:
+        InputError: it is.
+    """
+    if iterations < 1:
+        raise InputError(f"{iterations} iterations are too few: --iterations takes 1 or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparseConfig:
     """Settings that all methods without a low-rank term share.

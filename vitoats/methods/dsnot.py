@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vitoats.errors import InputError
-from vitoats.methods.budget import SparseConfig
+from vitoats.methods.budget import SparseConfig, check_iterations
 from vitoats.methods.registry import Decomposition, measured, register
 from vitoats.methods.sparsity import Pattern
 from vitoats.methods.statistics import InputStatistics, check_finite
@@ -55,8 +55,7 @@ class DSNoTConfig(SparseConfig):
         super().__post_init__()
         if self.initial not in get_args(Initial):
             raise InputError(f"unknown first mask {self.initial!r}: use initial=wanda or initial=magnitude")
-        if self.iterations < 1:
-            raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
+        check_iterations(self.iterations)
         if not self.threshold >= 0 or not self.power >= 0:
             raise InputError("threshold and power take numbers of 0 or more: leave them out of --method-options")
 

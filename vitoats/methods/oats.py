@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitoats.errors import InputError
-from vitoats.methods.budget import LayerBudget, SparseLowRankConfig
+from vitoats.methods.budget import LayerBudget, SparseLowRankConfig, check_iterations
 from vitoats.methods.registry import Decomposition, register
 from vitoats.methods.sparsity import Pattern, WarmThreshold
 from vitoats.methods.statistics import InputStatistics, check_finite
@@ -47,8 +47,7 @@ class OATSConfig(SparseLowRankConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.iterations < 1:
-            raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
+        check_iterations(self.iterations)
         if self.solver not in get_args(Solver):
             raise InputError(f"unknown solver {self.solver!r}: use fast or exact")
         if not 0 <= self.tolerance < 1:

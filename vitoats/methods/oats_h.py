@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitoats.errors import InputError
 from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
-from vitoats.methods.budget import SparseLowRankConfig
+from vitoats.methods.budget import SparseLowRankConfig, check_iterations
 from vitoats.methods.hessian import DAMPING, check_damping
 from vitoats.methods.oats import OATSConfig, alternate_fast, threshold
 from vitoats.methods.registry import Decomposition, Recipe, measured, register
@@ -59,8 +59,7 @@ class OATSHConfig(SparseLowRankConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.iterations < 1:
-            raise InputError(f"{self.iterations} iterations are too few: --iterations takes 1 or more")
+        check_iterations(self.iterations)
         if self.solver not in get_args(Solver):
             raise InputError(f"unknown solver {self.solver!r}: use admm or support")
         if self.penalty not in PENALTIES:
