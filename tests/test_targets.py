@@ -11,8 +11,9 @@ from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import adapt
+from vitoats.models.stream import stream_additions
 from vitoats.pipeline import compress
-from vitoats.targets import OutputError, corrected, stream_additions
+from vitoats.targets import OutputError, corrected
 
 from .conftest import make_tiny
 
@@ -28,6 +29,20 @@ def scaled() -> torch.nn.Module:
         block.ls2.gamma.data = torch.rand(48) + 0.1
         block.ls1.gamma.data[5] = 0
     return model
+
+
+def swin() -> torch.nn.Module:
+    """Hidden states that change their shape, and tokens in windows."""
+    arguments = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
+    return timm.create_model("swin_tiny_patch4_window7_224", img_size=32, num_classes=4, **arguments).eval()
+
+
+def parallel() -> torch.nn.Module:
+    """Two attentions and two MLPs side by side in each block."""
+    from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
+
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 4}
+    return VisionTransformer(**arguments, block_fn=ParallelThingsBlock).eval()
 
 
 def states(model, images):
@@ -167,6 +182,26 @@ def test_a_method_without_biases_to_refit_keeps_working():
     assert "blocks.0.attn.qkv.bias" not in model.state_dict()
     with torch.inference_mode():
         assert torch.isfinite(model(images)).all()
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "parallel"])
+def test_what_is_kept_changes_nothing(monkeypatch, name):
+    """With room for a block's inputs and outputs little runs twice; without, every pass starts anew. Bit for bit the same."""
+    images = torch.randn(8, 3, 32, 32)
+    found, passes = [], []
+    for share in (0.5, 0.0):
+        monkeypatch.setattr("vitoats.pipeline.MEMORY_SHARE", share)
+        torch.manual_seed(0)
+        model = {"vit": scaled, "swin": swin, "parallel": parallel}[name]()
+        counted = []
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        run(model, images, "residual", refit_bias=True, compression=0.5, method="oats-h")
+        found.append(model.state_dict())
+        passes.append(len(counted))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[1])
+    assert passes[0] < passes[1]
 
 
 @pytest.mark.parametrize(

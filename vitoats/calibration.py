@@ -7,6 +7,9 @@ Memory does not grow with depth:
     n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory); where a block changes
                                             their shape, those before and after it, and the largest counts; twice for targets
                                             from the dense path
+  + n * tokens * (10 * width) * 4           for targets from the dense path, where there is room: what a block's layers get and
+                                            put out, so that little runs twice (vitoats.passes); width inputs of q, k, v,
+                                            proj and fc1, 4 * width of fc2, and 3 * width of residual stream and outputs
   + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
   + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
@@ -20,13 +23,13 @@ weight.
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitoats.errors import InputError, RunError
 from vitoats.methods.hessian import REFIT_BYTES
@@ -37,6 +40,7 @@ from vitoats.models.units import find_units
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
 SOLVER_BUFFERS = 6
 FULL_SOLVER_BUFFERS = 24  # the same where a method needs the full second moment: 12 matrices, in float64
+MIRRORED = 1024  # inputs from which on half of a second moment is copied from the other half
 HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] at once in such a solver: H damped, its factors, eigenvectors
 
 
@@ -46,6 +50,7 @@ class MemoryEstimate:
 
     model: int
     hidden: int
+    kept: int
     block: int
     statistics: int
     solver: int
@@ -54,16 +59,16 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The most there is at once: at work, or while saving."""
-        return self.model + max(self.hidden + self.block + self.statistics + self.solver, self.saving)
+        return self.model + max(self.hidden + self.kept + self.block + self.statistics + self.solver, self.saving)
 
     def __str__(self) -> str:
         def gb(n: int) -> str:
             return f"{n / 1e9:.2f} GB"
 
         return (
-            f"{gb(self.total)} = model {gb(self.model)} + the larger of: hidden states {gb(self.hidden)} "
-            f"+ one block at work {gb(self.block)} + second moments {gb(self.statistics)} + solver {gb(self.solver)}; "
-            f"saving {gb(self.saving)}"
+            f"{gb(self.total)} = model {gb(self.model)} + the larger of: hidden states {gb(self.hidden)} + kept of a block "
+            f"{gb(self.kept)} + one block at work {gb(self.block)} + second moments {gb(self.statistics)} + solver "
+            f"{gb(self.solver)}; saving {gb(self.saving)}"
         )
 
 
@@ -93,6 +98,8 @@ def estimate_memory(
     sizes = [adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block]
     squares = [[adapter.linear(linear).in_features ** 2 for linear in block] for block in adapter.linears]
     statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
+    blocks = zip(shapes, ([adapter.linear(linear).in_features for linear in block] for block in adapter.linears), strict=False)
+    kept = max(math.prod(shape) * (sum(widths) / widths[0] + 3) for shape, widths in blocks if widths)
     if needs == "full":
         statistics = 8 * max(sum(block) for block in squares)
         solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
@@ -100,6 +107,7 @@ def estimate_memory(
     return MemoryEstimate(
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
         hidden=paths * nsamples * max(stored) * 4,
+        kept=round(nsamples * kept * 4) if paths > 1 else 0,
         block=min(batch_size, nsamples) * max(map(math.prod, shapes)) * MLP_TENSORS * 4,
         statistics=statistics,
         solver=solver,
@@ -181,7 +189,7 @@ class HiddenStates:
 
         def measure(name: str, x: Tensor) -> None:
             x = x.reshape(-1, x.shape[-1]).float()
-            new = [x.square().sum(dim=0)] if needs != "full" else [x.T @ x, x.sum(dim=0)]
+            new = [x.square().sum(dim=0)] if needs != "full" else [gram(x), x.sum(dim=0)]
             if name in sums:
                 for total, part in zip(sums[name], new, strict=True):
                     total += part
@@ -209,20 +217,40 @@ class HiddenStates:
             found[name] = input_moments(*moments) if needs == "full" else InputStatistics(moments[0])
         return _with_neurons(adapter, block, found) if needs == "neurons" else found
 
+    @property
+    def n_batches(self) -> int:
+        return -(-len(self.values) // self.batch_size)
+
+    def batch(self, i: int) -> Tensor:
+        """The hidden states of one batch, on the device."""
+        return self.values[i * self.batch_size : (i + 1) * self.batch_size].to(self.device)
+
     @torch.inference_mode()
-    def advance(self, adapter: ModelAdapter, index: int, block: nn.Module | None = None) -> None:
+    def advance(self, adapter: ModelAdapter, index: int, run: Callable[[int, Tensor], Tensor] | None = None) -> None:
         """Replaces the hidden states by a block's outputs: in place, or in a new store where their shape is another.
 
         Args:
             adapter: the model.
             index: which block.
-            block: another module in its place; the model's own by default.
+            run: another way from a batch, given with its number, to the block's outputs.
         """
+        run = run or (lambda _i, batch: adapter.run_block(index, batch))
         before, shape = self.values, adapter.hidden_shapes[index + 1]
         if before.shape[1:] != shape:
             self.values = _allocate((len(before), *shape), self.spill_to)
-        for batch, outputs in zip(before.split(self.batch_size), self.values.split(self.batch_size), strict=True):
-            outputs.copy_(adapter.run_block(index, batch.to(self.device), block))
+        batches = zip(before.split(self.batch_size), self.values.split(self.batch_size), strict=True)
+        for i, (batch, outputs) in enumerate(batches):
+            outputs.copy_(run(i, batch.to(self.device)))
+
+
+def gram(x: Tensor) -> Tensor:
+    """x^T x [k, k] for x [n, k]: the blocks above the diagonal are computed, those below it copied."""
+    if x.shape[1] < MIRRORED:
+        return x.T @ x
+    G = x.new_zeros(x.shape[1], x.shape[1])
+    for i in range(0, x.shape[1], MIRRORED // 2):
+        G[i : i + MIRRORED // 2, i:] = x[:, i : i + MIRRORED // 2].T @ x[:, i:]
+    return G.triu() + G.triu(1).T
 
 
 def input_moments(H: Tensor, mean: Tensor) -> InputStatistics:

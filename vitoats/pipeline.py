@@ -1,6 +1,7 @@
 """Compression of a whole model: block after block, each layer from the inputs that the compressed blocks before it give."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +18,15 @@ from vitoats.methods.registry import Decomposition, Method, get_method
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
 from vitoats.models.units import places
-from vitoats.targets import DensePath, OutputError, Target, corrected, layer_inputs
+from vitoats.passes import CompressedPath, DensePath
+from vitoats.targets import OutputError, Target, corrected, layer_inputs
 
 if TYPE_CHECKING:
     from vitoats.resume import BlockStore
 
 log = logging.getLogger("vitoats")
 
+MEMORY_SHARE = 0.5  # of the machine's, below which what would be needed again is kept, unless a limit is given
 Budget = dict[str, float]  # of one layer: some of compression and rank_ratio
 Progress = Callable[[int, int, str], None]  # block, number of blocks, what is being done
 
@@ -140,11 +143,13 @@ def compress(
         d_out, d_in = module.out_features // layer.parts, module.in_features
         factors += layer.parts * configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in)
     estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), needs, 1 + two_paths)
-    spill_to = plan_memory(estimate, memory_limit, scratch)
+    keep = two_paths and estimate.total <= (memory_limit or MEMORY_SHARE * _memory())
+    spill_to = plan_memory(estimate if keep else replace(estimate, kept=0), memory_limit, scratch)
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
-    dense = DensePath(hidden.copy(spill_to)) if two_paths else None
+    path = CompressedPath(hidden, keep)
+    dense = DensePath(hidden.copy(spill_to), keep) if two_paths else None
 
     rows: list[LayerRow] = []
     for index, block in enumerate(linears):
@@ -159,7 +164,7 @@ def compress(
         else:
             progress(index, n_blocks, "calibrating")
             layers, block_rows = {}, []
-            for linear, statistics, error in layer_inputs(adapter, index, block, hidden, dense, target, needs):
+            for linear, statistics, error in layer_inputs(adapter, index, block, path, dense, target, needs):
                 progress(index, n_blocks, linear.name)
                 compressed, row = _compress_layer(
                     adapter.linear(linear), linear, statistics, error, refit_bias, solver, configs[linear.name]
@@ -173,9 +178,9 @@ def compress(
         rows += block_rows
         if index + 1 < n_blocks:
             progress(index, n_blocks, "propagating")
-            hidden.advance(adapter, index)
+            path.leave(adapter, index)
             if dense:
-                dense.advance(adapter, index)
+                dense.leave(adapter, index)
     progress(n_blocks, n_blocks, "done")
     total = sum(row.d_out * row.d_in for row in rows)
     kept = sum(row.kept_parameters for row in rows)
@@ -196,6 +201,11 @@ def _chosen(
     if not any(chosen):
         raise InputError("the method leaves all layers of this model dense: use another --method")
     return chosen, [(name, reason) for name, reason in reasons.items() if reason is not None]
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:

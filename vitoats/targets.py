@@ -17,24 +17,22 @@ bias is refitted. Any method then takes W + dW for its weights. GPTAQ (arXiv 250
 term of the residual stream and the refitted bias are ours.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitoats.calibration import HiddenStates, input_moments
+from vitoats.calibration import gram, input_moments
 from vitoats.errors import InputError
 from vitoats.methods.hessian import cholesky
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter
+from vitoats.passes import CompressedPath, DensePath
 
 Target = Literal["block", "sequential", "dense", "residual"]
 RIDGE = 0.01  # of the mean of diag(H)
-EXACT = 1e-6  # a sum of a stream and a scaled output is recognised to this relative error, in float64
-PROBES = 2  # images that recognise it
 
 
 @dataclass(frozen=True)
@@ -54,43 +52,11 @@ class OutputError:
         return OutputError(self.cross.to(device), self.mean.to(device))
 
 
-@dataclass(frozen=True)
-class StreamAddition:
-    """A layer's output is scaled by gamma and added to the residual stream.
-
-    Attributes:
-        stream: name in the block of the module whose input is the stream before the addition; "" for the block itself.
-        gamma: [d_out].
-    """
-
-    stream: str
-    gamma: Tensor
-
-
-class DensePath:
-    """The calibration images' way through the dense model, beside that through the compressed one."""
-
-    def __init__(self, hidden: HiddenStates):
-        self.hidden = hidden
-        self.block: nn.Module  # the dense block that is being compressed, from ``enter`` on
-        self.additions: dict[str, StreamAddition] = {}
-
-    def enter(self, adapter: ModelAdapter, index: int, linears: list[LinearLayer], residual: bool) -> None:
-        """Keeps a copy of a block before it is compressed, and finds where its layers add to the residual stream."""
-        self.block = copy.deepcopy(adapter.block(index))
-        images = self.hidden.values[:PROBES].to(self.hidden.device)
-        self.additions = stream_additions(adapter, index, linears, images) if residual else {}
-
-    def advance(self, adapter: ModelAdapter, index: int) -> None:
-        """Moves on to the next block."""
-        self.hidden.advance(adapter, index, self.block)
-
-
 def layer_inputs(
     adapter: ModelAdapter,
     index: int,
     linears: list[LinearLayer],
-    hidden: HiddenStates,
+    path: CompressedPath,
     dense: DensePath | None,
     target: Target,
     needs: Needs,
@@ -101,39 +67,36 @@ def layer_inputs(
         adapter: the model.
         index: which block.
         linears: its linear layers, in the order in which they are called.
-        hidden: the compressed path.
+        path: the compressed path.
         dense: the dense path, for the targets "dense" and "residual".
         target: see the module.
         needs: what the method needs to know.
     """
-    if target == "block":
-        statistics = hidden.statistics(adapter, index, linears, needs)
-        yield from ((linear, statistics[linear.name], None) for linear in linears)
+    if dense is None:
+        groups = [linears] if target == "block" else [[linear] for linear in linears]
+        for group in groups:
+            statistics = path.hidden.statistics(adapter, index, group, needs)
+            yield from ((linear, statistics[linear.name], None) for linear in group)
         return
-    for linear in linears:
-        if dense is None:
-            yield linear, hidden.statistics(adapter, index, [linear], needs)[linear.name], None
-        else:
-            yield linear, *_measure(adapter, index, linear, hidden, dense)
+    for done, linear in enumerate(linears):
+        path.finish(adapter, index, linears[:done], linears[done:])
+        yield linear, *_measure(adapter, index, linear, path, dense)
+    path.finish(adapter, index, linears, [])
 
 
 @torch.inference_mode()
 def _measure(
-    adapter: ModelAdapter, index: int, linear: LinearLayer, hidden: HiddenStates, dense: DensePath
+    adapter: ModelAdapter, index: int, linear: LinearLayer, path: CompressedPath, dense: DensePath
 ) -> tuple[InputStatistics, OutputError]:
     """Runs both paths up to a layer: the full moments of its input, and of the error of its dense weights."""
-    block_name = adapter.block_names[index]
-    inner = linear.name[len(block_name) + 1 :]
+    inner = adapter.name_in_block(index, linear)
     addition = dense.additions.get(linear.name)
     names = [inner] if addition is None else [inner, addition.stream]
     weight = adapter.linear(linear).weight.detach()
     sums: list[Tensor] = []
     tokens = 0
-    for batch, dense_batch in zip(
-        hidden.values.split(hidden.batch_size), dense.hidden.values.split(hidden.batch_size), strict=True
-    ):
-        got = _inputs(adapter, index, adapter.block(index), batch.to(hidden.device), names)
-        wanted = _inputs(adapter, index, dense.block, dense_batch.to(hidden.device), names)
+    for batch in range(path.hidden.n_batches):
+        got, wanted = path.inputs(adapter, index, batch, names), dense.inputs(adapter, index, batch, names)
         x = got[inner].reshape(-1, weight.shape[1]).float()
         lost = wanted[inner].reshape(-1, weight.shape[1]).float() - x
         if addition is None:  # e = W lost: its moments are W times those of lost, which are smaller
@@ -141,9 +104,10 @@ def _measure(
         else:
             gap = (wanted[addition.stream] - got[addition.stream]).reshape(-1, weight.shape[0]).float()
             e = lost @ weight.T.float() + torch.where(addition.gamma == 0, 0, gap / addition.gamma)
-        parts = [x.T @ x, x.sum(dim=0), e.T @ x, e.sum(dim=0)]
+        parts = [gram(x), x.sum(dim=0), e.T @ x, e.sum(dim=0)]
         sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else [part.double() for part in parts]
         tokens += len(x)
+    dense.forget(inner)
     H, mean, cross, error = (total / tokens for total in sums)
     if not all(torch.isfinite(moment).all() for moment in (H, cross)):
         raise InputError(
@@ -181,80 +145,3 @@ def corrected(
         assert mean is not None
         bias = (bias.double() + error.mean - dW @ mean).to(bias)
     return (weight.double() + dW).to(weight), bias
-
-
-def stream_additions(
-    adapter: ModelAdapter, index: int, linears: list[LinearLayer], hidden: Tensor
-) -> dict[str, StreamAddition]:
-    """Finds the layers of a block whose output, scaled channel by channel, is added to the residual stream.
-
-    By structure, not by name: the block runs in float64, and a layer's output o qualifies if the difference of two tensors of
-    the hidden states' shape, inputs of modules in the block or the block's output, is gamma o.
-
-    Args:
-        adapter: the model.
-        index: which block, still dense.
-        linears: its linear layers.
-        hidden: a few hidden states before it.
-    """
-    block = copy.deepcopy(adapter.block(index)).double()
-    hidden = hidden.double()
-    streams: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def before(name: str, args: tuple) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].shape == hidden.shape:
-            streams[name] = args[0].clone()
-
-    handles = []
-    for name, module in block.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _m, args, name=name: before(name, args)))
-        if isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: out.clone()})))
-    with torch.inference_mode():
-        call = adapter.calls[index]
-        result = block(hidden, *call.args, **call.kwargs)
-    for handle in handles:
-        handle.remove()
-
-    found: dict[str, StreamAddition] = {}
-    prefix = len(adapter.block_names[index]) + 1
-    for linear in linears:
-        o = outputs[linear.name[prefix:]]
-        if o.shape != hidden.shape:
-            continue
-        tokens = tuple(range(o.ndim - 1))
-        for name, stream in streams.items():
-            for later in [*streams.values(), *([result] if result.shape == hidden.shape else [])]:
-                added = later - stream
-                gamma = ((added * o).sum(dim=tokens) / o.square().sum(dim=tokens)).nan_to_num(0.0)
-                if added.norm() > 0 and (added - gamma * o).norm() <= EXACT * added.norm():
-                    found.setdefault(linear.name, StreamAddition(name, gamma.float()))
-    return found
-
-
-class _AllReachedError(Exception):
-    """Ends a block's forward pass once all that was asked for is known."""
-
-
-def _inputs(adapter: ModelAdapter, index: int, block: nn.Module, hidden: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Runs a block until the modules ``names`` in it have been called; returns their inputs."""
-    caught: dict[str, Tensor] = {}
-
-    def catch(name: str, x: Tensor) -> None:
-        caught[name] = x
-        if len(caught) == len(names):
-            raise _AllReachedError
-
-    handles = [
-        block.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: catch(name, args[0])) for name in names
-    ]
-    call = adapter.calls[index]
-    try:
-        block(hidden, *call.args, **call.kwargs)
-    except _AllReachedError:
-        return caught
-    finally:
-        for handle in handles:
-            handle.remove()
-    raise AssertionError(f"{adapter.block_names[index]} did not call all of {names}")

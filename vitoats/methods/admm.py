@@ -101,16 +101,16 @@ def admm(
     Returns:
         B [d_out, d_in] and the number of iterations.
     """
-    m, Q = spectrum
     W0A = W0 @ A
     B = low_rank.removed_from(W0)
     start = torch.where(keep(B.abs()), B, 0)
     D, V, rho = start, torch.zeros_like(W0), penalty.first
+    solve = _resolvent(spectrum, rho, tall=len(W0) >= len(A))
     support, moving = D != 0, not penalty.search
     size = int(support.sum())
     for step in range(1, iterations + 1):
         target = torch.addmm(W0A, low_rank.U, low_rank.VA, alpha=-1) if low_rank.rank else W0A  # (W0 - L) A
-        B = ((target - V + rho * D) @ Q / (m + rho)) @ Q.T
+        B = solve(target - V + rho * D)
         Z = B + V / rho
         D = torch.where(keep(Z.abs()), Z, 0)
         V = V + rho * (B - D)
@@ -127,11 +127,21 @@ def admm(
             if moved:
                 D, V = start, torch.zeros_like(V)
                 support = D != 0
-            continue
-        if moved == 0 or (step >= SETTLED_AFTER and moved < SETTLED * size):
+        elif moved == 0 or (step >= SETTLED_AFTER and moved < SETTLED * size):
             break
-        rho = min(MOST_RHO, rho * next(factor for share, factor in penalty.growth if moved >= share * size))
+        else:
+            rho = min(MOST_RHO, rho * next(factor for share, factor in penalty.growth if moved >= share * size))
+        solve = _resolvent(spectrum, rho, tall=len(W0) >= len(A))
     return B, step
+
+
+def _resolvent(spectrum: tuple[Tensor, Tensor], rho: float, tall: bool) -> Callable[[Tensor], Tensor]:
+    """G -> G (A + rho I)^-1: by two products, or for tall G by one with the inverse, whose making then costs less."""
+    m, Q = spectrum
+    if tall:
+        inverse = (Q / (m + rho)) @ Q.T
+        return lambda G: G @ inverse
+    return lambda G: (G @ Q / (m + rho)) @ Q.T
 
 
 def conjugate_gradients(W: Tensor, W0: Tensor, A: Tensor, mask: Tensor, iterations: int) -> Tensor:

@@ -90,7 +90,6 @@ def oats_h(weight: Tensor, statistics: InputStatistics, config: OATSHConfig) -> 
     scale = correlation.scale.to(weight.device)
     W = torch.where(alive, weight.double() * scale, 0).float()
     A = correlation.A + config.damping * torch.eye(len(scale), device=weight.device)
-    spectrum = correlation.m + config.damping, correlation.Q
     budget, pattern = config.budget(*weight.shape), Pattern.parse(config.pattern)
 
     def keep(magnitudes: Tensor) -> Tensor:
@@ -109,7 +108,8 @@ def oats_h(weight: Tensor, statistics: InputStatistics, config: OATSHConfig) -> 
         if config.solver == "support" or budget.kept_per_group == 0:
             S, steps = threshold(low_rank.removed_from(W), pattern, budget.kept_per_group), 1
         else:
-            S, steps = admm(W, A, spectrum, keep, PENALTIES[config.penalty], config.iterations, low_rank)
+            m, Q = correlation.spectrum
+            S, steps = admm(W, A, (m + config.damping, Q), keep, PENALTIES[config.penalty], config.iterations, low_rank)
         mask = keep(S.abs())
     S, U, V = refit(torch.where(mask, S, 0), W, A, mask, low_rank, config)
     return measured(weight, statistics, S / scale, U, V / scale, steps=steps)

@@ -17,19 +17,21 @@ Needs = Literal["diagonal", "neurons", "full"]  # neurons: the diagonal, and Inp
 
 @dataclass(frozen=True)
 class Correlation:
-    """H = diag(scale) A diag(scale), and A = Q diag(m) Q^T, float32: what follows is damped far above its round-off.
+    """H = diag(scale) A diag(scale), in float32: what follows is damped far above its round-off.
 
     Attributes:
         scale: [d_in], float64; 1 for inputs that were always zero.
         A: [d_in, d_in].
-        m: [d_in], not negative.
-        Q: [d_in, d_in].
     """
 
     scale: Tensor
     A: Tensor
-    m: Tensor
-    Q: Tensor
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """m [d_in], not negative, and Q [d_in, d_in] of A = Q diag(m) Q^T; computed once, and only for who asks."""
+        m, Q = torch.linalg.eigh(self.A)
+        return m.clamp_(min=0), Q
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,10 @@ class InputStatistics:
 
     @cached_property
     def correlation(self) -> "Correlation":
-        """H scaled to unit diagonal, with its eigendecomposition; computed once, for all matrices that share this input."""
+        """H scaled to unit diagonal; computed once, for all matrices that share this input."""
         scale = self.full.diagonal().sqrt()
         scale = torch.where(scale == 0, 1, scale)  # an input that was always zero
-        A = (self.full / scale / scale[:, None]).float()
-        m, Q = torch.linalg.eigh(A)
-        return Correlation(scale, A, m.clamp_(min=0), Q)
+        return Correlation(scale, (self.full / scale / scale[:, None]).float())
 
     def centred(self) -> "InputStatistics":
         """The moments about the mean: what is left of the output error once the bias is refitted.

@@ -71,6 +71,10 @@ class ModelAdapter:
         assert isinstance(module, nn.Linear)
         return module
 
+    def name_in_block(self, index: int, layer: LinearLayer) -> str:
+        """A layer's name, seen from its block."""
+        return layer.name[len(self.block_names[index]) + 1 :]
+
     def run_block(self, index: int, hidden: Tensor, block: nn.Module | None = None) -> Tensor:
         """One block, or another module in its place: [batch, *hidden_shapes[index]] to [batch, *hidden_shapes[index + 1]]."""
         call = self.calls[index]
