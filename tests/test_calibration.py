@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitoats.calibration import HiddenStates, estimate_memory
+from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
+from vitoats.estimates import estimate_memory
 from vitoats.layers import SparseLowRankLinear, replace_module
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.registry import Decomposition

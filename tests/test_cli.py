@@ -73,9 +73,9 @@ def refuse(call):
 
 
 def small_job(model, images, output):
-    """Flags of a small compression."""
+    """Flags of a small compression, with the quickest method that has settings of all kinds."""
     flags = f"--model local-dir:{model} --data-dir {images} --output {output} --iterations 4 --nsamples 16 --threads 1"
-    return flags.split()
+    return [*flags.split(), "--method", "oats"]
 
 
 @pytest.fixture
@@ -107,6 +107,26 @@ def same(a, b):
 
 
 # ---- what success looks like
+
+
+def test_the_default_method_is_oats_h(succeed, job, tmp_path):
+    result = succeed(compress, *without(job, "--method"))
+    assert (result["method"], result["rank_ratio"], result["pattern"]) == ("oats-h", 0.25, "layer")
+    said = json.loads((tmp_path / "out/vitoats.json").read_text())
+    assert said["recipe"]["allocation"] == "sensitivity"
+    assert set(said["calibration"]["images"]) == {"own", "synthetic"}
+
+
+def test_a_preset_sets_what_is_not_given(succeed, refuse, job, tmp_path):
+    job = without(job, "--method", "--iterations", "--nsamples")
+    succeed(compress, *job, "--preset", "fast")
+    said = json.loads((tmp_path / "out/vitoats.json").read_text())
+    assert (said["config"]["solver"], said["config"]["iterations"], said["recipe"]["allocation"]) == ("support", 20, "uniform")
+    assert (said["calibration"]["nsamples"], said["recipe"]["target"]) == (128, "residual")
+    succeed(compress, *job, "--preset", "fast", "--iterations", "3", "--nsamples", "16", "--overwrite")
+    said = json.loads((tmp_path / "out/vitoats.json").read_text())
+    assert (said["config"]["iterations"], said["calibration"]["nsamples"]) == (3, 16)
+    assert "--preset" in refuse(compress, *job, "--preset", "fast", "--method", "wanda", "--overwrite")
 
 
 @pytest.mark.parametrize("quiet", [True, False])
@@ -239,10 +259,23 @@ def test_random_weights_of_a_timm_name(succeed, flat_images, tmp_path):
 
 
 def test_a_checkpoint_is_what_gets_compressed(succeed, job, flat_images, tmp_path):
-    flags = ["--model", "vit_tiny_patch16_224", "--img-size", "32", "--data-dir", flat_images, "--iterations", "30"]
+    flags = ["--model", "vit_tiny_patch16_224", "--img-size", "32", "--data-dir", flat_images]
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5).eval()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
-    flags += ["--nsamples", "16", "--threads", "1", "--compression", "0.01", "--output", tmp_path / "out"]
+    flags += [
+        "--method",
+        "oats",
+        "--iterations",
+        "30",
+        "--nsamples",
+        "16",
+        "--threads",
+        "1",
+        "--compression",
+        "0.01",
+        "--output",
+        tmp_path / "out",
+    ]
     succeed(compress, *flags, "--checkpoint", tmp_path / "w.pth")
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():

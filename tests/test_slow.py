@@ -100,13 +100,16 @@ def test_demo(tmp_path):
     keys = "model method compression top1_dense top1 n_images onnx_mb_dense onnx_mb latency_ms_dense latency_ms"
     assert list(result)[:10] == keys.split()
     assert result["native_nodes"] == 40
-    assert (result["model"], result["method"], result["n_images"]) == ("dinov2s_derived", "oats", 2000)
+    assert (result["model"], result["method"], result["n_images"]) == ("dinov2s_derived", "oats-h", 2000)
     assert result["compression"] == pytest.approx(0.5, abs=0.002)
+    assert [row["method"] for row in result["rows"]] == ["dense", "oats", "oats-h"]
+    assert result["rows"][2].items() <= (result | {"img_size": 98}).items()
     assert result["top1_dense"] > 86
-    assert result["top1"] > 74
+    assert result["rows"][1]["top1"] > 74
+    assert result["top1"] > result["top1_dense"] - 2
     assert result["onnx_mb"] < 0.58 * result["onnx_mb_dense"]
     # the same folder in torch gives the same accuracy as its ONNX file
-    process = start("tools/eval_imagenet.py", "--model", str(tmp_path / "demo" / "compressed"), "--quiet")
+    process = start("tools/eval_imagenet.py", "--model", str(tmp_path / "demo" / "oats-h"), "--quiet")
     stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["top1"] == pytest.approx(result["top1"], abs=0.1)

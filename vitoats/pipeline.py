@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vitoats.calibration import HiddenStates, MemoryEstimate, estimate_memory
+from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
-from vitoats.layers import SparseLowRankLinear, compressed_layers, replace_module
+from vitoats.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
+from vitoats.layers import SparseLowRankLinear, replace_module
 from vitoats.methods.registry import Decomposition, Method, get_method
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
@@ -126,8 +127,6 @@ def compress(
         RunError: no room for the hidden states.
     """
     start = time.perf_counter()
-    if compressed_layers(model):
-        raise InputError("the model is compressed already: start from the dense one")
     solver = get_method(method)
     adapter = adapt(model, img_size)
     linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
@@ -145,6 +144,8 @@ def compress(
     estimate = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), needs, 1 + two_paths)
     keep = two_paths and estimate.total <= (memory_limit or MEMORY_SHARE * _memory())
     spill_to = plan_memory(estimate if keep else replace(estimate, kept=0), memory_limit, scratch)
+    passes = count_passes(adapter, linears, target, keep)
+    log.info("arithmetic: %s", estimate_work(adapter, linears, configs, nsamples, img_size, needs, passes))
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)

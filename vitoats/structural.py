@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitoats.calibration import HiddenStates, estimate_memory
+from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
-from vitoats.layers import compressed_layers
+from vitoats.estimates import estimate_memory
 from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
 from vitoats.methods.statistics import InputStatistics
@@ -114,8 +114,6 @@ def prune(
         RunError: no room for the hidden states.
     """
     start = time.perf_counter()
-    if compressed_layers(model):
-        raise InputError("the model is compressed already: start from the dense one")
     solver = STRUCTURAL[method]
     adapter = adapt(model, img_size)
     estimate = estimate_memory(adapter, nsamples, batch_size, 0, config.compression, "full")

@@ -85,8 +85,9 @@ def _run(args: Namespace, label: str, method: str, pattern: str, target: float |
     if pattern != OWN:
         flags.append(f"--pattern={pattern}")
     try:
-        made = compress_command.make_parser().parse_args(flags)
-        for name in vars(args).keys() & vars(made).keys():
+        parser = compress_command.make_parser()
+        made = parser.parse_args(flags)
+        for name in vars(args).keys() & {action.dest for action in parser._actions}:
             setattr(made, name, getattr(args, name))
         config = make_config(made, found)
     except InputError as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
 from vitoats.cli.budgets import make_budgets
-from vitoats.cli.method_flags import add_method_flags, make_config, make_recipe, refuse_layer_flags
+from vitoats.cli.method_flags import NSAMPLES, add_method_flags, given_flags, make_config, make_recipe, refuse_layer_flags
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def compress_model(
         refuse_layer_flags(args)
     recipe = make_recipe(args, method)
     config = make_config(args, method)
+    nsamples = given_flags(args).get("nsamples", NSAMPLES)
     if args.data_dir is None:
         if args.model != EMBEDDED:
             raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
@@ -125,7 +126,7 @@ def compress_model(
         args.data_dir,
         args.general_images,
         recipe.calibration_mix,
-        args.nsamples,
+        nsamples,
         HELD_OUT,
         args.seed,
         img_size,
@@ -145,7 +146,7 @@ def compress_model(
         "calibration": {
             "data": args.data_dir,
             "general_images": args.general_images,
-            "nsamples": args.nsamples,
+            "nsamples": nsamples,
             "seed": args.seed,
             "images": {name: len(source) for name, source in images.sources.items()},
         },
@@ -233,9 +234,6 @@ def make_parser() -> common.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     parser.add_argument("--format", choices=("factored", "dense"), default="factored", help="dense folds S + UV; timm opens it")
     add_method_flags(parser)
-    parser.add_argument(
-        "--nsamples", type=common.positive, default=512, metavar="N", help="calibration images, drawn at random"
-    )
     parser.add_argument(
         "--memory-limit",
         type=common.positive_number,

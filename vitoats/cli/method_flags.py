@@ -5,6 +5,7 @@ from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vitoats.cli.common import positive
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,21 +14,32 @@ if TYPE_CHECKING:
 METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
 CLOSED_DOMAIN_DAMPING = 0.1  # where a method that mixes images is told not to: damping stands in a little for the mix
 RECIPE_FLAGS = ("target", "refit_bias", "allocation", "calibration_mix")
+NSAMPLES = 512
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: what flags are where they are not given
+    "oats-h": {"fast": {"solver": "support", "iterations": 20, "allocation": "uniform", "nsamples": 128}},
+}
 
 
 def add_method_flags(parser: ArgumentParser) -> None:
     """--method and all settings of methods."""
     parser.add_argument(
         "--method",
-        default="oats",
+        default="oats-h",
         help="oats-h, oats, wanda, magnitude, sparsegpt, mrp, alps, dsnot, dass, svd, numerical (heads and neurons), "
         "or ./file.py:name for your own; see docs/methods.md",
     )
     parser.add_argument(
         "--method-options", default="", metavar="NAME=VALUE,...", help="further settings of the method; see docs/methods.md"
     )
-    # what a method is not told it decides itself, so these have no default here
+    # what a method is not told its preset or it itself decides, so these have no default here
     method = partial(parser.add_argument, default=SUPPRESS)
+    parser.add_argument(
+        "--preset",
+        choices=("fast",),
+        help="oats-h: fast finds supports as OATS does, splits the budget equally and calibrates on 128 images: minutes for "
+        "a ViT-B; other flags beat it",
+    )
+    method("--nsamples", type=positive, metavar="N", help=f"calibration images, drawn at random (default: {NSAMPLES})")
     method(
         "--compression", type=float, metavar="RHO", help="share of the weights to remove (default: 0.5 unless N:M implies it)"
     )
@@ -35,18 +47,18 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "--rank-ratio",
         type=float,
         metavar="KAPPA",
-        help="oats: share of the kept weights for the low-rank term (default: 0.2)",
+        help="oats-h, oats: share of the kept weights for the low-rank term (default: 0.25, oats 0.2)",
     )
     method(
         "--iterations",
         type=int,
         metavar="N",
-        help="iterations at most (default: oats 80, oats-h 150, alps 300, dsnot 50, numerical 0)",
+        help="iterations at most (default: oats-h 150, oats 80, alps 300, dsnot 50, numerical 0)",
     )
     method(
         "--pattern",
         help="row, layer, blocks 1x2 or 1x4 along the input, or N:M such as 2:4, of which N are kept "
-        "(default: row; layer for magnitude, sparsegpt, mrp and alps)",
+        "(default: row; layer for oats-h, magnitude, sparsegpt, mrp and alps)",
     )
     method(
         "--solver",
@@ -82,9 +94,21 @@ def add_method_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
 
 
+def given_flags(args: Namespace) -> dict[str, Any]:
+    """Method flags that were given, and what the preset says of the others.
+
+    Raises:
+        InputError: the method has no such preset.
+    """
+    if args.preset and args.preset not in PRESETS.get(args.method, {}):
+        raise InputError(f"the method {args.method} has no preset {args.preset!r}: leave --preset out, or use --method oats-h")
+    preset = PRESETS[args.method][args.preset] if args.preset else {}
+    return preset | {name: getattr(args, name) for name in ("nsamples", *METHOD_FLAGS, *RECIPE_FLAGS) if name in args}
+
+
 def make_recipe(args: Namespace, method: "Method | StructuralMethod") -> "Recipe":
-    """How the method is used on the whole model: flags that were given, then the method's own recipe."""
-    given = {name: getattr(args, name) for name in RECIPE_FLAGS if name in args}
+    """How the method is used on the whole model: flags that were given, then the preset, then the method's own recipe."""
+    given = {name: value for name, value in given_flags(args).items() if name in RECIPE_FLAGS}
     if args.general_images and "calibration_mix" not in given:
         given["calibration_mix"] = "general"
     return dataclasses.replace(method.recipe, **given)
@@ -108,18 +132,15 @@ def refuse_layer_flags(args: Namespace) -> None:
 
 
 def make_config(args: Namespace, method: "Method | StructuralMethod") -> Any:
-    """The method's config: flags that were given, then --method-options, then what suits the mix, then the method's defaults.
+    """The method's config: flags, --method-options, what the preset says, what suits the mix, and then the method's defaults.
 
     Raises:
         InputError: the method has no such setting, or its value is wrong.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(method.config)}
-    given: dict[str, Any] = {}
-    for name in METHOD_FLAGS:
-        if name in args:  # flags without a default are absent when not given
-            if name not in defaults:
-                raise InputError(f"the method {args.method} takes no --{name.replace('_', '-')}: leave it out")
-            given[name] = getattr(args, name)
+    given = {name: value for name, value in given_flags(args).items() if name in METHOD_FLAGS}
+    for name in given.keys() - defaults.keys():
+        raise InputError(f"the method {args.method} takes no --{name.replace('_', '-')}: leave it out")
     closed_domain = method.recipe.calibration_mix != "none" and make_recipe(args, method).calibration_mix == "none"
     if closed_domain and "damping" in defaults:
         given["damping"] = CLOSED_DOMAIN_DAMPING

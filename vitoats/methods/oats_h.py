@@ -28,6 +28,7 @@ from vitoats.methods.statistics import InputStatistics, check_finite
 
 FIRST_STEPS = 16  # subspace iterations from a random start, before ADMM follows with one an iteration
 REFIT_STEPS = 2  # subspace iterations a round of the refit
+EIGENVECTORS = 5  # multiply-adds of an eigendecomposition, in d_in^3
 
 Solver = Literal["admm", "support"]
 
@@ -67,6 +68,15 @@ class OATSHConfig(SparseLowRankConfig):
         if self.refit_rounds < 1 or self.refit_iterations < 0:
             raise InputError("refit_rounds takes 1 or more, refit_iterations 0 or more")
         check_damping(self.damping)
+
+    def multiply_adds(self, d_out: int, d_in: int) -> int:
+        """What one matrix takes at most: ADMM and the refit, their products with A, or with a rank-r term beside it."""
+        rank = self.budget(d_out, d_in).rank
+        low_rank = rank * (d_in**2 + 4 * d_out * d_in)
+        iteration = (1 if d_out >= d_in else 2) * d_out * d_in**2 + low_rank if self.solver == "admm" else low_rank
+        refit = self.refit_rounds * ((self.refit_iterations + 2) * d_out * d_in**2 + REFIT_STEPS * low_rank)
+        spectrum = EIGENVECTORS * d_in**3 if self.solver == "admm" else 0
+        return self.iterations * iteration + refit + spectrum
 
 
 RECIPE = Recipe(target="residual", refit_bias=True, allocation="sensitivity", calibration_mix="synthetic")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.errors import InputError
+from vitoats.layers import compressed_layers
 
 _REMEDY = "use a ViT-like model (docs/models.md)"
 
@@ -112,8 +113,10 @@ def adapt(model: nn.Module, img_size: int) -> ModelAdapter:
         img_size: height and width of its images in pixels.
 
     Raises:
-        InputError: the model has no chain of blocks, with the reason.
+        InputError: the model has no chain of blocks, with the reason, or is compressed already.
     """
+    if compressed_layers(model):
+        raise InputError("the model is compressed already: start from the dense one")
     kind = type(model).__name__
     call_fused_qkv(model)
     blocks = _blocks(model)
