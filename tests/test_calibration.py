@@ -10,9 +10,7 @@ import torch
 
 from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
-from vitoats.estimates import estimate_memory
 from vitoats.layers import SparseLowRankLinear, replace_module
-from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.registry import Decomposition
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import adapt
@@ -116,13 +114,6 @@ def test_hidden_states_that_change_their_shape(tmp_path, spill):
         assert torch.allclose(got.second_moment, expected, rtol=1e-4), name
 
 
-def test_memory_where_shapes_change():
-    model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
-    estimate = estimate_memory(adapt(model, 32), nsamples=100, batch_size=8, factors=0, compression=0.5)
-    assert estimate.hidden == 100 * (8 * 8 * 24 + 4 * 4 * 48) * 4
-    assert estimate.block == 8 * (8 * 8 * 24) * 16 * 4
-
-
 @pytest.mark.parametrize("needs", ["diagonal", "full"])
 def test_activations_that_are_not_finite_are_refused(tiny, needs):
     tiny.blocks[1].norm1.bias.data[0] = 1e30
@@ -131,22 +122,6 @@ def test_activations_that_are_not_finite_are_refused(tiny, needs):
     hidden.advance(adapter, 0)
     with pytest.raises(InputError, match=r"activations at blocks\.1\.attn\.qkv are not finite"):
         hidden.statistics(adapter, 1, adapter.linears[1], needs)
-
-
-def test_memory_by_hand(tiny):
-    estimate = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5)
-    tokens = 16 + 1
-    assert estimate.hidden == 100 * tokens * 48 * 4
-    assert estimate.block == 8 * tokens * 48 * 16 * 4
-    assert estimate.saving == round(3 * (4 + 8) * 48 * 48 * (2 + 1 / 8))
-    assert estimate.total == estimate.model + max(estimate.hidden + estimate.block + estimate.solver, estimate.saving)
-    assert estimate.solver == 6 * (192 * 48) * 4
-    assert estimate.statistics == 0
-    full = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5, needs="full")
-    assert full.statistics == 8 * (3 * 48**2 + 192**2)  # qkv, proj and fc1; fc2
-    assert full.solver == 12 * 8 * (192 * 48) + 6 * 8 * 192**2 + REFIT_BYTES
-    assert full.total == full.model + full.hidden + full.block + full.statistics + full.solver
-    assert estimate.model == 4 * (sum(p.numel() for p in tiny.parameters()) + 1000)
 
 
 def test_no_room_for_the_mapped_file_is_an_error_not_a_signal(tmp_path):

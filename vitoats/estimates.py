@@ -119,9 +119,9 @@ class WorkEstimate:
 
     def __str__(self) -> str:
         parts = {"passes": self.passes, "second moments": self.statistics, "solver": self.solver}
-        said = " + ".join(f"{name} {n / 1e12:.2f}" for name, n in parts.items() if n is not None)
+        said = " + ".join(f"{name} {n / 1e12:.3g}" for name, n in parts.items() if n is not None)
         total = sum(n for n in parts.values() if n is not None)
-        return f"at most {total / 1e12:.2f} T multiply-adds = {said}" + (
+        return f"at most {total / 1e12:.3g} T multiply-adds = {said}" + (
             "" if self.solver is not None else ", the solver apart"
         )
 

@@ -72,11 +72,13 @@ class OATSHConfig(SparseLowRankConfig):
     def multiply_adds(self, d_out: int, d_in: int) -> int:
         """What one matrix takes at most: ADMM and the refit, their products with A, or with a rank-r term beside it."""
         rank = self.budget(d_out, d_in).rank
-        low_rank = rank * (d_in**2 + 4 * d_out * d_in)
-        iteration = (1 if d_out >= d_in else 2) * d_out * d_in**2 + low_rank if self.solver == "admm" else low_rank
-        refit = self.refit_rounds * ((self.refit_iterations + 2) * d_out * d_in**2 + REFIT_STEPS * low_rank)
-        spectrum = EIGENVECTORS * d_in**3 if self.solver == "admm" else 0
-        return self.iterations * iteration + refit + spectrum
+        product = d_out * d_in**2  # with A
+        low_rank = rank * (d_in**2 + 4 * d_out * d_in)  # a subspace iteration
+        refit = self.refit_rounds * ((self.refit_iterations + 2) * product + REFIT_STEPS * low_rank)
+        total = (self.iterations + FIRST_STEPS) * low_rank + refit + 2 * product  # the last two measure the error
+        if self.solver == "admm":
+            total += self.iterations * (1 if d_out >= d_in else 2) * product + EIGENVECTORS * d_in**3
+        return total
 
 
 RECIPE = Recipe(target="residual", refit_bias=True, allocation="sensitivity", calibration_mix="synthetic")
