@@ -3,8 +3,11 @@
 import dataclasses
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitoats.cli.common import positive_number
+from vitoats.cli.goals import refuse_goal
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +31,25 @@ def add_method_flags(parser: ArgumentParser) -> None:
     )
     # what a method is not told it decides itself, so these have no default here
     method = partial(parser.add_argument, default=SUPPRESS)
-    method(
+    budget = parser.add_mutually_exclusive_group()
+    asked = partial(budget.add_argument, default=SUPPRESS)
+    asked(
         "--compression", type=float, metavar="RHO", help="share of the weights to remove (default: 0.5 unless N:M implies it)"
+    )
+    asked(
+        "--speedup",
+        type=positive_number,
+        metavar="X",
+        help="so much that the exported model is X times as fast on this machine",
+    )
+    asked("--max-ms", type=positive_number, metavar="MS", help="so much that it takes MS milliseconds on this machine")
+    asked("--max-mb", type=positive_number, metavar="MB", help="so much that the exported file has MB megabytes (10^6 bytes)")
+    parser.add_argument(
+        "--cost-table",
+        type=Path,
+        metavar="FILE",
+        help="with --speedup or --max-ms: what layers cost, from tools/benchmark.py op --model, on any machine and at any batch "
+        "(default: measured here, with --threads and one image, and kept in the cache)",
     )
     method(
         "--rank-ratio",
@@ -99,6 +119,7 @@ def refuse_layer_flags(args: Namespace) -> None:
     for name in ("target", "refit_bias", "allocation"):
         if name in args:
             raise InputError(f"{args.method} compresses no single layers: leave --{name.replace('_', '-')} out")
+    refuse_goal(args, f"{args.method} removes heads and neurons: give --compression instead")
     if args.resume:
         raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
     if args.fused_qkv:
