@@ -58,7 +58,7 @@ class Goal:
         ratio = {} if rank_ratio is None else {"rank_ratio": rank_ratio}
         config = replace(self.config, compression=1 - kept, **ratio)
         try:
-            return self._cost(name, self._content(name, config), beside_low_rank=len(self.rank_ratios) > 1)
+            return self._cost(name, self._content(name, config), beside_low_rank=bool(self.rank_ratios[0]))
         except InputError:
             return math.inf
 

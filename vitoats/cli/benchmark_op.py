@@ -2,7 +2,7 @@
 
     python tools/benchmark.py op
     python tools/benchmark.py op --shape 768x768 --tokens 197 --zeros 62.5 --threads 1
-    python tools/benchmark.py op --model dinov2_vits14 --results-file costs.json    (a table of costs, vitoats.cli.benchmark_costs)
+    python tools/benchmark.py op --model dinov2_vits14 --results-file costs.json    (a table of costs: benchmark_costs.py)
 
 Weights come from memory, as they do in a whole model: one run passes over several copies of them, together larger than the last
 level of cache. The times are those of one product, with all that the operator does: transposing activations, quantising them.

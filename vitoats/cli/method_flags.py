@@ -48,7 +48,7 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "--cost-table",
         type=Path,
         metavar="FILE",
-        help="with --speedup or --max-ms: what layers cost, from tools/benchmark.py op --model, on any machine and at any batch "
+        help="with --speedup or --max-ms: what layers cost, from tools/benchmark.py op --model, of any machine and batch "
         "(default: measured here, with --threads and one image, and kept in the cache)",
     )
     method(
