@@ -12,6 +12,8 @@ from vitoats.allocation.lagrange import LEAST_KEPT, allocate
 from vitoats.allocation.sensitivity import Sensitivity
 from vitoats.errors import InputError
 
+ROUNDING = 1e6  # compressions are whole multiples of one over it
+
 Budgets = dict[str, dict[str, float]]  # compression, and perhaps rank_ratio, by layer name
 
 
@@ -107,7 +109,7 @@ class Goal:
             middle = (low + high) / 2
             total = self.rest + sum(self.layer_cost(name, 1 - middle, ratio) for name in self.layers)
             low, high = (middle, high) if total > self.limit else (low, middle)
-        return high
+        return math.ceil(high * ROUNDING) / ROUNDING
 
     def allocate(self, sensitivities: list[Sensitivity]) -> Budgets:
         """Budgets by layer name that cost no more than the goal, with the least error."""
@@ -130,8 +132,8 @@ class Goal:
 
     def compression(self, contents: dict[str, Content]) -> float:
         """The share of the layers' weights that is removed."""
-        kept = sum(c.parameters for c in contents.values())
-        return 1 - kept / sum(shape.size for shape in self.layers.values())
+        kept = sum(c.parameters for c in contents.values()) / sum(shape.size for shape in self.layers.values())
+        return round(ROUNDING * (1 - kept)) / ROUNDING
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for and measured, as plain values."""

@@ -80,6 +80,7 @@ def measure_costs(
     from vitoats.models.adapter import adapt
     from vitoats.runtime.library import isa
 
+    kernels = isa()  # without a native library it ends here
     random = np.random.default_rng(seed)
     size = loaded.preprocessing.img_size
     shapes = layer_shapes(adapt(loaded.timm_model, size), size)
@@ -93,7 +94,7 @@ def measure_costs(
     table = {
         "img_size": size,
         "processor": common.processor(),
-        "isa": isa(),
+        "isa": kernels,
         "threads": threads,
         "batch": batch,
         "dense_ms": round(dense_ms, 4),
