@@ -40,10 +40,12 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "--speedup",
         type=positive_number,
         metavar="X",
-        help="so much that the exported model is X times as fast on this machine",
+        help="remove what makes the exported model X times as fast as the dense one on this machine",
     )
-    asked("--max-ms", type=positive_number, metavar="MS", help="so much that it takes MS milliseconds on this machine")
-    asked("--max-mb", type=positive_number, metavar="MB", help="so much that the exported file has MB megabytes (10^6 bytes)")
+    asked("--max-ms", type=positive_number, metavar="MS", help="remove what brings it to MS milliseconds")
+    asked(
+        "--max-mb", type=positive_number, metavar="MB", help="remove what brings the exported file to MB megabytes (10^6 bytes)"
+    )
     parser.add_argument(
         "--cost-table",
         type=Path,
