@@ -23,7 +23,7 @@ from vitoats.models.adapter import ModelAdapter
 RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
 RATE_WITHOUT_RANK = RATES[2]  # where it is also measured without a low-rank term
 LEAST_ERROR = 1e-12  # that a logarithm is taken of
-EVERY = 9  # every ninth image is also one that the features are measured on
+FEATURE_IMAGES = 8  # at least so many of the images are also those that the features are measured on
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def measure(
 
     Args:
         adapter: the dense model; unchanged afterwards.
-        hidden: the images that give the layers' moments, every ninth of which gives features too; used up.
+        hidden: the images that give the layers' moments, ``FEATURE_IMAGES`` or more of which give features too; used up.
         config: pattern and rank ratio are what the layers are compressed with.
         without_rank: measure each layer without a low-rank term, too.
         progress: told the block, and what is being done.
@@ -95,7 +95,7 @@ def measure(
     Raises:
         InputError: there are not two images whose features could be compared.
     """
-    every = EVERY if hidden.n_images > EVERY else 1
+    every = max(1, hidden.n_images // FEATURE_IMAGES)
     if hidden.n_images < 2:
         raise InputError("budgets cannot be measured on one image: give --nsamples 2 or more, or --allocation uniform")
     quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)

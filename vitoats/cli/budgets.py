@@ -76,7 +76,7 @@ def _sensitivities(
     without_rank: bool,
 ) -> "list[Sensitivity]":
     """From the cache, or measured now."""
-    from vitoats.allocation.sensitivity import EVERY, RATES, Sensitivity, measure
+    from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, measure
     from vitoats.cache import cached
     from vitoats.calibration import HiddenStates
     from vitoats.methods.oats_h import OATSHConfig
@@ -87,7 +87,7 @@ def _sensitivities(
         "data": [args.data_dir, args.general_images, recipe.calibration_mix, images.nsamples, args.seed],
         "config": dataclasses.asdict(measured_with),
         "img_size": img_size,
-        "rates": [RATES, EVERY, without_rank],
+        "rates": [RATES, FEATURE_IMAGES, without_rank],
     }
 
     def make() -> list[dict[str, Any]]:
