@@ -15,6 +15,16 @@ def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(matrix[kept]), np.packbits(kept, axis=1, bitorder="little")
 
 
+def packed_bytes(d_out: int, d_in: int, values: int) -> int:
+    """Bytes of a mask for [d_out, d_in] and of that many float32 values."""
+    return 4 * values + d_out * -(-d_in // 8)
+
+
+def saves(d_out: int, d_in: int, values: int) -> bool:
+    """Whether a mask and that many float32 values take fewer bytes than the matrix [d_out, d_in] with its zeros."""
+    return packed_bytes(d_out, d_in, values) < 4 * d_out * d_in
+
+
 def unpack(values: np.ndarray, mask: np.ndarray, n_columns: int) -> np.ndarray:
     """Restores the matrix [n, n_columns] that ``pack`` split.
 

@@ -15,7 +15,7 @@ from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
 from vitoats.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
 from vitoats.layers import SparseLowRankLinear, replace_module
-from vitoats.methods.registry import Decomposition, Method, get_method
+from vitoats.methods.registry import Decomposition, Method, get_method, measured
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
 from vitoats.models.units import places
@@ -130,7 +130,7 @@ def compress(
     solver = get_method(method)
     adapter = adapt(model, img_size)
     linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
-    linears, left_dense = _chosen(adapter, linears, solver, config)
+    linears, left_dense = chosen_layers(adapter, linears, solver, config)
     configs = {x.name: replace(config, **(budgets or {}).get(x.name, {})) for block in linears for x in block}
     two_paths = target in ("dense", "residual")
     needs: Needs = "full" if two_paths or refit_bias else solver.needs
@@ -188,7 +188,7 @@ def compress(
     return CompressionReport(rows, adapter.skipped + left_dense, 1 - kept / total, hidden.n_images, time.perf_counter() - start)
 
 
-def _chosen(
+def chosen_layers(
     adapter: ModelAdapter, linears: list[list[LinearLayer]], method: Method, config: Any
 ) -> tuple[list[list[LinearLayer]], list[tuple[str, str]]]:
     """The layers that the method compresses, block by block, and (name, reason) of those it leaves dense.
@@ -222,6 +222,11 @@ def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | N
     return scratch
 
 
+def _keep_all(weight: Tensor, statistics: InputStatistics, _config: Any) -> Decomposition:
+    """What any method comes to where nothing is removed."""
+    return measured(weight, statistics, weight)
+
+
 @torch.inference_mode()
 def _compress_layer(
     module: nn.Linear,
@@ -243,7 +248,8 @@ def _compress_layer(
     if method.needs == "diagonal":
         moments = InputStatistics(moments.second_moment)
     try:
-        parts: list[Decomposition] = [method.solve(w, moments, config) for w in weight.chunk(linear.parts)]
+        solve = method.solve if config.total_compression() > 0 else _keep_all
+        parts: list[Decomposition] = [solve(w, moments, config) for w in weight.chunk(linear.parts)]
     except InputError as refusal:
         raise InputError(f"{linear.name}: {refusal}") from None
     if refit_bias and bias is not None and statistics.mean is not None:

@@ -2,6 +2,7 @@
 
     python tools/benchmark.py op
     python tools/benchmark.py op --shape 768x768 --tokens 197 --zeros 62.5 --threads 1
+    python tools/benchmark.py op --model dinov2_vits14 --results-file costs.json    (a table of costs: benchmark_costs.py)
 
 Weights come from memory, as they do in a whole model: one run passes over several copies of them, together larger than the last
 level of cache. The times are those of one product, with all that the operator does: transposing activations, quantising them.
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.cli import common
+from vitoats.errors import InputError
 
 SHAPES = {  # [out, in] of qkv, proj, fc1, fc2
     "ViT-S": ((1152, 384), (384, 384), (1536, 384), (384, 1536)),
@@ -60,7 +62,21 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--threads", type=common.positive, **several, help="CPU threads; 1 and 2")
     parser.add_argument("--float16", action="store_true", help="the sparse values are float16")
     parser.add_argument("--seed", type=common.seed, default=0, help="of weights and activations")
+    parser.add_argument(
+        "--model", metavar="NAME", help="the layers and the whole of this model instead: a table for --cost-table"
+    )
+    parser.add_argument("--batch", type=common.positive, default=1, metavar="N", help="with --model: images at a time")
+    parser.add_argument("--img-size", type=common.positive, metavar="PX", help="with --model: the model's usual one by default")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --model: a .pth or .safetensors file")
+    parser.add_argument("--random-weights", action="store_true", help="with --model: random weights; nothing is fetched")
+    parser.set_defaults(crop_mode=None)
     args = common.parse(parser, argv)
+    if args.model:
+        from vitoats.cli import benchmark_costs
+
+        _refuse(args, ("shape", "tokens", "zeros", "pattern", "float16"), "the layers of --model decide it")
+        return benchmark_costs.main(args)
+    _refuse(args, ("img_size", "checkpoint", "random_weights"), "it is for --model")
 
     from vitoats.report.tables import print_table
     from vitoats.runtime.library import fma_peak_gflops, isa
@@ -96,6 +112,12 @@ def main(argv: list[str]) -> dict[str, Any]:
         ],
     )
     return {"processor": common.processor(), "isa": isa(), "fma_peak_gflops": round(peak, 1), "rows": rows}
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
+    for name in names:
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} is out of place, {reason}: leave it out")
 
 
 def measure(
@@ -170,8 +192,8 @@ def int8_model(W: np.ndarray, copies: int) -> Any:
     )
 
 
-def sparse_model(S: np.ndarray, copies: int, float16: bool) -> Any:
-    """ONNX: x S^T as the operator SparseMatMul."""
+def sparse_model(S: np.ndarray, copies: int, float16: bool, low_rank: tuple[np.ndarray, np.ndarray] | None = None) -> Any:
+    """ONNX: x S^T as the operator SparseMatMul, or x (S + U V)^T, with a bias then, and U [b, n/b, r] and V [b, r, k]."""
     from vitoats import bitmask
     from vitoats.export.sparse_matmul import DOMAIN, NAME
 
@@ -181,7 +203,11 @@ def sparse_model(S: np.ndarray, copies: int, float16: bool) -> Any:
 
     def constants(i: int) -> dict[str, np.ndarray]:
         i %= len(S)
-        return {"values": np.roll(values, -starts[i]), "mask": np.roll(mask, -i, axis=0)}
+        found = {"values": np.roll(values, -starts[i]), "mask": np.roll(mask, -i, axis=0)}
+        if low_rank is not None:
+            found["bias"] = np.zeros(len(S), np.float32)
+            found |= {name: np.roll(term, i, axis=-1) for name, term in zip("UV", low_rank, strict=True)}
+        return found
 
     return _model(S.shape, copies, NAME, constants, DOMAIN, in_features=S.shape[1])
 

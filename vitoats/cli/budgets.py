@@ -1,4 +1,4 @@
-"""From --allocation to budgets of single layers."""
+"""From --allocation, and a goal where there is one, to the method's config and budgets of single layers."""
 
 import dataclasses
 from argparse import Namespace
@@ -8,55 +8,96 @@ from vitoats.cli import common
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
+    from vitoats.allocation.goal import Budgets, Goal
+    from vitoats.allocation.sensitivity import Sensitivity
     from vitoats.data.calibration import CalibrationImages
     from vitoats.methods.registry import Recipe
+    from vitoats.models.adapter import ModelAdapter
 
 ALLOCATION_IMAGES = 96  # of the calibration images, that budgets are split with
 
 
 def make_budgets(
-    args: Namespace, recipe: "Recipe", config: Any, model: Any, img_size: int, images: "CalibrationImages"
-) -> dict[str, dict[str, float]] | None:
-    """Budgets of single layers, None where all have the config's.
+    args: Namespace,
+    recipe: "Recipe",
+    config: Any,
+    model: Any,
+    img_size: int,
+    images: "CalibrationImages",
+    goal: "Goal | None" = None,
+) -> tuple[Any, "Budgets | None"]:
+    """The config, its compression being what the goal comes to, and budgets of single layers, None where all have the config's.
 
     Raises:
         InputError: the pattern leaves no choice, or no split gives what was asked for.
     """
     if recipe.allocation == "uniform":
-        return None
+        return (dataclasses.replace(config, compression=goal.uniform()) if goal else config), None
     pattern = getattr(config, "pattern", "layer")  # of what is measured, for a method without patterns
     if ":" in pattern:
         if "allocation" not in args:
-            return None
+            return config, None
         raise InputError(f"--allocation {recipe.allocation} needs a budget for each layer, which {pattern} fixes: leave it out")
-    from vitoats.allocation.owl import outlier_shares, owl
-    from vitoats.allocation.sensitivity import allocate, cached, check_compression, measure
-    from vitoats.calibration import HiddenStates
-    from vitoats.methods.oats_h import OATSHConfig
+    from vitoats.allocation.lagrange import allocate, check_compression
     from vitoats.models.adapter import adapt
-    from vitoats.resume import fingerprint
 
     adapter = adapt(model, img_size)
     few = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
+    if recipe.allocation == "owl":
+        return config, _owl(args, adapter, few, config.total_compression())
+    if goal is None:
+        check_compression(config.total_compression())
+    free = goal is not None and len(goal.rank_ratios) > 1
+    sensitivities = _sensitivities(args, recipe, config, pattern, adapter, img_size, few, free)
+    if goal is None:
+        return config, allocate(sensitivities, (1 - config.total_compression()) * sum(s.parameters for s in sensitivities))
+    budgets = goal.allocate(sensitivities)
+    return dataclasses.replace(config, compression=goal.compression(goal.contents(config, budgets))), budgets
 
-    def hidden() -> HiddenStates:
-        return HiddenStates.collect(adapter, few.batches(args.batch_size, args.workers), few.nsamples, args.batch_size)
 
-    compression = config.total_compression()
+def _owl(args: Namespace, adapter: "ModelAdapter", images: "CalibrationImages", compression: float) -> "Budgets":
+    from vitoats.allocation.owl import outlier_shares, owl
+    from vitoats.calibration import HiddenStates
+
+    hidden = HiddenStates.collect(adapter, images.batches(args.batch_size, args.workers), images.nsamples, args.batch_size)
     with common.Bar("allocation: block", args.quiet) as bar:
-        n_blocks = len(adapter.linears)
-        if recipe.allocation == "owl":
-            shares = outlier_shares(adapter, hidden(), progress=lambda i: bar.update(i, n_blocks, "outliers"))
-            return owl(adapter, shares, compression)
-        check_compression(compression)
-        measured_with = OATSHConfig(rank_ratio=getattr(config, "rank_ratio", 0.0), pattern=pattern)
-        settings = {
-            "data": [args.data_dir, args.general_images, recipe.calibration_mix, few.nsamples, args.seed],
-            "config": dataclasses.asdict(measured_with),
-            "img_size": img_size,
-        }
-        sensitivities = cached(
-            fingerprint(model, settings),
-            lambda: measure(adapter, hidden(), measured_with, lambda i, what: bar.update(i, n_blocks, what)),
-        )
-    return allocate(sensitivities, (1 - compression) * sum(s.parameters for s in sensitivities))
+        shares = outlier_shares(adapter, hidden, progress=lambda i: bar.update(i, len(adapter.linears), "outliers"))
+    return owl(adapter, shares, compression)
+
+
+def _sensitivities(
+    args: Namespace,
+    recipe: "Recipe",
+    config: Any,
+    pattern: str,
+    adapter: "ModelAdapter",
+    img_size: int,
+    images: "CalibrationImages",
+    without_rank: bool,
+) -> "list[Sensitivity]":
+    """From the cache, or measured now."""
+    from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, measure
+    from vitoats.cache import cached
+    from vitoats.calibration import HiddenStates
+    from vitoats.methods.oats_h import OATSHConfig
+    from vitoats.resume import fingerprint
+
+    measured_with = OATSHConfig(rank_ratio=getattr(config, "rank_ratio", 0.0), pattern=pattern)
+    settings = {
+        "data": [args.data_dir, args.general_images, recipe.calibration_mix, images.nsamples, args.seed],
+        "config": dataclasses.asdict(measured_with),
+        "img_size": img_size,
+        "rates": [RATES, FEATURE_IMAGES, without_rank],
+    }
+
+    def make() -> list[dict[str, Any]]:
+        hidden = HiddenStates.collect(adapter, images.batches(args.batch_size, args.workers), images.nsamples, args.batch_size)
+        with common.Bar("allocation: block", args.quiet) as bar:
+            n_blocks = len(adapter.linears)
+            found = measure(adapter, hidden, measured_with, without_rank, lambda i, what: bar.update(i, n_blocks, what))
+        return [dataclasses.asdict(row) for row in found]
+
+    def read(rows: list[dict[str, Any]]) -> "list[Sensitivity]":
+        return [Sensitivity.from_json(row) for row in rows]
+
+    return cached(f"sensitivity_{fingerprint(adapter.model, settings)[:32]}", read, make)

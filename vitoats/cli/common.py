@@ -174,10 +174,19 @@ def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """
     config = _first_look(argv, complain=True).config
     if config is not None and any(action.dest == "config" for action in made._actions):
-        made.set_defaults(**_settings(config, made))
+        settings = _settings(config, made)
         for action in made._actions:
-            if action.required and made.get_default(action.dest) is not None:
+            if action.required and settings.get(action.dest) is not None:
                 action.required = False
+        given = made.parse_args(argv)
+        for group in made._mutually_exclusive_groups:
+            names = [action.dest for action in group._group_actions]
+            set_here = [name for name in names if name in settings]
+            if len(set_here) > 1:
+                raise InputError(f"{config}: {' and '.join(set_here)} exclude each other: leave one of them out")
+            if any(getattr(given, name, None) not in (None, made.get_default(name)) for name in names):  # a flag beats the file
+                settings = {name: value for name, value in settings.items() if name not in names}
+        made.set_defaults(**settings)
     return made.parse_args(argv)
 
 

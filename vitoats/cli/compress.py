@@ -1,6 +1,7 @@
 """Compresses a vision transformer with calibration images and writes a folder.
 
     python tools/compress.py --model dinov2_vitb14 --data-dir IMAGES --compression 0.5 --output runs/vitb14
+    python tools/compress.py --model dinov2_vitb14 --data-dir IMAGES --speedup 1.5 --output runs/fast
     python tools/compress.py --model dinov2s_derived --rank-ratio 0.25 --output runs/demo      (weights and images embedded)
 
 The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py; with --format dense in timm as local-dir:.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
 from vitoats.cli.budgets import make_budgets
+from vitoats.cli.goals import make_goal, say_prediction
 from vitoats.cli.method_flags import NSAMPLES, add_method_flags, given_flags, make_config, make_recipe, refuse_layer_flags
 from vitoats.errors import InputError
 
@@ -76,6 +78,7 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningRe
         "param_count": round(parameter_count(loaded.timm_model) / 1e6, 3),
         "gflops_before": round(about["flops_before"] / 1e9, 4),
         "gflops": round(about["flops"] / 1e9, 4),
+        **about.get("predicted", {}),
         "n_images": report.n_images,
         "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
         "seconds": round(time.perf_counter() - start, 1),
@@ -133,6 +136,7 @@ def compress_model(
         loaded.preprocessing.transform(),
     )
 
+    goal = None if isinstance(method, StructuralMethod) else make_goal(args, method, recipe, config, loaded)
     buffers = {name for name, _ in model.named_buffers()}
     before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, img_size)
     settings = {
@@ -140,6 +144,7 @@ def compress_model(
         "method": args.method,
         "method_digest": method.digest,
         "config": dataclasses.asdict(config),
+        "goal": None if goal is None else goal.to_dict(),
         "recipe": dataclasses.asdict(recipe),
         "fused_qkv": args.fused_qkv,
         "preprocessing": loaded.preprocessing.to_dict(),
@@ -157,7 +162,6 @@ def compress_model(
     args.output.parent.mkdir(parents=True, exist_ok=True)
     work = {
         "method": args.method,
-        "config": config,
         "img_size": img_size,
         "nsamples": images.nsamples,
         "batch_size": args.batch_size,
@@ -168,14 +172,16 @@ def compress_model(
     report: CompressionReport | PruningReport
     try:
         fidelity = Fidelity(model, images.held_out, args.batch_size, args.workers)
-        budgets = make_budgets(args, recipe, config, model, img_size, images)
+        config, budgets = make_budgets(args, recipe, config, model, img_size, images, goal)
+        predicted = {} if goal is None else say_prediction(goal, config, budgets)
         with common.Bar("block", args.quiet) as bar:
             if structural:
-                report = prune(model, stream, **work, progress=bar.update)
+                report = prune(model, stream, config=config, **work, progress=bar.update)
             else:
                 report = compress(
                     model,
                     stream,
+                    config=config,
                     **work,
                     fused_qkv=args.fused_qkv,
                     target=recipe.target,
@@ -191,7 +197,9 @@ def compress_model(
     about = {
         "weights": loaded.weights,
         **settings,
+        "config": dataclasses.asdict(config),
         "budgets": budgets,
+        "predicted": predicted,
         **report.to_dict(),
         "counts_before": dataclasses.asdict(before),
         "flops_before": flops_before,

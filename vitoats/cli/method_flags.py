@@ -3,9 +3,11 @@
 import dataclasses
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli.common import positive
+from vitoats.cli.common import positive, positive_number
+from vitoats.cli.goals import refuse_goal
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,8 +42,27 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "a ViT-B; other flags beat it",
     )
     method("--nsamples", type=positive, metavar="N", help=f"calibration images, drawn at random (default: {NSAMPLES})")
-    method(
+    budget = parser.add_mutually_exclusive_group()
+    asked = partial(budget.add_argument, default=SUPPRESS)
+    asked(
         "--compression", type=float, metavar="RHO", help="share of the weights to remove (default: 0.5 unless N:M implies it)"
+    )
+    asked(
+        "--speedup",
+        type=positive_number,
+        metavar="X",
+        help="remove what makes the exported model X times as fast as the dense one on this machine",
+    )
+    asked("--max-ms", type=positive_number, metavar="MS", help="remove what brings it to MS milliseconds")
+    asked(
+        "--max-mb", type=positive_number, metavar="MB", help="remove what brings the exported file to MB megabytes (10^6 bytes)"
+    )
+    parser.add_argument(
+        "--cost-table",
+        type=Path,
+        metavar="FILE",
+        help="with --speedup or --max-ms: what layers cost, from tools/benchmark.py op --model, of any machine and batch "
+        "(default: measured here, with --threads and one image, and kept in the cache)",
     )
     method(
         "--rank-ratio",
@@ -123,6 +144,7 @@ def refuse_layer_flags(args: Namespace) -> None:
     for name in ("target", "refit_bias", "allocation"):
         if name in args:
             raise InputError(f"{args.method} compresses no single layers: leave --{name.replace('_', '-')} out")
+    refuse_goal(args, f"{args.method} removes heads and neurons: give --compression instead")
     if args.resume:
         raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
     if args.fused_qkv:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import vitoats
+from vitoats import bitmask
 from vitoats.errors import InputError, RunError
 from vitoats.export.gelu import gelu
 from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
@@ -39,7 +40,8 @@ def export_onnx(
         loaded: the model, compressed or not.
         path: where to.
         form: "sparse" has SparseMatMul nodes and their function; "matmul" has the low-rank terms as MatMul nodes beside them;
-            "inline" has standard operators only, from the same small tensors; "dense" folds S + U V into plain weights.
+            "inline" has standard operators only, from the same small tensors; "dense" folds S + U V into plain weights, which
+            the others do too where values and mask would take as many bytes.
         about: more for the metadata: method, compression.
         float16: store S, U and V of the compressed layers as float16 (S alone in the form "matmul"); not for the form "dense".
 
@@ -51,14 +53,15 @@ def export_onnx(
         RunError: the file cannot be written.
     """
     model = copy.deepcopy(loaded.model).cpu().eval()
+    for name, layer in compressed_layers(model).items():
+        if form == "dense" or not bitmask.saves(layer.out_features, layer.in_features, layer.kept_parameters):
+            replace_module(model, name, layer.folded())  # a dense product is faster, and no larger
     layers = compressed_layers(model)
     low_rank: LowRankForm = "nodes" if form == "matmul" else "inputs"
     if not any(layer.rank for layer in layers.values()):
         low_rank = "none"
     for name, layer in layers.items():
-        replace_module(
-            model, name, layer.folded() if form == "dense" else ExportedSparseLowRankLinear(layer, low_rank, float16)
-        )
+        replace_module(model, name, ExportedSparseLowRankLinear(layer, low_rank, float16))
     for module in model.modules():
         if hasattr(module, "fused_attn"):  # the fused one becomes more nodes, not fewer
             module.fused_attn = False  # type: ignore[assignment]
@@ -68,7 +71,7 @@ def export_onnx(
     for node in proto.graph.node:
         if node.domain == DOMAIN:  # named after its layer, as its values are
             node.name = node.input[1].removesuffix(".values")
-    if layers and form != "dense":
+    if layers:
         if not any(o.domain == DOMAIN for o in proto.opset_import):
             proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
         proto.functions.append(sparse_matmul_function(6 if low_rank == "inputs" else 4))

@@ -1,0 +1,255 @@
+"""What a linear layer costs once it is exported: bytes of its weights, and milliseconds by a table that was measured.
+
+With nnz(S) values, r (d_out + parts d_in) values in U and V, and a bit a weight, the exported layer takes
+
+    bytes = 4 (nnz(S) + r (d_out + parts d_in)) + d_out ceil(d_in / 8)          or 4 d_out d_in as a plain matrix
+    ms    = f(nnz(S) / (d_out d_in)) + g(r (d_out + parts d_in))
+
+where f goes straight from one measured density of S to the next, and g is a straight line through what a low-rank term was
+measured to add to it. A layer whose values and mask would take as many bytes as the matrix is exported as a matrix
+(``vitoats.layers``), and then costs a dense MatMul.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitoats import bitmask
+from vitoats.errors import InputError
+from vitoats.methods.sparsity import Pattern
+from vitoats.models.adapter import ModelAdapter
+
+
+@dataclass(frozen=True, order=True)
+class LayerShape:
+    """All that the cost of a dense linear layer depends on.
+
+    Attributes:
+        d_out: rows of its weight.
+        d_in: columns.
+        parts: how many matrices of equal height the rows stack, 3 for a fused qkv.
+        tokens: that pass it for each image.
+    """
+
+    d_out: int
+    d_in: int
+    parts: int
+    tokens: int
+
+    @property
+    def size(self) -> int:
+        """Weights."""
+        return self.d_out * self.d_in
+
+    def low_rank_parameters(self, rank: int) -> int:
+        """Of U and V, at a rank of each part."""
+        return rank * (self.d_out + self.parts * self.d_in)
+
+    def __str__(self) -> str:
+        return f"{self.d_out} x {self.d_in}"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a compressed layer holds: non-zeros of S, and the elements of U and V."""
+
+    nonzeros: int
+    low_rank: int
+
+    @property
+    def parameters(self) -> int:
+        """As OATS counts them."""
+        return self.nonzeros + self.low_rank
+
+
+@torch.inference_mode()
+def layer_shapes(adapter: ModelAdapter, img_size: int, fused_qkv: bool = False) -> dict[str, LayerShape]:
+    """The shapes of a dense model's compressible layers, by name.
+
+    Args:
+        adapter: the model.
+        img_size: in pixels; it decides how many tokens there are.
+        fused_qkv: a fused qkv is one matrix.
+    """
+    found: dict[str, LayerShape] = {}
+    handles = []
+    for linear in [x for block in adapter.linears for x in block]:
+
+        def note(module, args, name=linear.name, parts=1 if fused_qkv else linear.parts):
+            d_out, d_in = module.weight.shape
+            found[name] = LayerShape(d_out, d_in, parts, args[0].numel() // d_in)
+
+        handles.append(adapter.linear(linear).register_forward_pre_hook(note))
+    try:
+        adapter.model(torch.zeros(1, 3, img_size, img_size, device=next(adapter.model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def content(shape: LayerShape, config: Any) -> Content:
+    """What a method makes of a layer with a config.
+
+    Raises:
+        InputError: nothing would be left of it.
+    """
+    rows = shape.d_out // shape.parts
+    budget = config.budget(rows, shape.d_in)
+    groups = 1 if Pattern.parse(getattr(config, "pattern", "row")).kind == "layer" else rows
+    return Content(shape.parts * groups * budget.kept_per_group, shape.low_rank_parameters(budget.rank))
+
+
+def dense(shape: LayerShape) -> Content:
+    """A layer that keeps all."""
+    return Content(shape.size, 0)
+
+
+def exported_dense(shape: LayerShape, kept: Content) -> bool:
+    """Whether a layer that keeps this much is exported as a plain matrix."""
+    return not bitmask.saves(shape.d_out, shape.d_in, kept.parameters)
+
+
+def exported_bytes(shape: LayerShape, kept: Content) -> float:
+    """Bytes of a layer's exported float32 weights."""
+    return 4 * shape.size if exported_dense(shape, kept) else bitmask.packed_bytes(shape.d_out, shape.d_in, kept.parameters)
+
+
+@dataclass(frozen=True)
+class ShapeTimes:
+    """Measured milliseconds of one layer's shape.
+
+    Attributes:
+        shape: of the layer.
+        layers: how many of the model have it.
+        dense_ms: as a MatMul.
+        rows: (density of S, elements of U and V, ms), at least two densities without a low-rank term.
+    """
+
+    shape: LayerShape
+    layers: int
+    dense_ms: float
+    rows: tuple[tuple[float, int, float], ...]
+
+    @cached_property
+    def sparse(self) -> tuple[np.ndarray, np.ndarray]:
+        """Densities, rising, and the ms of S alone, which never fall."""
+        rows = sorted((density, ms) for density, low_rank, ms in self.rows if not low_rank)
+        densities, ms = np.array(rows).T
+        return densities, np.maximum.accumulate(ms)
+
+    @cached_property
+    def low_rank(self) -> tuple[float, float]:
+        """(ms at rank 0+, ms an element of U and V): the straight line through what low-rank terms add, neither below 0."""
+        added = [(low_rank, ms - self._of_density(density)) for density, low_rank, ms in self.rows if low_rank]
+        if not added:
+            return 0.0, 0.0
+        sizes, extra = np.array(added).T
+        if len(set(sizes)) > 1:
+            slope, start = np.polyfit(sizes, extra, 1)
+            if start >= 0 and slope >= 0:
+                return float(start), float(slope)
+        return 0.0, max(0.0, float((sizes * extra).sum() / (sizes * sizes).sum()))  # noise: through the origin
+
+    def _of_density(self, density: float) -> float:
+        """Straight lines between measured densities, and beyond them as at the ends."""
+        d, ms = self.sparse
+        low, high = (ms[1] - ms[0]) / (d[1] - d[0]), (ms[-1] - ms[-2]) / (d[-1] - d[-2])
+        found = np.interp(density, d, ms) + low * min(density - d[0], 0) + high * max(density - d[-1], 0)
+        return max(0.0, float(found))
+
+    def ms(self, kept: Content) -> float:
+        """Milliseconds of one layer that keeps this much."""
+        if exported_dense(self.shape, kept):
+            return self.dense_ms
+        start, slope = self.low_rank
+        return self._of_density(kept.nonzeros / self.shape.size) + (start + slope * kept.low_rank if kept.low_rank else 0.0)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What ``tools/benchmark.py op --model`` measured on one machine.
+
+    Attributes:
+        processor, threads, batch: what was measured.
+        dense_ms: of the whole dense model.
+        rest_ms: of the sparse model without its linear layers.
+        times: by shape of layer.
+    """
+
+    processor: str
+    threads: int
+    batch: int
+    dense_ms: float
+    rest_ms: float
+    times: dict[LayerShape, ShapeTimes]
+
+    @classmethod
+    def from_json(cls, result: dict[str, Any]) -> "CostTable":
+        """From the command's JSON.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is none.
+        """
+        grouped: dict[LayerShape, list[dict[str, Any]]] = {}
+        for row in result["rows"]:
+            shape = LayerShape(*(int(row[key]) for key in ("n", "k", "blocks", "tokens")))
+            grouped.setdefault(shape, []).append(row)
+        times = {}
+        for shape, rows in grouped.items():
+            measured = tuple(
+                (1 - row["zeros"] / 100, shape.low_rank_parameters(int(row["rank"])), float(row["sparse_ms"])) for row in rows
+            )
+            if len({density for density, low_rank, _ in measured if not low_rank}) < 2:
+                raise ValueError("a shape needs two densities")
+            times[shape] = ShapeTimes(shape, int(rows[0]["layers"]), float(rows[0]["dense_ms"]), measured)
+        numbers = {key: float(result[key]) for key in ("dense_ms", "rest_ms")}
+        return cls(str(result["processor"]), int(result["threads"]), int(result["batch"]), **numbers, times=times)
+
+    @classmethod
+    def read(cls, path: Path) -> "CostTable":
+        """From the file that the command wrote.
+
+        Raises:
+            InputError: it cannot be read, or holds something else.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except OSError as error:
+            raise InputError(f"the cost table {path} cannot be read ({error.strerror}): {_remedy(path)}") from None
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise InputError(f"{path} holds no cost table: {_remedy(path)}") from None
+
+    def check(self, shapes: list[LayerShape], path: Path) -> None:
+        """Refuses a model of other layers.
+
+        Args:
+            shapes: of all compressible layers of the model, a fused qkv in its parts.
+            path: of the table.
+
+        Raises:
+            InputError: the table has not the same shapes as often.
+        """
+        for shape in sorted(set(shapes)):
+            found = self.times[shape].layers if shape in self.times else 0
+            if found != shapes.count(shape):
+                raise InputError(
+                    f"the cost table {path} is not of this model: it has {found} layers of {shape} for {shape.tokens} tokens, "
+                    f"the model {shapes.count(shape)}: {_remedy(path)}"
+                )
+
+    def ms(self, shape: LayerShape, kept: Content) -> float:
+        """Milliseconds of one layer; how many parts it was split in plays no part."""
+        times = self.times.get(shape) or next(
+            t for s, t in self.times.items() if (s.d_out, s.d_in, s.tokens) == (shape.d_out, shape.d_in, shape.tokens)
+        )
+        return times.ms(kept)
+
+
+def _remedy(path: Path) -> str:
+    return f"make one with tools/benchmark.py op --model NAME --results-file {path} (and the same --img-size)"
