@@ -1,5 +1,6 @@
-"""Shared fixtures: a tiny vision transformer as a timm folder, and small image folders."""
+"""Shared fixtures: a tiny vision transformer as a timm folder, small image folders, and commands that run in this process."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import torch
 from PIL import Image
 
 import vitoats.torchvision_ops  # noqa: F401  (before timm)
+from tests.jobs import small_job
+from vitoats.cli import common
+from vitoats.cli.compress import main as compress
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip
@@ -83,3 +87,59 @@ def flat_images(tmp_path_factory) -> Path:
     for i in range(20):
         write_image(root / f"{i:02}.jpg", i)
     return root
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs a command in this process: (exit status, stdout, stderr)."""
+
+    def run(main, *argv):
+        capsys.readouterr()
+        status = common.run(main, [str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def succeed(call):
+    """Runs a command that must succeed; gives its JSON line."""
+
+    def run(main, *argv):
+        status, out, err = call(main, *argv)
+        assert status == 0, err
+        return json.loads(out.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture
+def refuse(call):
+    """Runs a command that must be refused with exit status 2 and one line on stderr; gives that line."""
+
+    def run(main, *argv, warnings=False):
+        status, out, err = call(main, *argv, "--quiet")
+        assert (status, out) == (2, ""), err
+        *before, last = err.splitlines()
+        assert last.startswith("error: ")
+        assert warnings or before == []
+        assert len(last) < 700
+        return last
+
+    return run
+
+
+@pytest.fixture
+def job(tiny_folder, flat_images, tmp_path):
+    """A small compression to tmp_path/out."""
+    return small_job(tiny_folder, flat_images, tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def plain(tiny_folder, flat_images, tmp_path_factory):
+    """What the job gives without further flags."""
+    folder = tmp_path_factory.mktemp("plain") / "out"
+    assert common.run(compress, small_job(tiny_folder, flat_images, folder)) == 0
+    return folder

@@ -7,7 +7,7 @@ import pytest
 import vitoats
 from vitoats.allocation.cost import Content, CostTable, LayerShape, layer_shapes
 from vitoats.checkpoint import about
-from vitoats.cli import benchmark_costs, common
+from vitoats.cli import benchmark_costs
 from vitoats.cli.benchmark import main as benchmark
 from vitoats.cli.compress import main as compress
 from vitoats.cli.export_onnx import main as export_onnx
@@ -16,35 +16,6 @@ from vitoats.models.adapter import adapt
 
 SHAPES = [LayerShape(144, 48, 3, 17), LayerShape(48, 48, 1, 17), LayerShape(192, 48, 1, 17), LayerShape(48, 192, 1, 17)]
 DENSE_MS, REST_MS = 10.0, 1.0
-
-
-@pytest.fixture
-def succeed(capsys):
-    """Runs a command that must succeed; gives its JSON line."""
-
-    def run(main, *argv):
-        capsys.readouterr()
-        status = common.run(main, [str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert status == 0, err
-        return json.loads(out.splitlines()[-1])
-
-    return run
-
-
-@pytest.fixture
-def refuse(capsys):
-    """Runs a command that must be refused by one line; gives that line."""
-
-    def run(main, *argv):
-        capsys.readouterr()
-        status = common.run(main, [str(a) for a in [*argv, "--quiet"]])
-        out, err = capsys.readouterr()
-        assert (status, out) == (2, ""), err
-        assert len(err.splitlines()) == 1
-        return err
-
-    return run
 
 
 @pytest.fixture

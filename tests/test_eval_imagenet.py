@@ -235,7 +235,7 @@ def test_data_sets_by_timms_name(images, model, tmp_path, capsys):
 def forms(model, images, tmp_path_factory):
     root = tmp_path_factory.mktemp("forms")
     flags = ["--threads", "1", "--quiet"]
-    done = ["--data-dir", str(images), "--method", "oats", "--compression", "0.3", "--iterations", "3", "--output", str(root / "small")]
+    done = f"--data-dir {images} --method oats --compression 0.3 --iterations 3 --output {root / 'small'}".split()
     assert run(compress, ["--model", f"local-dir:{model}", *done, *flags]) == 0
     assert run(export_onnx, [str(root / "small"), "-o", str(root / "small.onnx"), *flags]) == 0
     return root

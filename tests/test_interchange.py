@@ -33,7 +33,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def compressed(model: str, images: Path, output: Path, *more: str) -> Path:
-    flags = f"--model {model} --data-dir {images} --output {output} --method oats --iterations 3 --nsamples 8 --threads 1 --quiet"
+    flags = (
+        f"--model {model} --data-dir {images} --output {output} --method oats --iterations 3 --nsamples 8 --threads 1 --quiet"
+    )
     assert common.run(compress_command, [*flags.split(), *more]) == 0
     return output
 
