@@ -5,11 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from vitoats.cli import benchmark_op
 from vitoats.cli.benchmark import main
 from vitoats.cli.benchmark_op import check, dense_model, int8_model, open_model, pruned, sparse_model
 from vitoats.cli.common import run
+from vitoats.data.images import calibration_batches, open_images
+from vitoats.models.loading import load_model
 
 OP_FIELDS = {"n", "k", "tokens", "zeros", "threads", "dense_ms", "int8_ms", "sparse_ms", "speedup", "nnz_gflops"}
 MODEL_FIELDS = {"model", "batch", "threads", "variant", "ms", "speedup", "file_mb", "rss_mb"}
@@ -125,3 +128,32 @@ def test_model_measures_all_variants(capsys):
     assert by["oats-50-float16"]["file_mb"] < by["oats-50"]["file_mb"] < by["dense"]["file_mb"]
     assert by["oats-50-folded"]["file_mb"] == pytest.approx(by["dense"]["file_mb"], rel=0.01)
     assert all(r["rss_mb"] > 20 for r in rows if r["rss_mb"] is not None)
+
+
+def test_layer_errors_are_those_of_the_outputs(tiny_folder, flat_images, capsys):
+    """Every method's error, recomputed from inputs that a plain hook caught, for one that looks at nothing: magnitude."""
+    flags = f"layers --model local-dir:{tiny_folder} --data-dir {flat_images} --nsamples 8 --blocks 1 --threads 1"
+    result = main([*flags.split(), "--methods", "magnitude,alps", "--compression", "0.5"])
+    assert "geometric mean" in capsys.readouterr().out
+    errors = {(row["layer"], row["method"]): row["error"] for row in result["rows"]}
+    assert len(errors) == 2 * 6  # q, k, v, proj, fc1, fc2
+    assert all(errors[layer, "alps"] < errors[layer, "magnitude"] for layer, _ in errors)
+
+    loaded = load_model(f"local-dir:{tiny_folder}")
+    images = torch.cat(
+        list(calibration_batches(open_images(flat_images, "train", loaded.preprocessing.transform()), 8, 42, 8, 0))
+    )
+    layer, caught = loaded.model.blocks[1].mlp.fc1, []
+    layer.register_forward_pre_hook(lambda _m, args: caught.append(args[0].flatten(0, 1).double()))
+    with torch.inference_mode():
+        loaded.model(images)
+    W = layer.weight.detach().double()
+    small = W.abs() <= W.abs().flatten().kthvalue(W.numel() // 2).values
+    expected = (caught[0] @ (W * small).T).norm() ** 2 / (caught[0] @ W.T).norm() ** 2
+    assert errors["blocks.1.mlp.fc1", "magnitude"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("blocks", ["1,x", "7"])
+def test_layers_refuses_blocks_that_are_none(tiny_folder, flat_images, refuse, blocks):
+    flags = f"layers --model local-dir:{tiny_folder} --data-dir {flat_images} --blocks {blocks}"
+    assert "blocks" in refuse(main, *flags.split())
