@@ -11,6 +11,7 @@ from vitoats.cli import benchmark_op
 from vitoats.cli.benchmark import main
 from vitoats.cli.benchmark_op import check, dense_model, int8_model, open_model, pruned, sparse_model
 from vitoats.cli.common import run
+from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.data.images import calibration_batches, open_images
 from vitoats.models.loading import load_model
 
@@ -157,3 +158,19 @@ def test_layer_errors_are_those_of_the_outputs(tiny_folder, flat_images, capsys)
 def test_layers_refuses_blocks_that_are_none(tiny_folder, flat_images, refuse, blocks):
     flags = f"layers --model local-dir:{tiny_folder} --data-dir {flat_images} --blocks {blocks}"
     assert "blocks" in refuse(main, *flags.split())
+
+
+def test_files_are_compared_with_the_first(tiny_folder, plain, succeed, refuse, tmp_path):
+    dense = f"local-dir:{tiny_folder}"
+    for name, source in (("dense", [dense]), ("small", [plain]), ("large", [dense, "--img-size", "48"])):
+        succeed(export_onnx, *source, "-o", tmp_path / f"{name}.onnx")
+    files = [tmp_path / "dense.onnx", tmp_path / "small.onnx"]
+    result = succeed(main, "files", *files, "--batch", "1", "--batch", "2", "--threads", "1")
+    assert [(row["file"], row["batch"], row["native_nodes"]) for row in result["rows"]] == [
+        (str(file), batch, native) for batch in (1, 2) for file, native in zip(files, (0, 12), strict=True)
+    ]
+    for row in result["rows"]:
+        first = next(r for r in result["rows"] if r["batch"] == row["batch"])
+        assert row["speedup"] == pytest.approx(first["ms"] / row["ms"], rel=0.02, abs=0.01)
+    assert "--img-size" in refuse(main, "files", *files, tmp_path / "large.onnx", "--threads", "1")
+    assert "nowhere.onnx" in refuse(main, "files", tmp_path / "nowhere.onnx")

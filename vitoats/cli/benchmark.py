@@ -3,18 +3,20 @@
 python tools/benchmark.py op                                        one product, sparse against dense and int8
 python tools/benchmark.py model --model vit_base_patch16_224        whole models in ONNX Runtime
 python tools/benchmark.py solver --model vit_base_patch16_224       the exact OATS solver against the fast one
+python tools/benchmark.py files dense.onnx small.onnx               files that were exported, against the first
 python tools/benchmark.py layers                                    what single matrices lose by several methods
 """
 
 from typing import Any
 
-from vitoats.cli import benchmark_layers, benchmark_model, benchmark_op, benchmark_solver
+from vitoats.cli import benchmark_files, benchmark_layers, benchmark_model, benchmark_op, benchmark_solver
 from vitoats.errors import InputError
 
 BENCHMARKS = {
     "op": benchmark_op.main,
     "model": benchmark_model.main,
     "solver": benchmark_solver.main,
+    "files": benchmark_files.main,
     "layers": benchmark_layers.main,
 }
 
