@@ -31,7 +31,7 @@ def start(*argv: str, **kwargs) -> subprocess.Popen:
 
 
 def compress_flags(output: Path) -> list[str]:
-    flags = "--model dinov2s_derived --rank-ratio 0.25 --nsamples 64 --batch-size 16 --iterations 20 --threads 1"
+    flags = "--model dinov2s_derived --allocation uniform --nsamples 64 --batch-size 16 --iterations 20 --threads 1"
     return ["tools/compress.py", *flags.split(), "--output", str(output)]
 
 
@@ -118,7 +118,7 @@ def test_demo(tmp_path):
 def test_onnx_runtime_1_17_runs_the_file(tmp_path):
     """The oldest ONNX Runtime that the README names, in a venv of its own: the same outputs as the newest."""
     model, venv = tmp_path / "model.onnx", tmp_path / "venv"
-    flags = f"--random-weights --img-size 32 --iterations 5 --threads 1 --output {tmp_path / 'out'}"
+    flags = f"--random-weights --img-size 32 --method oats --iterations 5 --threads 1 --output {tmp_path / 'out'}"
     images = tmp_path / "images"
     for i in range(16):
         write_image(images / f"{i}.png", i)
