@@ -31,7 +31,7 @@ def start(*argv: str, **kwargs) -> subprocess.Popen:
 
 
 def compress_flags(output: Path) -> list[str]:
-    flags = "--model dinov2s_derived --allocation uniform --nsamples 64 --batch-size 16 --iterations 20 --threads 1"
+    flags = "--model dinov2s_derived --preset fast --nsamples 64 --batch-size 16 --iterations 5 --threads 1"
     return ["tools/compress.py", *flags.split(), "--output", str(output)]
 
 
