@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.errors import InputError
 
 TURN_SECONDS = 0.5  # of each file before the next has its turn
@@ -19,12 +19,12 @@ TURN_SECONDS = 0.5  # of each file before the next has its turn
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
-    parser = common.parser("benchmark files", "exported files against the first of them")
-    several: dict[str, Any] = {"action": "append", "metavar": "X", "type": common.positive}
+    parser = flags.parser("benchmark files", "exported files against the first of them")
+    several: dict[str, Any] = {"action": "append", "metavar": "X", "type": flags.positive}
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="ONNX files, the dense one first")
     parser.add_argument("--batch", **several, help="images at a time; 1")
     parser.add_argument("--threads", **several, help="CPU threads; all cores")
-    args = common.parse(parser, argv)
+    args = config_file.parse(parser, argv)
 
     from vitoats.report.tables import print_table
     from vitoats.runtime.inference import inference, median_ms, session

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
-    parser = common.parser("benchmark layers", "what single matrices lose by several methods")
-    common.add_model_flags(parser)
-    common.add_data_flags(parser, batch_size=64)
-    common.add_compute_flags(parser)
+    parser = flags.parser("benchmark layers", "what single matrices lose by several methods")
+    flags.add_model_flags(parser)
+    flags.add_data_flags(parser, batch_size=64)
+    flags.add_compute_flags(parser)
     parser.set_defaults(model="dinov2s_derived", data_dir="sample")
     next(action for action in parser._actions if action.dest == "model").required = False
     parser.add_argument("--methods", default="oats,sparsegpt,alps,oats-h", metavar="A,B,...", help="as --method of compress")
     parser.add_argument("--blocks", type=_numbers, default=[3, 8], metavar="I,J,...", help="which blocks")
     parser.add_argument("--compression", type=float, default=0.6, metavar="RHO", help="share of the weights to remove")
     parser.add_argument("--rank-ratio", type=float, default=0.25, metavar="KAPPA", help="of methods with a low-rank term")
-    parser.add_argument("--nsamples", type=common.positive, default=512, metavar="N", help="calibration images")
-    args = common.parse(parser, argv)
+    parser.add_argument("--nsamples", type=flags.positive, default=512, metavar="N", help="calibration images")
+    args = config_file.parse(parser, argv)
 
     import vitoats.methods  # noqa: F401  (fills the table of methods)
     from vitoats.methods.registry import get_method

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 
 if TYPE_CHECKING:
     from vitoats.export.onnx_file import Form
@@ -68,19 +68,19 @@ class Variant:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
-    parser = common.parser("benchmark model", "whole models: dense, int8, OATS")
+    parser = flags.parser("benchmark model", "whole models: dense, int8, OATS")
     several: dict[str, Any] = {"action": "append", "metavar": "X"}
     parser.add_argument("--model", **several, help=f"as for compress; {' and '.join(MODELS)}")
-    parser.add_argument("--batch", type=common.positive, **several, help="images at a time; 1 and 8")
-    parser.add_argument("--threads", type=common.positive, **several, help="CPU threads; 1 and 2")
+    parser.add_argument("--batch", type=flags.positive, **several, help="images at a time; 1 and 8")
+    parser.add_argument("--threads", type=flags.positive, **several, help="CPU threads; 1 and 2")
     parser.add_argument("--compression", type=float, **several, help="shares of the weights to remove; 0.5 and 0.6")
     parser.add_argument("--rank-ratio", type=float, default=0.25, metavar="KAPPA", help="share of the kept for low rank")
-    parser.add_argument("--img-size", type=common.positive, metavar="PX", help="image size; the model's usual one by default")
+    parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="image size; the model's usual one by default")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     parser.add_argument("--random-weights", action="store_true", help="random weights; nothing is fetched")
     parser.set_defaults(crop_mode=None)
-    parser.add_argument("--seed", type=common.seed, default=0, help="of noise and solver")
-    args = common.parse(parser, argv)
+    parser.add_argument("--seed", type=flags.seed, default=0, help="of noise and solver")
+    args = config_file.parse(parser, argv)
 
     from vitoats.methods.oats import OATSConfig
     from vitoats.report.tables import print_table

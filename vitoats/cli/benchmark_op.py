@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.errors import InputError
 
 SHAPES = {  # [out, in] of qkv, proj, fc1, fc2
@@ -53,24 +53,24 @@ class Tokens:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
-    parser = common.parser("benchmark op", "one sparse product against dense and int8")
+    parser = flags.parser("benchmark op", "one sparse product against dense and int8")
     several: dict[str, Any] = {"action": "append", "metavar": "X"}
     parser.add_argument("--shape", type=_shape, **several, help="outputs x inputs, such as 768x3072; those of ViT-S, B and L")
     parser.add_argument("--tokens", type=_tokens, **several, help=f"such as 197, or 8x197 for a batch; {', '.join(TOKENS)}")
-    parser.add_argument("--zeros", type=common.percentage, **several, help="percent of zeros; 50, 62.5, 75, 87.5")
+    parser.add_argument("--zeros", type=flags.percentage, **several, help="percent of zeros; 50, 62.5, 75, 87.5")
     parser.add_argument("--pattern", choices=PATTERNS, action="append", help="zeros alike in each row, or over the layer; both")
-    parser.add_argument("--threads", type=common.positive, **several, help="CPU threads; 1 and 2")
+    parser.add_argument("--threads", type=flags.positive, **several, help="CPU threads; 1 and 2")
     parser.add_argument("--float16", action="store_true", help="the sparse values are float16")
-    parser.add_argument("--seed", type=common.seed, default=0, help="of weights and activations")
+    parser.add_argument("--seed", type=flags.seed, default=0, help="of weights and activations")
     parser.add_argument(
         "--model", metavar="NAME", help="the layers and the whole of this model instead: a table for --cost-table"
     )
-    parser.add_argument("--batch", type=common.positive, default=1, metavar="N", help="with --model: images at a time")
-    parser.add_argument("--img-size", type=common.positive, metavar="PX", help="with --model: the model's usual one by default")
+    parser.add_argument("--batch", type=flags.positive, default=1, metavar="N", help="with --model: images at a time")
+    parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="with --model: the model's usual one by default")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --model: a .pth or .safetensors file")
     parser.add_argument("--random-weights", action="store_true", help="with --model: random weights; nothing is fetched")
     parser.set_defaults(crop_mode=None)
-    args = common.parse(parser, argv)
+    args = config_file.parse(parser, argv)
     if args.model:
         from vitoats.cli import benchmark_costs
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.errors import InputError
 
 REPEATS = {"exact": 1, "fast": 3}  # runs of each solver, of which the median counts
@@ -13,16 +13,16 @@ REPEATS = {"exact": 1, "fast": 3}  # runs of each solver, of which the median co
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Times exact and fast OATS over all linear layers of one block; early stop is off."""
-    parser = common.parser("benchmark solver", "exact against fast OATS on the shapes of one block")
-    common.add_model_flags(parser)
-    common.add_compute_flags(parser)
-    parser.add_argument("--block", type=common.non_negative, default=0, metavar="I", help="which block")
+    parser = flags.parser("benchmark solver", "exact against fast OATS on the shapes of one block")
+    flags.add_model_flags(parser)
+    flags.add_compute_flags(parser)
+    parser.add_argument("--block", type=flags.non_negative, default=0, metavar="I", help="which block")
     parser.add_argument("--compression", type=float, default=0.5, metavar="RHO", help="share of the weights to remove")
     parser.add_argument(
         "--rank-ratio", type=float, default=0.2, metavar="KAPPA", help="share of the kept weights for the low-rank term"
     )
     parser.add_argument("--iterations", type=int, default=80, metavar="N", help="alternating steps")
-    args = common.parse(parser, argv)
+    args = config_file.parse(parser, argv)
 
     import torch
 

@@ -1,7 +1,6 @@
-"""What all commands share: flags, config files, errors and exit statuses, progress, and the JSON line at the end."""
+"""What all commands share: loading a model, errors and exit statuses, progress, checks, and the JSON line at the end."""
 
 import argparse
-import difflib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vitoats.cli.config_file import first_look
 from vitoats.cli.results import write_results
 from vitoats.errors import InputError, RunError
 
@@ -24,75 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vitoats")
 stderr = Console(stderr=True)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose usage errors are one line like all others."""
-
-    def error(self, message: str):
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
-def parser(command: str, description: str) -> ArgumentParser:
-    """A parser with the flags that every command has."""
-    made = ArgumentParser(prog=command, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
-    made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
-    made.add_argument("--results-format", choices=("csv", "json"), help="of that file; by its ending where not given")
-    return made
-
-
-def add_model_flags(made: argparse.ArgumentParser) -> None:
-    """--model and what goes with it."""
-    made.add_argument(
-        "--model",
-        "-m",
-        required=True,
-        metavar="NAME",
-        help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
-        "local-dir:/path, a folder that compress wrote, or dinov2s_derived",
-    )
-    made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
-    made.add_argument("--random-weights", action="store_true", help="random weights, for a dry run; nothing is fetched")
-    made.add_argument("--img-size", type=positive, metavar="PX", help="image size; the model's usual one by default")
-    made.add_argument(
-        "--crop-mode", choices=("center", "squash", "border"), help="squash resizes both sides, as the OATS paper does"
-    )
-    made.add_argument(
-        "--pos-resample",
-        choices=("official", "hf", "timm"),
-        help="how the position embedding is resized: official is Meta's and the default for dinov2_ names, timm for others",
-    )
-    made.add_argument(
-        "--head",
-        type=Path,
-        metavar="FILE",
-        help="a linear head for a backbone without one (.safetensors or DINOv2's .pth)",
-    )
-    made.add_argument(
-        "--head-layers", type=int, choices=(1, 4), help="how many layers the head takes, where its file does not say"
-    )
-
-
-def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int = 0) -> None:
-    """--data-dir and how images are read."""
-    made.add_argument(
-        "--data-dir",
-        "--data-path",
-        metavar="DIR",
-        help="images: one folder for each class, a flat folder, or 'sample' (28 px clothes)",
-    )
-    made.add_argument("-b", "--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
-    made.add_argument(
-        "-j", "--workers", "--num-workers", type=non_negative, default=workers, metavar="N", help="processes that read images"
-    )
-
-
-def add_compute_flags(made: argparse.ArgumentParser) -> None:
-    """--device, --threads and --seed."""
-    made.add_argument("--device", default="cpu", help="cpu, or cuda")
-    made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")
 
 
 def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
@@ -131,135 +62,6 @@ def load_or_randomise(args: argparse.Namespace) -> tuple["LoadedModel", str]:
     return load_model(args.model, random_weights=True, **arguments), "random weights"
 
 
-def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not good(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
-    return value
-
-
-def positive(text: str) -> int:
-    """An int of at least 1, for argparse."""
-    return _number(text, int, lambda n: n >= 1, "a whole number of 1 or more")
-
-
-def non_negative(text: str) -> int:
-    """An int of at least 0, for argparse."""
-    return _number(text, int, lambda n: n >= 0, "a whole number of 0 or more")
-
-
-def seed(text: str) -> int:
-    """A seed that torch takes, for argparse."""
-    return _number(text, int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
-
-
-def positive_number(text: str) -> float:
-    """A finite number above 0, for argparse."""
-    return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
-
-
-def percentage(text: str) -> float:
-    """A percentage below 100, for argparse."""
-    return _number(text, float, lambda x: 0 <= x < 100, "a percentage from 0 to below 100")
-
-
-def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parses flags; those not given come from ``--config FILE`` (YAML: flag names without dashes), then from the defaults.
-
-    Raises:
-        InputError: a flag or the file is wrong.
-    """
-    config = _first_look(argv, complain=True).config
-    if config is not None and any(action.dest == "config" for action in made._actions):
-        settings = _settings(config, made)
-        for action in made._actions:
-            if action.required and settings.get(action.dest) is not None:
-                action.required = False
-        given = made.parse_args(argv)
-        for group in made._mutually_exclusive_groups:
-            names = [action.dest for action in group._group_actions]
-            set_here = [name for name in names if name in settings]
-            if len(set_here) > 1:
-                raise InputError(f"{config}: {' and '.join(set_here)} exclude each other: leave one of them out")
-            if any(getattr(given, name, None) not in (None, made.get_default(name)) for name in names):  # a flag beats the file
-                settings = {name: value for name, value in settings.items() if name not in names}
-        made.set_defaults(**settings)
-    return made.parse_args(argv)
-
-
-def _first_look(argv: list[str], complain: bool) -> argparse.Namespace:
-    """The flags that matter before a command's own parser is known, those in a config file included."""
-    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--quiet", action="store_true")
-    first.add_argument("--results-file", type=Path)
-    first.add_argument("--results-format")
-    try:
-        found = first.parse_known_args(argv)[0]
-        values = {} if found.config is None else _read_config(found.config)
-    except argparse.ArgumentError:  # the command's own parser says it
-        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None, results_format=None)
-    except InputError:
-        if complain:
-            raise
-        return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None, results_format=None)
-    found.quiet = found.quiet or values.get("quiet") == "true"
-    if found.results_file is None and isinstance(values.get("results_file"), str):
-        found.results_file = Path(values["results_file"])
-    found.results_format = found.results_format or values.get("results_format")
-    return found
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """A YAML file of settings, every value as the text it is: 2:4 stays 2:4, and passes the same checks as a flag's."""
-    import yaml
-
-    try:
-        values = yaml.load(path.read_text(), Loader=yaml.BaseLoader) or {}
-    except OSError as error:
-        raise InputError(f"the config file {path} cannot be read ({error.strerror}): give --config a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the config file {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"the config file {path} holds no settings: write lines such as 'compression: 0.5'")
-    return values
-
-
-def _settings(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
-    """The settings of a config file as values of a parser's flags; an empty one stays at its default."""
-    actions = {
-        option.lstrip("-").replace("-", "_"): action
-        for action in made._actions
-        for option in action.option_strings
-        if option.startswith("--") and action.dest not in ("help", "config")
-    }
-    settings = {}
-    for key, text in _read_config(path).items():
-        action = actions.get(key.replace("-", "_"))
-        if action is None:
-            near = difflib.get_close_matches(key, actions, n=1)
-            hint = f", did you mean {near[0]}?" if near else f" (see {made.prog} --help)"
-            raise InputError(f"{path}: unknown setting {key!r}{hint}")
-        if text == "":
-            continue
-        if not isinstance(text, str):
-            raise InputError(f"{path}: {key} takes one value, not {text!r}")
-        if action.nargs == 0:
-            if text.lower() not in ("true", "false"):
-                raise InputError(f"{path}: {key} is true or false, not {text!r}")
-            settings[action.dest] = text.lower() == "true"
-            continue
-        try:
-            settings[action.dest] = made._get_value(action, text)
-            made._check_value(action, settings[action.dest])
-        except argparse.ArgumentError as error:
-            raise InputError(f"{path}: {key}: {error.message}") from None
-    return settings
-
-
 def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
     """Runs a command: sets up logging, turns errors into one line and an exit status, prints the JSON line.
 
@@ -267,7 +69,7 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         0 done, 1 a failure inside, 2 bad usage or bad input, 130 Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
-    flags = _first_look(argv, complain=False)
+    flags = first_look(argv, complain=False)
     _set_up_logging(flags.quiet or os.environ.get("RANK", "0") != "0")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
     try:

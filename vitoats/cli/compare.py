@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.cli import compress as compress_command
 from vitoats.cli.compare_plan import OWN, Run, compressions, methods, patterns, plan
 from vitoats.errors import InputError, RunError
@@ -39,7 +39,7 @@ LAYER_IMAGES = 64  # test images that measure single layers
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, makes all rows that are missing, writes tables and plots; returns the JSON line."""
-    args = common.parse(make_parser(), argv)
+    args = config_file.parse(make_parser(), argv)
     start = time.perf_counter()
     common.set_threads(args.threads)
     common.check_device(args.device)
@@ -347,12 +347,12 @@ def write_report(args: Namespace, bench: Bench, found: list[Row], skipped: list[
     return result
 
 
-def make_parser() -> common.ArgumentParser:
+def make_parser() -> flags.ArgumentParser:
     """The flags of compare."""
-    parser = common.parser("compare", (__doc__ or "").split("\n")[0])
-    common.add_model_flags(parser)
-    common.add_data_flags(parser, batch_size=64)
-    common.add_compute_flags(parser)
+    parser = flags.parser("compare", (__doc__ or "").split("\n")[0])
+    flags.add_model_flags(parser)
+    flags.add_data_flags(parser, batch_size=64)
+    flags.add_compute_flags(parser)
     parser.add_argument(
         "--methods", type=methods, required=True, metavar="A,B,...", help="METHOD or LABEL=METHOD, each as compress takes it"
     )
@@ -369,9 +369,9 @@ def make_parser() -> common.ArgumentParser:
     parser.add_argument(
         "--options", action="append", metavar="METHOD:NAME=VALUE,...", help="settings of one method; may be given again"
     )
-    parser.add_argument("--nsamples", type=common.positive, default=512, metavar="N", help="calibration images, of train")
+    parser.add_argument("--nsamples", type=flags.positive, default=512, metavar="N", help="calibration images, of train")
     parser.add_argument(
-        "--num-samples", type=common.positive, metavar="N", help="test images, the first of a seeded shuffle; all by default"
+        "--num-samples", type=flags.positive, metavar="N", help="test images, the first of a seeded shuffle; all by default"
     )
     parser.add_argument("--ood-dir", type=Path, metavar="DIR", help="images of another kind: adds the ood columns")
     parser.add_argument("--keep-models", action="store_true", help="keep the compressed folders in DIR/models")

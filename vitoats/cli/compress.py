@@ -15,7 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.cli.budgets import make_budgets
 from vitoats.cli.goals import make_goal, say_prediction
 from vitoats.cli.method_flags import NSAMPLES, add_method_flags, given_flags, make_config, make_recipe, refuse_layer_flags
@@ -33,7 +33,7 @@ DOMAIN_RATIO = 3  # features on other images may be off this many times as much 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, compresses, writes the folder, prints the table of layers; returns the JSON line."""
-    args = common.parse(make_parser(), argv)
+    args = config_file.parse(make_parser(), argv)
     result, report = run(args)
     if not args.quiet:
         from vitoats.checkpoint import about
@@ -230,12 +230,12 @@ def _units(report: "PruningReport") -> dict[str, Any]:
     return units
 
 
-def make_parser() -> common.ArgumentParser:
+def make_parser() -> flags.ArgumentParser:
     """The flags of compress."""
-    parser = common.parser("compress", (__doc__ or "").split("\n")[0])
-    common.add_model_flags(parser)
-    common.add_data_flags(parser, batch_size=64)
-    common.add_compute_flags(parser)
+    parser = flags.parser("compress", (__doc__ or "").split("\n")[0])
+    flags.add_model_flags(parser)
+    flags.add_data_flags(parser, batch_size=64)
+    flags.add_compute_flags(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML recipe; a flag beats it")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
@@ -244,7 +244,7 @@ def make_parser() -> common.ArgumentParser:
     add_method_flags(parser)
     parser.add_argument(
         "--memory-limit",
-        type=common.positive_number,
+        type=flags.positive_number,
         metavar="GB",
         help="above it, hidden states go to a mapped file beside --output",
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.cli import compress as compress_command
 
 METHODS = ("oats", "oats-h")
@@ -23,10 +23,10 @@ BATCHES = (1, 8)
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, runs the demo; returns the JSON line."""
-    parser = common.parser("demo", (__doc__ or "").split("\n")[0])
-    parser.add_argument("--threads", type=common.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
+    parser = flags.parser("demo", (__doc__ or "").split("\n")[0])
+    parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="keep the compressed folder and both ONNX files here")
-    args = common.parse(parser, argv)
+    args = config_file.parse(parser, argv)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="vitoats-demo-") as scratch:
         if args.output is None:
@@ -47,10 +47,8 @@ def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str,
     done: dict[str, Any] = {}
     for method in METHODS:
         common.log.info("compressing with %s", method)
-        flags = (
-            f"--model {EMBEDDED} --method {method} --compression {COMPRESSION} --rank-ratio {RANK_RATIO} --threads {threads}"
-        )
-        args = compress_command.make_parser().parse_args([*flags.split(), "--output", str(folder / method)])
+        argv = f"--model {EMBEDDED} --method {method} --compression {COMPRESSION} --rank-ratio {RANK_RATIO} --threads {threads}"
+        args = compress_command.make_parser().parse_args([*argv.split(), "--output", str(folder / method)])
         args.quiet = quiet
         done, _ = compress_command.run(args)
         files[method] = export(method, str(folder / method), folder)

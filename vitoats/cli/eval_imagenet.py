@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, evaluates; returns the JSON line with timm's columns."""
-    args = common.parse(make_parser(), argv)
+    args = config_file.parse(make_parser(), argv)
     if args.data and args.data_dir:
         raise InputError("the images are named twice: give the folder itself, or --data-dir, not both")
     args.data_dir = args.data or args.data_dir
@@ -175,27 +175,27 @@ def spread(order: list[int], wanted: int | None) -> list[int]:
     return [order[i * len(order) // wanted] for i in range(wanted)]
 
 
-def make_parser() -> common.ArgumentParser:
+def make_parser() -> flags.ArgumentParser:
     """The flags of eval_imagenet."""
-    parser = common.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
     parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
-    common.add_model_flags(parser)
-    common.add_data_flags(parser, batch_size=64, workers=min(2, common.cores()))
-    common.add_compute_flags(parser)
+    flags.add_model_flags(parser)
+    flags.add_data_flags(parser, batch_size=64, workers=min(2, common.cores()))
+    flags.add_compute_flags(parser)
     add = parser.add_argument
     add("--pretrained", action="store_true", help="the weights that the name stands for: always so without --checkpoint")
     add("--dataset", default="", metavar="KIND/NAME", help="a data set by timm's name: torch/cifar10, hfds/owner/name, ...")
     add("--split", default="validation", help="which split: validation, train, or the name of a folder in --data-dir")
-    add("--num-samples", type=common.positive, metavar="N", help="evaluate N images only, evenly spaced over the set")
+    add("--num-samples", type=flags.positive, metavar="N", help="evaluate N images only, evenly spaced over the set")
     add("--class-map", type=Path, metavar="FILE", help="a .txt file with one class name on each line, in the model's order")
     add("--real-labels", type=Path, metavar="FILE", help="real.json of 'Are we done with ImageNet?'")
     add("--valid-labels", type=Path, metavar="FILE", help="which outputs count, one index a line, for images of some classes")
     add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size in timm's other way")
-    add("--crop-pct", type=common.positive_number, metavar="X", help="share of the resized image that is cropped")
+    add("--crop-pct", type=flags.positive_number, metavar="X", help="share of the resized image that is cropped")
     add("--interpolation", choices=INTERPOLATIONS, help="of the resize")
     add("--mean", type=float, nargs="+", metavar="X", help="per channel, of pixels in 0..1")
-    add("--std", type=common.positive_number, nargs="+", metavar="X", help="per channel")
+    add("--std", type=flags.positive_number, nargs="+", metavar="X", help="per channel")
     add("--amp", action="store_true", help="run torch models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="for --amp; float16, but bfloat16 on a CPU, where not given")
-    add("--log-freq", type=common.positive, metavar="N", help="log a line every N batches instead of a progress bar")
+    add("--log-freq", type=flags.positive, metavar="N", help="log a line every N batches instead of a progress bar")
     return parser

@@ -13,7 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, exports; returns the JSON line."""
-    parser = common.parser("export_onnx", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("export_onnx", (__doc__ or "").split("\n")[0])
     parser.add_argument("folder", nargs="?", metavar="DIR", help="a folder that compress wrote (or use --model)")
-    common.add_model_flags(parser)
+    flags.add_model_flags(parser)
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     forms = parser.add_mutually_exclusive_group()
@@ -35,11 +35,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument(
         "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
     )
-    common.add_data_flags(parser, batch_size=50)
-    parser.add_argument("--num-samples", type=common.positive, metavar="N", help="verify on the first N images only")
-    parser.add_argument("--threads", type=common.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
+    flags.add_data_flags(parser, batch_size=50)
+    parser.add_argument("--num-samples", type=flags.positive, metavar="N", help="verify on the first N images only")
+    parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     next(a for a in parser._actions if a.dest == "model").required = False
-    args = common.parse(parser, argv)
+    args = config_file.parse(parser, argv)
     name = args.folder or args.model
     if name is None or (args.folder and args.model):
         raise InputError("name one model to export: a folder, or --model NAME")

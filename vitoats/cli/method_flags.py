@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli.common import positive, positive_number
+from vitoats.cli.flags import positive, positive_number
 from vitoats.cli.goals import refuse_goal
 from vitoats.errors import InputError
 

@@ -11,18 +11,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli import common
+from vitoats.cli import config_file, flags
 from vitoats.errors import InputError, RunError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, writes the card; returns the JSON line."""
-    parser = common.parser("model_card", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("model_card", (__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder that compress wrote")
     parser.add_argument(
         "--evaluation", type=Path, nargs="+", required=True, metavar="FILE", help="what eval_imagenet wrote with --results-file"
     )
-    args = common.parse(parser, argv)
+    args = config_file.parse(parser, argv)
 
     from vitoats.checkpoint import CARD, CONFIG, about, is_checkpoint
     from vitoats.models.weights import read_json

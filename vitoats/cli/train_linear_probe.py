@@ -12,7 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common
+from vitoats.cli import common, config_file, flags
 from vitoats.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, trains, writes the head file; returns the JSON line."""
-    args = common.parse(make_parser(), argv)
+    args = config_file.parse(make_parser(), argv)
     if args.data_dir is None:
         raise InputError("there are no images to train on: give --data-dir a folder with one subfolder for each class")
     common.check_output_file(args.output, args.overwrite)
@@ -127,21 +127,21 @@ def print_candidates(candidates: list[Any]) -> None:
     )
 
 
-def make_parser() -> common.ArgumentParser:
+def make_parser() -> flags.ArgumentParser:
     """The flags of train_linear_probe."""
-    parser = common.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
-    common.add_model_flags(parser)
-    common.add_data_flags(parser, batch_size=64)
-    common.add_compute_flags(parser)
+    parser = flags.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
+    flags.add_model_flags(parser)
+    flags.add_data_flags(parser, batch_size=64)
+    flags.add_compute_flags(parser)
     add = parser.add_argument
-    add("--nsamples", type=common.positive, default=12000, metavar="N", help="training images, drawn at random")
-    add("--test-samples", type=common.positive, metavar="N", help="test images, drawn at random; all by default")
+    add("--nsamples", type=flags.positive, default=12000, metavar="N", help="training images, drawn at random")
+    add("--test-samples", type=flags.positive, metavar="N", help="test images, drawn at random; all by default")
     add("--held-out", type=share, default=0.1, metavar="X", help="share of the training images that picks the best head")
     add("--solver", choices=("sgd", "lbfgs"), default="sgd", help="sgd is DINOv2's; lbfgs is one logistic regression")
-    add("--learning-rates", type=common.positive_number, nargs="+", metavar="X", help="a head for each; DINOv2's 13 by default")
-    add("--epochs", type=common.positive, default=10, metavar="N", help="passes over the images, 1000 steps at least")
-    add("--train-batch-size", type=common.positive, default=128, metavar="N", help="images in a step of the heads")
-    add("--knn", type=common.positive, default=20, metavar="K", help="neighbours of the baseline")
+    add("--learning-rates", type=flags.positive_number, nargs="+", metavar="X", help="a head for each; DINOv2's 13 by default")
+    add("--epochs", type=flags.positive, default=10, metavar="N", help="passes over the images, 1000 steps at least")
+    add("--train-batch-size", type=flags.positive, default=128, metavar="N", help="images in a step of the heads")
+    add("--knn", type=flags.positive, default=20, metavar="K", help="neighbours of the baseline")
     add("--cache", type=Path, metavar="DIR", help="keep the features there, and use those of an earlier run")
     add("--output", "-o", type=Path, required=True, metavar="FILE", help="the head file to write (.safetensors)")
     add("--overwrite", action="store_true", help="replace the file if it exists")
@@ -150,4 +150,4 @@ def make_parser() -> common.ArgumentParser:
 
 def share(text: str) -> float:
     """A number between 0 and 1, for argparse."""
-    return common.percentage(text) if float(text) < 1 else common.percentage("100")
+    return flags.percentage(text) if float(text) < 1 else flags.percentage("100")

@@ -1,0 +1,112 @@
+"""The flags that several commands have, and the types of values of flags."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitoats.errors import InputError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose usage errors are one line like all others."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parser(command: str, description: str) -> ArgumentParser:
+    """A parser with the flags that every command has."""
+    made = ArgumentParser(prog=command, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
+    made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
+    made.add_argument("--results-format", choices=("csv", "json"), help="of that file; by its ending where not given")
+    return made
+
+
+def add_model_flags(made: argparse.ArgumentParser) -> None:
+    """--model and what goes with it."""
+    made.add_argument(
+        "--model",
+        "-m",
+        required=True,
+        metavar="NAME",
+        help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
+        "local-dir:/path, a folder that compress wrote, or dinov2s_derived",
+    )
+    made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
+    made.add_argument("--random-weights", action="store_true", help="random weights, for a dry run; nothing is fetched")
+    made.add_argument("--img-size", type=positive, metavar="PX", help="image size; the model's usual one by default")
+    made.add_argument(
+        "--crop-mode", choices=("center", "squash", "border"), help="squash resizes both sides, as the OATS paper does"
+    )
+    made.add_argument(
+        "--pos-resample",
+        choices=("official", "hf", "timm"),
+        help="how the position embedding is resized: official is Meta's and the default for dinov2_ names, timm for others",
+    )
+    made.add_argument(
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help="a linear head for a backbone without one (.safetensors or DINOv2's .pth)",
+    )
+    made.add_argument(
+        "--head-layers", type=int, choices=(1, 4), help="how many layers the head takes, where its file does not say"
+    )
+
+
+def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int = 0) -> None:
+    """--data-dir and how images are read."""
+    made.add_argument(
+        "--data-dir",
+        "--data-path",
+        metavar="DIR",
+        help="images: one folder for each class, a flat folder, or 'sample' (28 px clothes)",
+    )
+    made.add_argument("-b", "--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
+    made.add_argument(
+        "-j", "--workers", "--num-workers", type=non_negative, default=workers, metavar="N", help="processes that read images"
+    )
+
+
+def add_compute_flags(made: argparse.ArgumentParser) -> None:
+    """--device, --threads and --seed."""
+    made.add_argument("--device", default="cpu", help="cpu, or cuda")
+    made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
+    made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")
+
+
+def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not good(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+    return value
+
+
+def positive(text: str) -> int:
+    """An int of at least 1, for argparse."""
+    return _number(text, int, lambda n: n >= 1, "a whole number of 1 or more")
+
+
+def non_negative(text: str) -> int:
+    """An int of at least 0, for argparse."""
+    return _number(text, int, lambda n: n >= 0, "a whole number of 0 or more")
+
+
+def seed(text: str) -> int:
+    """A seed that torch takes, for argparse."""
+    return _number(text, int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def percentage(text: str) -> float:
+    """A percentage below 100, for argparse."""
+    return _number(text, float, lambda x: 0 <= x < 100, "a percentage from 0 to below 100")
