@@ -21,9 +21,10 @@ def make(row_blocks, d_in: int, bias: bool) -> SparseLowRankLinear:
     [[(12, 3)], [(8, 2), (8, 2), (8, 2)], [(6, 1), (4, 3)], [(10, 0)], [(5, 0), (5, 0)]],
     ids=["one", "fused qkv", "uneven", "no low rank", "fused, no low rank"],
 )
-def test_forward_is_the_dense_product(row_blocks, bias):
+@pytest.mark.parametrize("tokens", [1, 5, 50], ids=["one token", "few tokens", "many, for which U V is added to S"])
+def test_forward_is_the_dense_product(row_blocks, bias, tokens):
     layer = make(row_blocks, 16, bias)
-    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    x = torch.randn(2, tokens, 16, dtype=torch.float64)
     start, dense = 0, layer.S.clone()
     for u, v in zip(layer.U, layer.V, strict=True):
         dense[start : start + len(u)] += u @ v

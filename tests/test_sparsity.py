@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vitoats.errors import InputError
-from vitoats.methods.sparsity import Pattern, WarmThreshold, largest
+from vitoats.methods.sparsity import Pattern, WarmThreshold, largest, smallest
 
 
 def largest_by_sorting(magnitudes: np.ndarray, kept: int) -> np.ndarray:
@@ -27,6 +27,14 @@ ties = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 50)), 
 def test_largest_is_the_stable_sort(magnitudes, data):
     kept = data.draw(st.integers(0, magnitudes.shape[1]))
     assert np.array_equal(largest(torch.from_numpy(magnitudes), kept).numpy(), largest_by_sorting(magnitudes, kept))
+
+
+@settings(deadline=None, max_examples=200)
+@given(values=st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=60), data=st.data())
+def test_the_kth_smallest_of_one_long_row(values, data):
+    """Zeros, denormals, ties and values that differ in their last bits alone."""
+    k = data.draw(st.integers(1, len(values)))
+    assert smallest(torch.tensor([values], dtype=torch.float32), k).item() == sorted(values)[k - 1]
 
 
 @pytest.mark.parametrize(

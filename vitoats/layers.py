@@ -49,6 +49,9 @@ class SparseLowRankLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        tokens = x.numel() // self.in_features
+        if tokens * (self.in_features + self.out_features) > self.in_features * self.out_features:
+            return F.linear(x, self.weight, self.bias)  # cheaper for so many tokens than U and V by themselves
         y = F.linear(x, self.S, self.bias)
         if self.rank:
             y = y + torch.cat([F.linear(F.linear(x, v), u) for u, v in zip(self.U, self.V, strict=True)], dim=-1)

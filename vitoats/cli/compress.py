@@ -122,6 +122,7 @@ def compress_model(
             raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
         args.data_dir = SAMPLE
     common.set_threads(args.threads)
+    common.reuse_freed_memory()
     device = common.check_device(args.device)
     loaded = common.load(args)
     model, img_size = loaded.timm_model.to(device), loaded.preprocessing.img_size

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 LOOK_EVERY = 3  # iterations between two looks at the support
-SETTLED, SETTLED_AFTER = 3e-4, 30  # stop when a smaller share moves, from this iteration on
+SETTLED_AFTER = 30  # iterations, from which on a support that has settled ends the search
 MOVING = 0.005  # share of the support that has to move before a searched rho may grow
 LEAST_RHO, MOST_RHO = 1e-6, 1e6
 
@@ -32,19 +32,21 @@ class Penalty:
 
     Attributes:
         first: where it starts.
+        settled: the search ends when a smaller share of the support has moved.
         growth: (share, factor): rho grows by the first factor whose share of the support, or more, has moved.
         search: first divide rho by 5, from a fresh start if the support moved at all, until the support moves by ``MOVING``
             between two looks; given up below ``LEAST_RHO``.
     """
 
     first: float
+    settled: float
     growth: tuple[tuple[float, float], ...]
     search: bool
 
 
 PENALTIES = {
-    "alps": Penalty(0.1, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)), search=True),  # its published code's
-    "slow": Penalty(0.02, ((0.1, 1.2), (0.005, 1.1), (0.0, 1.05)), search=False),
+    "alps": Penalty(0.1, 3e-4, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)), search=True),  # its published code's
+    "slow": Penalty(0.02, 5e-3, ((0.1, 1.2), (0.005, 1.1), (0.0, 1.05)), search=False),
 }
 
 
@@ -127,7 +129,7 @@ def admm(
             if moved:
                 D, V = start, torch.zeros_like(V)
                 support = D != 0
-        elif moved == 0 or (step >= SETTLED_AFTER and moved < SETTLED * size):
+        elif moved == 0 or (step >= SETTLED_AFTER and moved < penalty.settled * size):
             break
         else:
             rho = min(MOST_RHO, rho * next(factor for share, factor in penalty.growth if moved >= share * size))
