@@ -154,9 +154,9 @@ def compress(
 
     rows: list[LayerRow] = []
     for index, block in enumerate(linears):
-        if dense:
-            dense.enter(adapter, index, block, residual=target == "residual")
         finished = state.load(index) if state else None
+        if dense:
+            dense.enter(adapter, index, [] if finished else block, residual=target == "residual")
         if finished:
             progress(index, n_blocks, "resuming")
             layers, block_rows = finished
