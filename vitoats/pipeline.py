@@ -15,6 +15,7 @@ from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
 from vitoats.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
 from vitoats.layers import SparseLowRankLinear, replace_module
+from vitoats.memory import return_freed_memory
 from vitoats.methods.registry import Decomposition, Method, get_method, measured
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
@@ -182,6 +183,7 @@ def compress(
             path.leave(adapter, index)
             if dense:
                 dense.leave(adapter, index)
+        return_freed_memory()
     progress(n_blocks, n_blocks, "done")
     total = sum(row.d_out * row.d_in for row in rows)
     kept = sum(row.kept_parameters for row in rows)

@@ -1,7 +1,6 @@
 """What all commands share: loading a model, errors and exit statuses, progress, checks, and the JSON line at the end."""
 
 import argparse
-import ctypes
 import json
 import logging
 import os
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vitoats")
 stderr = Console(stderr=True)
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 
 
 def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
@@ -151,20 +149,6 @@ class Bar:
         if not self.quiet and not stderr.is_terminal and part > self._said:
             self._said = part
             log.info("%s %d/%d %s", self.title, done, total, what)
-
-
-def reuse_freed_memory() -> None:
-    """Lets a long run use the memory of a large freed tensor again, which glibc would hand back to the system each time.
-
-    The system zeroes what it hands out, page by page: a fifth of the time of a ViT-B's compression. Other C libraries have no
-    such call, and need none.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def set_threads(threads: int) -> int:

@@ -20,6 +20,7 @@ from vitoats.cli.budgets import make_budgets
 from vitoats.cli.goals import make_goal, say_prediction
 from vitoats.cli.method_flags import NSAMPLES, add_method_flags, given_flags, make_config, make_recipe, refuse_layer_flags
 from vitoats.errors import InputError
+from vitoats.memory import reuse_freed_memory
 
 if TYPE_CHECKING:
     from vitoats.models.loading import LoadedModel
@@ -122,7 +123,8 @@ def compress_model(
             raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
         args.data_dir = SAMPLE
     common.set_threads(args.threads)
-    common.reuse_freed_memory()
+    if args.memory_limit is None:
+        reuse_freed_memory()
     device = common.check_device(args.device)
     loaded = common.load(args)
     model, img_size = loaded.timm_model.to(device), loaded.preprocessing.img_size
