@@ -21,7 +21,7 @@ from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
 from vitoats.models.units import places
 from vitoats.passes import CompressedPath, DensePath
-from vitoats.targets import OutputError, Target, corrected, layer_inputs
+from vitoats.targets import FROM_DENSE_PATH, OutputError, Target, corrected, layer_inputs
 
 if TYPE_CHECKING:
     from vitoats.resume import BlockStore
@@ -133,7 +133,7 @@ def compress(
     linears = [[LinearLayer(x.name, 1) if fused_qkv else x for x in block] for block in adapter.linears]
     linears, left_dense = chosen_layers(adapter, linears, solver, config)
     configs = {x.name: replace(config, **(budgets or {}).get(x.name, {})) for block in linears for x in block}
-    two_paths = target in ("dense", "residual")
+    two_paths = target in FROM_DENSE_PATH
     needs: Needs = "full" if two_paths or refit_bias else solver.needs
     if solver.needs == "neurons" and needs == "full":
         raise InputError(f"the method {method} knows nothing of means: leave --refit-bias out, and --target at block")
@@ -258,9 +258,9 @@ def _compress_layer(
         parts: list[Decomposition] = [solve(w, moments, config) for w in weight.chunk(linear.parts)]
     except InputError as refusal:
         raise InputError(f"{linear.name}: {refusal}") from None
-    if refit_bias and bias is not None and statistics.mean is not None:
+    if refit_bias and bias is not None:
         lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.chunk(linear.parts), parts, strict=True)])
-        bias = bias + (lost.double() @ statistics.mean).to(bias)
+        bias = bias + statistics.mean_output(lost).to(bias)
     layer = SparseLowRankLinear.from_decompositions(parts, bias)
     total = sum(p.objective / p.relative_error**2 for p in parts if p.relative_error)
     return layer, LayerRow(

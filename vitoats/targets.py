@@ -32,6 +32,7 @@ from vitoats.models.adapter import LinearLayer, ModelAdapter
 from vitoats.passes import CompressedPath, DensePath
 
 Target = Literal["block", "sequential", "dense", "residual"]
+FROM_DENSE_PATH: tuple[Target, ...] = ("dense", "residual")
 RIDGE = 0.01  # of the mean of diag(H)
 
 

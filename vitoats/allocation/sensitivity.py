@@ -3,7 +3,8 @@
 One layer at a time is compressed at a few rates in the dense model, by the cheap solver of OATS-H, and the relative error of
 the features is measured. Its logarithm is taken to be linear in the kept share between two rates, and errors of layers to add
 up; ``vitoats.allocation.lagrange`` splits a budget by that. Where the rank ratio is to be chosen too, one more measurement a
-layer, without a low-rank term, says by what factor its error is another one then.
+layer, without a low-rank term, says by what factor its error is another one then. Where targets let later layers make up for
+what earlier ones lose, errors count the less the earlier their block is.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
 from vitoats.evaluate.fidelity import pooled, relative_error
 from vitoats.methods.oats_h import OATSHConfig, oats_h
-from vitoats.models.adapter import ModelAdapter
+from vitoats.models.adapter import LinearLayer, ModelAdapter
 
 RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
 RATE_WITHOUT_RANK = RATES[2]  # where it is also measured without a low-rank term
 LEAST_ERROR = 1e-12  # that a logarithm is taken of
 FEATURE_IMAGES = 8  # at least so many of the images are also those that the features are measured on
+FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error that is left where later ones make up for it; found by trial
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Sensitivity:
         """
         without_rank = None if row["without_rank"] is None else float(row["without_rank"])
         return cls(str(row["name"]), int(row["parameters"]), tuple(float(e) for e in row["errors"]), without_rank)
+
+    def scaled(self, share: float) -> "Sensitivity":
+        """All errors times a share."""
+        errors = tuple(share * e for e in self.errors)
+        return replace(self, errors=errors, without_rank=None if self.without_rank is None else share * self.without_rank)
 
     def error(self, kept: np.ndarray, rank_ratio: float | None = None) -> np.ndarray:
         """The feature error at shares kept [n]: none where all is kept.
@@ -80,6 +87,7 @@ def measure(
     adapter: ModelAdapter,
     hidden: HiddenStates,
     config: OATSHConfig,
+    refit_bias: bool = False,
     without_rank: bool = False,
     progress: Callable[[int, str], None] = lambda *_: None,
 ) -> list[Sensitivity]:
@@ -89,6 +97,7 @@ def measure(
         adapter: the dense model; unchanged afterwards.
         hidden: the images that give the layers' moments, ``FEATURE_IMAGES`` or more of which give features too; used up.
         config: pattern and rank ratio are what the layers are compressed with.
+        refit_bias: let biases take up the mean of what a layer loses, as the compression will.
         without_rank: measure each layer without a low-rank term, too.
         progress: told the block, and what is being done.
 
@@ -111,22 +120,41 @@ def measure(
         images = hidden.values[::every].to(hidden.device).clone()
         for linear in linears:
             progress(index, linear.name)
-            moments = statistics[linear.name].to(hidden.device).centred()
+            moments = statistics[linear.name].to(hidden.device)
             module = adapter.linear(linear)
+            refit = refit_bias and module.bias is not None
+            solved = moments.centred() if refit else moments
+            dense = [p.data for p in module.parameters()]
             errors = []
-            weight = module.weight.data
             try:
                 for rate in cheap:
-                    parts = [oats_h(w.float(), moments, rate) for w in weight.chunk(linear.parts)]
-                    module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(weight)
+                    parts = [oats_h(w.float(), solved, rate) for w in dense[0].chunk(linear.parts)]
+                    module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(dense[0])
+                    if refit:
+                        module.bias.data = dense[1] + moments.mean_output(dense[0] - module.weight.data).to(dense[1])
                     errors.append(relative_error(_features(adapter, index, images), reference))
             finally:
-                module.weight.data = weight
+                for parameter, data in zip(module.parameters(), dense, strict=True):
+                    parameter.data = data
             measured, rest = tuple(errors[: len(RATES)]), errors[len(RATES) :]
             found.append(Sensitivity(linear.name, module.weight.numel(), measured, *rest))
         if index + 1 < len(adapter.linears):
             hidden.advance(adapter, index)
     return found
+
+
+def counted_by_depth(sensitivities: list[Sensitivity], blocks: list[list[LinearLayer]]) -> list[Sensitivity]:
+    """Errors as they count where each layer also makes up for what the layers before it have lost (``vitoats.targets``).
+
+    What is left of a layer's error falls geometrically with the number of blocks behind it, from all in the last block to
+    ``FIRST_BLOCK_SHARE`` in the first.
+
+    Args:
+        sensitivities: measured in the dense model, where nothing is made up for.
+        blocks: the model's layers, block by block.
+    """
+    share = {x.name: FIRST_BLOCK_SHARE ** (1 - i / max(1, len(blocks) - 1)) for i, block in enumerate(blocks) for x in block}
+    return [s.scaled(share[s.name]) for s in sensitivities]
 
 
 def _features(adapter: ModelAdapter, index: int, hidden: Tensor) -> np.ndarray:

@@ -39,7 +39,9 @@ def make_budgets(
             return config, None
         raise InputError(f"--allocation {recipe.allocation} needs a budget for each layer, which {pattern} fixes: leave it out")
     from vitoats.allocation.lagrange import allocate, check_compression
+    from vitoats.allocation.sensitivity import counted_by_depth
     from vitoats.models.adapter import adapt
+    from vitoats.targets import FROM_DENSE_PATH
 
     adapter = adapt(model, img_size)
     few = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
@@ -49,6 +51,8 @@ def make_budgets(
         check_compression(config.total_compression())
     free = goal is not None and len(goal.rank_ratios) > 1
     sensitivities = _sensitivities(args, recipe, config, pattern, adapter, img_size, few, free)
+    if recipe.target in FROM_DENSE_PATH:
+        sensitivities = counted_by_depth(sensitivities, adapter.linears)
     if goal is None:
         return config, allocate(sensitivities, (1 - config.total_compression()) * sum(s.parameters for s in sensitivities))
     budgets = goal.allocate(sensitivities)
@@ -86,6 +90,7 @@ def _sensitivities(
     settings = {
         "data": [args.data_dir, args.general_images, recipe.calibration_mix, images.nsamples, args.seed],
         "config": dataclasses.asdict(measured_with),
+        "refit_bias": recipe.refit_bias,
         "img_size": img_size,
         "rates": [RATES, FEATURE_IMAGES, without_rank],
     }
@@ -94,7 +99,14 @@ def _sensitivities(
         hidden = HiddenStates.collect(adapter, images.batches(args.batch_size, args.workers), images.nsamples, args.batch_size)
         with common.Bar("allocation: block", args.quiet) as bar:
             n_blocks = len(adapter.linears)
-            found = measure(adapter, hidden, measured_with, without_rank, lambda i, what: bar.update(i, n_blocks, what))
+            found = measure(
+                adapter,
+                hidden,
+                measured_with,
+                recipe.refit_bias,
+                without_rank,
+                progress=lambda i, what: bar.update(i, n_blocks, what),
+            )
         return [dataclasses.asdict(row) for row in found]
 
     def read(rows: list[dict[str, Any]]) -> "list[Sensitivity]":

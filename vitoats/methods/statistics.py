@@ -82,11 +82,23 @@ class InputStatistics:
         Raises:
             InputError: only the diagonal was collected.
         """
+        mean = self._collected_mean()
+        H = self.full - torch.outer(mean, mean)
+        H.diagonal().clamp_(min=0)  # round-off may leave a constant input's variance below 0
+        return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean))
+
+    def mean_output(self, weight: Tensor) -> Tensor:
+        """Mean over tokens of what a weight [d_out, d_in] puts out, float64 [d_out].
+
+        Raises:
+            InputError: only the diagonal was collected.
+        """
+        return weight.double() @ self._collected_mean()
+
+    def _collected_mean(self) -> Tensor:
         if self.mean is None:
             raise InputError('a bias refit needs the mean of the inputs: collect "full" statistics')
-        H = self.full - torch.outer(self.mean, self.mean)
-        H.diagonal().clamp_(min=0)  # round-off may leave a constant input's variance below 0
-        return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(self.mean))
+        return self.mean
 
     def to(self, device: torch.device) -> "InputStatistics":
         """The same on another device."""
