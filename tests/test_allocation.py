@@ -1,5 +1,6 @@
 """Allocators: budgets that add up, that are optimal on small problems, and the published formula of OWL."""
 
+import copy
 from dataclasses import asdict
 from itertools import product
 
@@ -11,12 +12,21 @@ from hypothesis import strategies as st
 
 from vitoats.allocation.lagrange import LEAST_KEPT, MOST_KEPT, allocate, check_compression, split
 from vitoats.allocation.owl import outlier_shares, owl
-from vitoats.allocation.sensitivity import RATE_WITHOUT_RANK, RATES, Sensitivity, measure
+from vitoats.allocation.sensitivity import (
+    FIRST_BLOCK_SHARE,
+    RATE_WITHOUT_RANK,
+    RATES,
+    Sensitivity,
+    counted_by_depth,
+    measure,
+)
 from vitoats.cache import cached
 from vitoats.calibration import HiddenStates
 from vitoats.errors import InputError
+from vitoats.evaluate.fidelity import pooled, relative_error
 from vitoats.methods.oats_h import OATSHConfig
-from vitoats.models.adapter import adapt
+from vitoats.models.adapter import LinearLayer, adapt
+from vitoats.pipeline import compress
 
 
 def decaying(name: str, parameters: int, scale: float, speed: float) -> Sensitivity:
@@ -90,6 +100,46 @@ def test_layers_are_measured_one_at_a_time_and_the_model_stays_as_it_was(tiny):
     assert [s.name for s in found] == [x.name for block in adapter.linears for x in block]
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
     assert all(0 < s.errors[0] < s.errors[-1] for s in found)
+
+
+@pytest.mark.parametrize("refit_bias", [False, True])
+def test_what_is_measured_is_what_compressing_that_layer_alone_does(tiny, refit_bias):
+    """Against the whole pipeline, where all other layers keep what they have."""
+    for module in tiny.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.normal_(module.bias)  # inputs whose mean matters
+    images = torch.randn(12, 3, 32, 32)
+    adapter, hidden = hidden_of(tiny, images)
+    dense, layers = tiny.state_dict(), [x.name for block in adapter.linears for x in block]
+    found = {s.name: s.errors for s in measure(adapter, hidden, OATSHConfig(), refit_bias)}
+    quick = OATSHConfig(compression=RATES[2], solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
+    for name in layers[4:8]:
+        alone = copy.deepcopy(tiny)
+        alone.load_state_dict(dense)
+        budgets = {x: {"compression": 0.0, "rank_ratio": 0.0} for x in layers if x != name}
+        compress(
+            alone,
+            iter(images.split(4)),
+            method="oats-h",
+            config=quick,
+            img_size=32,
+            nsamples=12,
+            batch_size=4,
+            refit_bias=refit_bias,
+            budgets=budgets,
+        )
+        with torch.inference_mode():
+            features, reference = (pooled(m, m.forward_features(images), normed=True).numpy() for m in (alone, tiny))
+        assert relative_error(features, reference) == pytest.approx(found[name][2], rel=1e-3)
+
+
+def test_errors_count_the_less_the_more_blocks_can_make_up_for_them():
+    blocks = [[LinearLayer(f"{block}.{i}", 1) for i in range(2)] for block in range(3)]
+    measured = [Sensitivity(x.name, 10, (0.1, 0.2, 0.3, 0.4), 0.5) for block in blocks for x in block]
+    counted = {s.name: s for s in counted_by_depth(measured, blocks)}
+    assert counted["2.1"] == measured[-1]
+    assert counted["0.0"].errors == pytest.approx([FIRST_BLOCK_SHARE * e for e in measured[0].errors])
+    assert counted["1.0"].without_rank ** 2 == pytest.approx(counted["0.0"].without_rank * counted["2.0"].without_rank)
 
 
 def test_without_a_low_rank_term_layers_are_measured_too(tiny):

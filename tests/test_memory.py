@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from vitoats.memory import kept_apart
 
 SCRIPT = """
 import resource
 import torch
-from vitoats.memory import return_freed_memory, reuse_freed_memory
+from vitoats.memory import kept_apart, return_freed_memory, reuse_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
@@ -28,13 +31,30 @@ work()
 reused = work()
 held = resident()
 return_freed_memory()
-print(fresh, reused, held - resident())
+returned = held - resident()
+before = resident()
+kept = kept_apart(torch.ones(2**24))
+return_freed_memory()
+with_kept = resident() - before
+del kept
+print(fresh, reused, returned, with_kept, with_kept - (resident() - before))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is what is tuned")
 def test_freed_tensors_are_reused_until_they_are_handed_back():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    fresh, reused, returned = map(int, done.stdout.split())
+    fresh, reused, returned, apart, gone = map(int, done.stdout.split())
     assert reused < fresh / 20
     assert returned > 2**25
+    assert 2**25 < gone <= apart < 2**27  # of 2**26 bytes, although freed memory is held on to
+
+
+@pytest.mark.parametrize("x", [torch.randn(3, 4).T, torch.ones(2, 0, 5), torch.arange(6, dtype=torch.int64), torch.tensor(1.5)])
+def test_what_is_kept_apart_is_a_copy(x):
+    copy = kept_apart(x)
+    assert torch.equal(copy, x)
+    assert copy.dtype == x.dtype
+    if x.numel():
+        copy.zero_()
+        assert x.any()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.calibration import HiddenStates
+from vitoats.memory import kept_apart
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 from vitoats.models.stream import StreamAddition, stream_additions
 
@@ -47,9 +48,7 @@ class DensePath:
         for name in names:
             module = self._block.get_submodule(name)
             hooks.append(
-                module.register_forward_pre_hook(
-                    lambda _m, args, name=name: self._kept[-1].update({name: args[0].to("cpu", copy=True)})
-                )
+                module.register_forward_pre_hook(lambda _m, args, name=name: self._kept[-1].update({name: kept_apart(args[0])}))
             )
         self._advance(adapter, index)
         for hook in hooks:
@@ -123,9 +122,7 @@ class CompressedPath:
         outputs = self._outputs[batch] if self._finished else {}
         calls: dict[str, list[Tensor]] = {name: [] for name in self._finished if name not in outputs}
         hooks = [
-            block.get_submodule(name).register_forward_hook(
-                lambda _m, _a, out, name=name: calls[name].append(out.to("cpu", copy=True))
-            )
+            block.get_submodule(name).register_forward_hook(lambda _m, _a, out, name=name: calls[name].append(kept_apart(out)))
             for name in calls
         ]
         replayed = [block.get_submodule(name) for name in outputs]
