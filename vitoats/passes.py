@@ -43,9 +43,8 @@ class DensePath:
         if not self._keep:
             return
         self._kept = []
-        names = {adapter.name_in_block(index, linear) for linear in linears} | {x.stream for x in self.additions.values()}
         hooks = [self._block.register_forward_pre_hook(lambda _m, _a: self._kept.append({}))]
-        for name in names:
+        for name in self._needed(adapter, index, linears):
             module = self._block.get_submodule(name)
             hooks.append(
                 module.register_forward_pre_hook(lambda _m, args, name=name: self._kept[-1].update({name: kept_apart(args[0])}))
@@ -60,10 +59,17 @@ class DensePath:
             return {name: self._kept[batch][name].to(self.hidden.device) for name in names}
         return _inputs(adapter, index, self._block, self.hidden.batch(batch), names)
 
-    def forget(self, name: str) -> None:
-        """Frees what is kept of a layer's inputs."""
+    def keep_for(self, adapter: ModelAdapter, index: int, pending: list[LinearLayer]) -> None:
+        """Frees what is kept for none of these layers."""
+        needed = self._needed(adapter, index, pending)
         for kept in self._kept:
-            kept.pop(name, None)
+            for name in kept.keys() - needed:
+                del kept[name]
+
+    def _needed(self, adapter: ModelAdapter, index: int, linears: list[LinearLayer]) -> set[str]:
+        """Modules of the current block whose inputs say what these layers get, and what they add to."""
+        streams = {self.additions[x.name].stream for x in linears if x.name in self.additions}
+        return streams | {adapter.name_in_block(index, x) for x in linears}
 
     def leave(self, adapter: ModelAdapter, index: int) -> None:
         """Moves on to the next block."""

@@ -81,7 +81,9 @@ def layer_inputs(
         return
     for done, linear in enumerate(linears):
         path.finish(adapter, index, linears[:done], linears[done:])
-        yield linear, *_measure(adapter, index, linear, path, dense)
+        measured = _measure(adapter, index, linear, path, dense)
+        dense.keep_for(adapter, index, linears[done + 1 :])
+        yield linear, *measured
     path.finish(adapter, index, linears, [])
 
 
@@ -106,10 +108,13 @@ def _measure(
             gap = (wanted[addition.stream] - got[addition.stream]).reshape(-1, weight.shape[0]).float()
             e = lost @ weight.T.float() + torch.where(addition.gamma == 0, 0, gap / addition.gamma)
         parts = [gram(x), x.sum(dim=0), e.T @ x, e.sum(dim=0)]
-        sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else [part.double() for part in parts]
+        if sums:
+            for total, part in zip(sums, parts, strict=True):
+                total += part
+        else:
+            sums = [part.double() for part in parts]
         tokens += len(x)
-    dense.forget(inner)
-    H, mean, cross, error = (total / tokens for total in sums)
+    H, mean, cross, error = (total.div_(tokens) for total in sums)
     if not all(torch.isfinite(moment).all() for moment in (H, cross)):
         raise InputError(
             f"activations at {linear.name} are not finite (NaN or Inf): check the weights and the calibration images"
