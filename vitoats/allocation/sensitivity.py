@@ -24,7 +24,7 @@ from vitoats.models.adapter import LinearLayer, ModelAdapter
 RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
 RATE_WITHOUT_RANK = RATES[2]  # where it is also measured without a low-rank term
 LEAST_ERROR = 1e-12  # that a logarithm is taken of
-FEATURE_IMAGES = 8  # at least so many of the images are also those that the features are measured on
+FEATURE_IMAGES = 8  # that features are measured on
 FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error that is left where later ones make up for it; found by trial
 
 
@@ -89,22 +89,24 @@ def measure(
     config: OATSHConfig,
     refit_bias: bool = False,
     without_rank: bool = False,
+    feature_images: int = FEATURE_IMAGES,
     progress: Callable[[int, str], None] = lambda *_: None,
 ) -> list[Sensitivity]:
     """Measures every layer.
 
     Args:
         adapter: the dense model; unchanged afterwards.
-        hidden: the images that give the layers' moments, ``FEATURE_IMAGES`` or more of which give features too; used up.
+        hidden: the images that give the layers' moments; used up.
         config: pattern and rank ratio are what the layers are compressed with.
         refit_bias: let biases take up the mean of what a layer loses, as the compression will.
         without_rank: measure each layer without a low-rank term, too.
+        feature_images: at least so many of the images are also those that the features are measured on.
         progress: told the block, and what is being done.
 
     Raises:
         InputError: there are not two images whose features could be compared.
     """
-    every = max(1, hidden.n_images // FEATURE_IMAGES)
+    every = max(1, hidden.n_images // feature_images)
     if hidden.n_images < 2:
         raise InputError("budgets cannot be measured on one image: give --nsamples 2 or more, or --allocation uniform")
     quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)

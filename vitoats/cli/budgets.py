@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitoats.models.adapter import ModelAdapter
 
 ALLOCATION_IMAGES = 96  # of the calibration images, that budgets are split with
+GOAL_FEATURE_IMAGES = 48  # of these, for a goal: which layers stay dense is decided by small errors
 
 
 def make_budgets(
@@ -50,7 +51,7 @@ def make_budgets(
     if goal is None:
         check_compression(config.total_compression())
     free = goal is not None and len(goal.rank_ratios) > 1
-    sensitivities = _sensitivities(args, recipe, config, pattern, adapter, img_size, few, free)
+    sensitivities = _sensitivities(args, recipe, config, pattern, adapter, img_size, few, free, goal is not None)
     if recipe.target in FROM_DENSE_PATH:
         sensitivities = counted_by_depth(sensitivities, adapter.linears)
     if goal is None:
@@ -78,6 +79,7 @@ def _sensitivities(
     img_size: int,
     images: "CalibrationImages",
     without_rank: bool,
+    for_goal: bool,
 ) -> "list[Sensitivity]":
     """From the cache, or measured now."""
     from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, measure
@@ -86,13 +88,14 @@ def _sensitivities(
     from vitoats.methods.oats_h import OATSHConfig
     from vitoats.resume import fingerprint
 
+    feature_images = GOAL_FEATURE_IMAGES if for_goal else FEATURE_IMAGES
     measured_with = OATSHConfig(rank_ratio=getattr(config, "rank_ratio", 0.0), pattern=pattern)
     settings = {
         "data": [args.data_dir, args.general_images, recipe.calibration_mix, images.nsamples, args.seed],
         "config": dataclasses.asdict(measured_with),
         "refit_bias": recipe.refit_bias,
         "img_size": img_size,
-        "rates": [RATES, FEATURE_IMAGES, without_rank],
+        "rates": [RATES, feature_images, without_rank],
     }
 
     def make() -> list[dict[str, Any]]:
@@ -105,6 +108,7 @@ def _sensitivities(
                 measured_with,
                 recipe.refit_bias,
                 without_rank,
+                feature_images,
                 progress=lambda i, what: bar.update(i, n_blocks, what),
             )
         return [dataclasses.asdict(row) for row in found]
