@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitoats.estimates import count_passes, estimate_memory
+from vitoats.estimates import PROCESS_BYTES, count_passes, estimate_memory
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
@@ -31,13 +31,14 @@ def test_memory_by_hand(tiny):
     assert estimate.hidden == 100 * tokens * 48 * 4
     assert estimate.block == 8 * tokens * 48 * 16 * 4
     assert estimate.saving == round(3 * (4 + 8) * 48 * 48 * (2 + 1 / 8))
-    assert estimate.total == estimate.model + max(estimate.hidden + estimate.block + estimate.solver, estimate.saving)
+    fixed = PROCESS_BYTES + estimate.model
+    assert estimate.total == fixed + max(estimate.hidden + estimate.block + estimate.solver, estimate.saving)
     assert estimate.solver == 6 * (192 * 48) * 4
     assert estimate.statistics == 0
     full = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5, needs="full")
     assert full.statistics == 8 * (3 * 48**2 + 192**2)  # qkv, proj and fc1; fc2
     assert full.solver == 12 * 8 * (192 * 48) + 6 * 8 * 192**2 + REFIT_BYTES
-    assert full.total == full.model + full.hidden + full.block + full.statistics + full.solver
+    assert full.total == fixed + full.hidden + full.block + full.statistics + full.solver
     assert estimate.model == 4 * (sum(p.numel() for p in tiny.parameters()) + 1000)
 
 
@@ -47,7 +48,8 @@ def test_memory_of_what_is_kept(tiny):
     one = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=0, compression=0.5, needs="full")
     assert two.kept == 100 * 17 * (3 * 48 + 192 + 3 * 48) * 4
     assert two.hidden == 2 * one.hidden
-    assert two.total == one.total + one.hidden + two.kept
+    assert two.block == 2 * one.block
+    assert two.total == one.total + one.hidden + one.block + two.kept
 
 
 def test_passes_by_hand(tiny):

@@ -2,13 +2,15 @@
 
 Memory does not grow with depth:
 
-    n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory); where a block changes
+    0.5 GB                                  Python, torch and timm
+  + n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory); where a block changes
                                             their shape, those before and after it, and the largest counts; twice for targets
                                             from the dense path
   + n * tokens * (10 * width) * 4           for targets from the dense path, where there is room: what a block's layers get and
                                             put out, so that little runs twice (vitoats.passes); width inputs of q, k, v,
                                             proj and fc1, 4 * width of fc2, and 3 * width of residual stream and outputs
-  + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width
+  + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width; twice for
+                                            targets from the dense path, whose inputs are compared with these
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
   + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
     solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the rows that are refitted at once
@@ -31,6 +33,7 @@ from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 
+PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
 SOLVER_BUFFERS = 6
 FULL_SOLVER_BUFFERS = 24  # the same where a method needs the full second moment: 12 matrices, in float64
@@ -42,6 +45,7 @@ KEPT_PASSES = 2.5  # dense and compressed, and attention, which runs once more t
 class MemoryEstimate:
     """Bytes that a compression will take, by purpose."""
 
+    process: int
     model: int
     hidden: int
     kept: int
@@ -53,16 +57,16 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The most there is at once: at work, or while saving."""
-        return self.model + max(self.hidden + self.kept + self.block + self.statistics + self.solver, self.saving)
+        return self.process + self.model + max(self.hidden + self.kept + self.block + self.statistics + self.solver, self.saving)
 
     def __str__(self) -> str:
         def gb(n: int) -> str:
             return f"{n / 1e9:.2f} GB"
 
         return (
-            f"{gb(self.total)} = model {gb(self.model)} + the larger of: hidden states {gb(self.hidden)} + kept of a block "
-            f"{gb(self.kept)} + one block at work {gb(self.block)} + second moments {gb(self.statistics)} + solver "
-            f"{gb(self.solver)}; saving {gb(self.saving)}"
+            f"{gb(self.total)} = Python and torch {gb(self.process)} + model {gb(self.model)} + the larger of: hidden states "
+            f"{gb(self.hidden)} + kept of a block {gb(self.kept)} + one block at work {gb(self.block)} + second moments "
+            f"{gb(self.statistics)} + solver {gb(self.solver)}; saving {gb(self.saving)}"
         )
 
 
@@ -99,10 +103,11 @@ def estimate_memory(
         solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
         solver += HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
     return MemoryEstimate(
+        process=PROCESS_BYTES,
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
         hidden=paths * nsamples * max(stored) * 4,
         kept=round(nsamples * kept * 4) if paths > 1 else 0,
-        block=min(batch_size, nsamples) * max(map(math.prod, shapes)) * MLP_TENSORS * 4,
+        block=paths * min(batch_size, nsamples) * max(map(math.prod, shapes)) * MLP_TENSORS * 4,
         statistics=statistics,
         solver=solver,
         saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),

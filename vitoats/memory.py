@@ -31,17 +31,37 @@ def return_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def kept_apart(x: Tensor) -> Tensor:
-    """A copy on the CPU in pages of its own, which go back to the system when it is freed.
+class KeptApart:
+    """Copies on the CPU in pages of their own, which go back to the system when a copy is freed.
 
-    Raises:
-        MemoryError: there is no room.
+    The first copy under a name makes room for all, which takes no memory until it is written to. Where each copy makes its own,
+    its few hundred bytes on the heap lie between the large tensors of one batch, and those of the next no longer fit there: the
+    heap of a ViT-B's compression grows by 0.7 GB.
     """
+
+    def __init__(self, count: int):
+        """``count``: how many copies of equal shape there will be under a name; others get room when they come."""
+        self._count = count
+        self._room: dict[str, list[Tensor]] = {}
+
+    def copy(self, name: str, x: Tensor) -> Tensor:
+        """A copy of x.
+
+        Raises:
+            MemoryError: there is no room.
+        """
+        if name not in self._room:
+            self._room[name] = [_in_pages(x) for _ in range(self._count)]
+        room = self._room[name].pop() if self._room[name] else _in_pages(x)
+        return (room if room.shape == x.shape else _in_pages(x)).copy_(x)
+
+
+def _in_pages(like: Tensor) -> Tensor:
     try:
-        pages = mmap.mmap(-1, max(1, x.numel()) * x.element_size())
+        pages = mmap.mmap(-1, max(1, like.numel()) * like.element_size())
     except OSError:
         raise MemoryError from None
-    return torch.frombuffer(pages, dtype=x.dtype)[: x.numel()].view(x.shape).copy_(x)
+    return torch.frombuffer(pages, dtype=like.dtype)[: like.numel()].view(like.shape)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.calibration import HiddenStates
-from vitoats.memory import kept_apart
+from vitoats.memory import KeptApart
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 from vitoats.models.stream import StreamAddition, stream_additions
 
@@ -42,13 +42,15 @@ class DensePath:
         self.additions = stream_additions(adapter, index, linears, images) if residual else {}
         if not self._keep:
             return
-        self._kept = []
+        self._kept, apart = [], KeptApart(self.hidden.n_batches)
+
+        def keep(name: str, x: Tensor) -> None:
+            self._kept[-1][name] = apart.copy(name, x)
+
         hooks = [self._block.register_forward_pre_hook(lambda _m, _a: self._kept.append({}))]
         for name in self._needed(adapter, index, linears):
             module = self._block.get_submodule(name)
-            hooks.append(
-                module.register_forward_pre_hook(lambda _m, args, name=name: self._kept[-1].update({name: kept_apart(args[0])}))
-            )
+            hooks.append(module.register_forward_pre_hook(lambda _m, args, name=name: keep(name, args[0])))
         self._advance(adapter, index)
         for hook in hooks:
             hook.remove()
@@ -93,6 +95,7 @@ class CompressedPath:
         self._keep = keep
         self._finished: list[str] = []  # modules in the current block that will not change any more
         self._outputs: list[dict[str, Tensor]] = []  # of such modules, by batch
+        self._apart = KeptApart(0)
 
     def finish(self, adapter: ModelAdapter, index: int, compressed: list[LinearLayer], pending: list[LinearLayer]) -> None:
         """Notes which modules of a block will not change any more: the outermost that hold compressed layers alone."""
@@ -100,6 +103,7 @@ class CompressedPath:
             return
         if not compressed:
             self._outputs = [{} for _ in range(self.hidden.n_batches)]
+            self._apart = KeptApart(self.hidden.n_batches)
         done, left = ([adapter.name_in_block(index, x) for x in layers] for layers in (compressed, pending))
         self._finished = []
         for name, _ in adapter.block(index).named_modules():
@@ -120,16 +124,19 @@ class CompressedPath:
                 return adapter.run_block(index, hidden)
 
         self.hidden.advance(adapter, index, run)
-        self._finished, self._outputs = [], []
+        self._finished, self._outputs, self._apart = [], [], KeptApart(0)
 
     @contextmanager
     def _shortcuts(self, block: nn.Module, batch: int) -> Iterator[None]:
         """Within it, finished modules answer with what they put out before; those that have not run yet are noted."""
         outputs = self._outputs[batch] if self._finished else {}
         calls: dict[str, list[Tensor]] = {name: [] for name in self._finished if name not in outputs}
+
+        def keep(name: str, out: Tensor) -> None:
+            calls[name].append(self._apart.copy(name, out))
+
         hooks = [
-            block.get_submodule(name).register_forward_hook(lambda _m, _a, out, name=name: calls[name].append(kept_apart(out)))
-            for name in calls
+            block.get_submodule(name).register_forward_hook(lambda _m, _a, out, name=name: keep(name, out)) for name in calls
         ]
         replayed = [block.get_submodule(name) for name in outputs]
         for name, module in zip(outputs, replayed, strict=True):

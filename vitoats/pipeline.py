@@ -147,6 +147,7 @@ def compress(
     spill_to = plan_memory(estimate if keep else replace(estimate, kept=0), memory_limit, scratch)
     passes = count_passes(adapter, linears, target, keep)
     log.info("arithmetic: %s", estimate_work(adapter, linears, configs, nsamples, img_size, needs, passes))
+    return_freed_memory()
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
@@ -158,6 +159,7 @@ def compress(
         finished = state.load(index) if state else None
         if dense:
             dense.enter(adapter, index, [] if finished else block, residual=target == "residual")
+            return_freed_memory()
         if finished:
             progress(index, n_blocks, "resuming")
             layers, block_rows = finished
