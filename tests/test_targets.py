@@ -6,12 +6,14 @@ import pytest
 import torch
 from timm.layers import LayerScale
 
+from vitoats import targets
 from vitoats.calibration import HiddenStates
 from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import adapt
 from vitoats.models.stream import stream_additions
+from vitoats.passes import CompressedPath, DensePath
 from vitoats.pipeline import compress
 from vitoats.targets import OutputError, corrected
 
@@ -144,6 +146,36 @@ def test_the_first_layer_has_no_error_and_later_ones_see_compressed_inputs():
         expected = layer.bias + (layer.weight - compressed.weight) @ mean
         assert torch.allclose(compressed.bias, expected, atol=1e-4), name
         layer.weight.data, layer.bias.data = compressed.weight.detach(), compressed.bias.detach()
+
+
+def test_of_many_tokens_every_second_is_measured_from_another_start_in_each_batch(monkeypatch):
+    """4 batches of 2 images of 17 tokens: the tokens 0, 2, ... of the first and third, 1, 3, ... of the others."""
+    monkeypatch.setattr(targets, "ENOUGH_TOKENS", 8 * 17 // 2)
+    images = torch.randn(8, 3, 32, 32)
+    model, dense = scaled(), scaled()
+    adapter = adapt(model, 32)
+    hidden = HiddenStates.collect(adapter, iter(images.split(2)), 8, 2)
+    path, other = CompressedPath(hidden, keep=True), DensePath(hidden.copy(), keep=True)
+    linears = adapter.linears[0]
+    other.enter(adapter, 0, linears, residual=True)
+    found = targets.layer_inputs(adapter, 0, linears, path, other, "residual", "full")
+    next(found)
+    model.blocks[0].attn.qkv.weight.data *= 0.9
+    layer, statistics, error = next(found)
+    assert layer.name == "blocks.0.attn.proj"
+
+    inputs = {model: [], dense: []}
+    for network, seen in inputs.items():
+        network.blocks[0].attn.proj.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        with torch.inference_mode():
+            network(images)
+    start = torch.arange(4).repeat_interleave(2 * 17)  # batch of each token
+    picked = (torch.arange(2 * 17).repeat(4) - start) % 2 == 0
+    x, x_d = (inputs[network][0].reshape(-1, 48)[picked].double() for network in (model, dense))
+    assert torch.allclose(statistics.H, x.T @ x / len(x), atol=1e-5)
+    expected = (x_d - x) @ dense.blocks[0].attn.proj.weight.T.double()
+    assert torch.allclose(error.cross, expected.T @ x / len(x), atol=1e-5)
+    assert torch.allclose(error.mean, expected.mean(dim=0), atol=1e-5)
 
 
 def test_each_step_of_the_ladder_brings_hidden_states_nearer():

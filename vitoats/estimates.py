@@ -32,6 +32,7 @@ from vitoats.counts import count_flops
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import Needs
 from vitoats.models.adapter import LinearLayer, ModelAdapter
+from vitoats.targets import token_stride
 
 PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
@@ -57,7 +58,8 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The most there is at once: at work, or while saving."""
-        return self.process + self.model + max(self.hidden + self.kept + self.block + self.statistics + self.solver, self.saving)
+        at_work = self.hidden + self.kept + self.block + self.statistics + self.solver
+        return self.process + self.model + max(at_work, self.saving)
 
     def __str__(self) -> str:
         def gb(n: int) -> str:
@@ -156,9 +158,10 @@ def estimate_work(
         for layer in block:
             module = adapter.linear(layer)
             tokens = nsamples * math.prod(shape) // adapter.linear(block[0]).in_features
-            if needs == "full":
-                crossed = module.in_features if passes >= KEPT_PASSES else 0
-                statistics += tokens * module.in_features * (module.in_features + crossed)
+            if needs == "full" and passes >= KEPT_PASSES:
+                statistics += tokens // token_stride(tokens) * 2 * module.in_features**2
+            elif needs == "full":
+                statistics += tokens * module.in_features**2
             if hasattr(configs[layer.name], "multiply_adds"):
                 shares = module.out_features // layer.parts, module.in_features
                 solver += layer.parts * configs[layer.name].multiply_adds(*shares)

@@ -170,14 +170,12 @@ def compress(
             layers, block_rows = {}, []
             for linear, statistics, error in layer_inputs(adapter, index, block, path, dense, target, needs):
                 progress(index, n_blocks, linear.name)
-                return_freed_memory()
                 compressed, row = _compress_layer(
                     adapter.linear(linear), linear, statistics, error, refit_bias, solver, configs[linear.name]
                 )
                 replace_module(model, linear.name, compressed.to(hidden.device))
                 layers[linear.name] = compressed
                 block_rows.append(row)
-                return_freed_memory()
                 progress(index, n_blocks, "calibrating")
             if state:
                 state.save(index, layers, block_rows)

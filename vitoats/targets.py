@@ -34,6 +34,7 @@ from vitoats.passes import CompressedPath, DensePath
 Target = Literal["block", "sequential", "dense", "residual"]
 FROM_DENSE_PATH: tuple[Target, ...] = ("dense", "residual")
 RIDGE = 0.01  # of the mean of diag(H)
+ENOUGH_TOKENS = 50_000  # from twice as many on, moments are taken of every second token, and so on
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,28 @@ def layer_inputs(
             statistics = path.hidden.statistics(adapter, index, group, needs)
             yield from ((linear, statistics[linear.name], None) for linear in group)
         return
+    tokens = path.hidden.values.numel() // adapter.linear(linears[0]).in_features
     for done, linear in enumerate(linears):
         path.finish(adapter, index, linears[:done], linears[done:])
-        measured = _measure(adapter, index, linear, path, dense)
+        measured = _measure(adapter, index, linear, path, dense, token_stride(tokens))
         dense.keep_for(adapter, index, linears[done + 1 :])
         yield linear, *measured
     path.finish(adapter, index, linears, [])
 
 
+def token_stride(tokens: int) -> int:
+    """Every how many-th of all images' tokens is measured, with targets from the dense path."""
+    return max(1, tokens // ENOUGH_TOKENS)
+
+
 @torch.inference_mode()
 def _measure(
-    adapter: ModelAdapter, index: int, linear: LinearLayer, path: CompressedPath, dense: DensePath
+    adapter: ModelAdapter, index: int, linear: LinearLayer, path: CompressedPath, dense: DensePath, stride: int
 ) -> tuple[InputStatistics, OutputError]:
-    """Runs both paths up to a layer: the full moments of its input, and of the error of its dense weights."""
+    """Runs both paths up to a layer: the full moments of its input, and of the error of its dense weights.
+
+    Of each batch every ``stride``-th token counts, from another first one in the next batch.
+    """
     inner = adapter.name_in_block(index, linear)
     addition = dense.additions.get(linear.name)
     names = [inner] if addition is None else [inner, addition.stream]
@@ -99,13 +109,13 @@ def _measure(
     sums: list[Tensor] = []
     tokens = 0
     for batch in range(path.hidden.n_batches):
-        got, wanted = path.inputs(adapter, index, batch, names), dense.inputs(adapter, index, batch, names)
-        x = got[inner].reshape(-1, weight.shape[1]).float()
-        lost = wanted[inner].reshape(-1, weight.shape[1]).float() - x
+        paths = path.inputs(adapter, index, batch, names), dense.inputs(adapter, index, batch, names)
+        got, wanted = ({k: v.reshape(-1, v.shape[-1])[batch % stride :: stride].float() for k, v in p.items()} for p in paths)
+        x, lost = got[inner], wanted[inner] - got[inner]
         if addition is None:  # e = W lost: its moments are W times those of lost, which are smaller
             e = lost
         else:
-            gap = (wanted[addition.stream] - got[addition.stream]).reshape(-1, weight.shape[0]).float()
+            gap = wanted[addition.stream] - got[addition.stream]
             e = lost @ weight.T.float() + torch.where(addition.gamma == 0, 0, gap / addition.gamma)
         parts = [gram(x), x.sum(dim=0), e.T @ x, e.sum(dim=0)]
         if sums:
