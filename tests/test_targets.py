@@ -150,7 +150,7 @@ def test_the_first_layer_has_no_error_and_later_ones_see_compressed_inputs():
 
 def test_of_many_tokens_every_second_is_measured_from_another_start_in_each_batch(monkeypatch):
     """4 batches of 2 images of 17 tokens: the tokens 0, 2, ... of the first and third, 1, 3, ... of the others."""
-    monkeypatch.setattr(targets, "ENOUGH_TOKENS", 8 * 17 // 2)
+    monkeypatch.setattr(targets, "TOKENS_PER_INPUT", 1)  # of 48 inputs and 136 tokens
     images = torch.randn(8, 3, 32, 32)
     model, dense = scaled(), scaled()
     adapter = adapt(model, 32)

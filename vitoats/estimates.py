@@ -159,7 +159,7 @@ def estimate_work(
             module = adapter.linear(layer)
             tokens = nsamples * math.prod(shape) // adapter.linear(block[0]).in_features
             if needs == "full" and passes >= KEPT_PASSES:
-                statistics += tokens // token_stride(tokens) * 2 * module.in_features**2
+                statistics += tokens // token_stride(tokens, module.in_features) * 2 * module.in_features**2
             elif needs == "full":
                 statistics += tokens * module.in_features**2
             if hasattr(configs[layer.name], "multiply_adds"):

@@ -34,7 +34,7 @@ from vitoats.passes import CompressedPath, DensePath
 Target = Literal["block", "sequential", "dense", "residual"]
 FROM_DENSE_PATH: tuple[Target, ...] = ("dense", "residual")
 RIDGE = 0.01  # of the mean of diag(H)
-ENOUGH_TOKENS = 50_000  # from twice as many on, moments are taken of every second token, and so on
+TOKENS_PER_INPUT = 64  # of a layer; where there are twice as many, its moments are taken of every second token, and so on
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,16 @@ def layer_inputs(
     tokens = path.hidden.values.numel() // adapter.linear(linears[0]).in_features
     for done, linear in enumerate(linears):
         path.finish(adapter, index, linears[:done], linears[done:])
-        measured = _measure(adapter, index, linear, path, dense, token_stride(tokens))
+        stride = token_stride(tokens, adapter.linear(linear).in_features)
+        measured = _measure(adapter, index, linear, path, dense, stride)
         dense.keep_for(adapter, index, linears[done + 1 :])
         yield linear, *measured
     path.finish(adapter, index, linears, [])
 
 
-def token_stride(tokens: int) -> int:
-    """Every how many-th of all images' tokens is measured, with targets from the dense path."""
-    return max(1, tokens // ENOUGH_TOKENS)
+def token_stride(tokens: int, d_in: int) -> int:
+    """Every how many-th of all images' tokens is measured for a layer, with targets from the dense path."""
+    return max(1, tokens // (TOKENS_PER_INPUT * d_in))
 
 
 @torch.inference_mode()
