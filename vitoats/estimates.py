@@ -141,6 +141,7 @@ def estimate_work(
     img_size: int,
     needs: Needs,
     passes: float,
+    two_paths: bool,
 ) -> WorkEstimate:
     """What compressing with ``nsamples`` images will take.
 
@@ -152,13 +153,14 @@ def estimate_work(
         img_size: in pixels.
         needs: what is collected of a layer's input.
         passes: how often all blocks run over all images.
+        two_paths: whether layers are measured against the dense path, which takes cross moments too.
     """
     statistics, solver = 0, 0
     for block, shape in zip(linears, adapter.hidden_shapes, strict=False):
         for layer in block:
             module = adapter.linear(layer)
             tokens = nsamples * math.prod(shape) // adapter.linear(block[0]).in_features
-            if needs == "full" and passes >= KEPT_PASSES:
+            if needs == "full" and two_paths:
                 statistics += tokens // token_stride(tokens, module.in_features) * 2 * module.in_features**2
             elif needs == "full":
                 statistics += tokens * module.in_features**2

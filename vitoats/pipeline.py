@@ -146,7 +146,7 @@ def compress(
     keep = two_paths and estimate.total <= (memory_limit or MEMORY_SHARE * _memory())
     spill_to = plan_memory(estimate if keep else replace(estimate, kept=0), memory_limit, scratch)
     passes = count_passes(adapter, linears, target, keep)
-    log.info("arithmetic: %s", estimate_work(adapter, linears, configs, nsamples, img_size, needs, passes))
+    log.info("arithmetic: %s", estimate_work(adapter, linears, configs, nsamples, img_size, needs, passes, two_paths))
     return_freed_memory()
     n_blocks = len(linears)
     progress(0, n_blocks, "reading images")
@@ -159,7 +159,7 @@ def compress(
         finished = state.load(index) if state else None
         if dense:
             dense.enter(adapter, index, [] if finished else block, residual=target == "residual")
-            return_freed_memory()
+        return_freed_memory()
         if finished:
             progress(index, n_blocks, "resuming")
             layers, block_rows = finished
