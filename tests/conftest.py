@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import vitoats.torchvision_ops  # noqa: F401  (before timm)
+import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from tests.jobs import small_job
 from vitoats.cli import common
 from vitoats.cli.compress import main as compress

@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vitoats import bitmask
 from vitoats.export.onnx_file import IR_VERSION
 from vitoats.export.sparse_matmul import DOMAIN, INPUTS, NAME, OPSET, sparse_matmul_function
+from vitoats.format import bitmask
 
 
 def random_sparse(random: np.random.Generator, n: int, k: int, zeros: float, value_type: type = np.float32) -> np.ndarray:

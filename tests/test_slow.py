@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from .conftest import heed_ctrl_c, write_image
+from tests.conftest import heed_ctrl_c, write_image
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

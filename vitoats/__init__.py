@@ -6,10 +6,10 @@ The package is lazy: ``import vitoats`` costs nothing, and ``vitoats.runtime`` n
 __version__ = "0.1.0"
 
 _LAZY = {
-    "compress": "vitoats.pipeline",
-    "prune": "vitoats.structural",
-    "load": "vitoats.checkpoint",
-    "load_model": "vitoats.models.loading",
+    "compress": "vitoats.compression.pipeline",
+    "prune": "vitoats.compression.structural",
+    "load": "vitoats.loading.checkpoint",
+    "load_model": "vitoats.loading.load",
 }
 
 __all__ = ["__version__", *_LAZY]

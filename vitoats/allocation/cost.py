@@ -7,7 +7,7 @@ With nnz(S) values, r (d_out + parts d_in) values in U and V, and a bit a weight
 
 where f goes straight from one measured density of S to the next, and g is a straight line through what a low-rank term was
 measured to add to it. A layer whose values and mask would take as many bytes as the matrix is exported as a matrix
-(``vitoats.layers``), and then costs a dense MatMul.
+(``vitoats.format.layers``), and then costs a dense MatMul.
 """
 
 import json
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitoats import bitmask
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
+from vitoats.format import bitmask
 from vitoats.methods.sparsity import Pattern
 from vitoats.models.adapter import ModelAdapter
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vitoats.allocation.sensitivity import Sensitivity
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 LEAST_KEPT, MOST_KEPT = 0.08, 0.95  # share of a layer's weights, where it is not all of it
 GRID = 0.005  # of kept shares

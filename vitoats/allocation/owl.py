@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitoats.calibration import HiddenStates
+from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.models.adapter import ModelAdapter
 
 OUTLIER = 5.0  # M, of the paper's main results

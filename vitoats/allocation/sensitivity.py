@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitoats.calibration import HiddenStates
-from vitoats.errors import InputError
-from vitoats.evaluate.fidelity import pooled, relative_error
+from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.common.errors import InputError
+from vitoats.evaluation.fidelity import pooled, relative_error
 from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 
@@ -146,7 +146,7 @@ def measure(
 
 
 def counted_by_depth(sensitivities: list[Sensitivity], blocks: list[list[LinearLayer]]) -> list[Sensitivity]:
-    """Errors as they count where each layer also makes up for what the layers before it have lost (``vitoats.targets``).
+    """Errors as they count where each layer also makes up for what the layers before it have lost.
 
     What is left of a layer's error falls geometrically with the number of blocks behind it, from all in the last block to
     ``FIRST_BLOCK_SHARE`` in the first.

@@ -10,7 +10,7 @@ python tools/benchmark.py layers                                    what single 
 from typing import Any
 
 from vitoats.cli import benchmark_files, benchmark_layers, benchmark_model, benchmark_op, benchmark_solver
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 BENCHMARKS = {
     "op": benchmark_op.main,

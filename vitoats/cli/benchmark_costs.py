@@ -21,10 +21,10 @@ import numpy as np
 from vitoats.allocation.cost import Content, CostTable, LayerShape, layer_shapes
 from vitoats.cli import common
 from vitoats.cli.benchmark_op import MOST_COPIES, check, dense_model, last_level_cache, open_model, pruned, sparse_model
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.models.loading import LoadedModel
+    from vitoats.loading.load import LoadedModel
 
 ZEROS = (25.0, 50.0, 62.5, 75.0, 87.5, 95.0)
 MODEL_ZEROS = 70.0  # as at a compression of 60 % with a rank ratio of 0.25
@@ -149,7 +149,7 @@ def measure_models(
     import torch
 
     from vitoats.export.onnx_file import export_onnx
-    from vitoats.layers import SparseLowRankLinear, replace_module
+    from vitoats.format.layers import SparseLowRankLinear, replace_module
     from vitoats.runtime.inference import inference, median_ms, session
 
     sparse = copy.deepcopy(loaded)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.cli import common, config_file, flags
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 TURN_SECONDS = 0.5  # of each file before the next has its turn
 

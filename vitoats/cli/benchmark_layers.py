@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitoats.cli import common, config_file, flags
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def layer_error(weight: "Tensor", approximation: "Tensor", statistics: "InputSta
 
 def _layers(args: argparse.Namespace) -> "list[tuple[str, Tensor, InputStatistics]]":
     """Name, weight [d_out, d_in] and inputs of every matrix of the blocks, q, k and v apart, in the dense model."""
-    from vitoats.calibration import HiddenStates
+    from vitoats.calibration.hidden_states import HiddenStates
     from vitoats.data.images import calibration_batches, open_images
     from vitoats.models.adapter import adapt
 

@@ -150,9 +150,9 @@ def write_variants(loaded, configs: list["OATSConfig"], seed: int, scratch: Path
     """Exports the model dense, quantized, and compressed in all forms; the dense one comes first."""
     import torch
 
+    from vitoats.compression.pipeline import compress
     from vitoats.export.int8 import quantize
     from vitoats.export.onnx_file import export_onnx
-    from vitoats.pipeline import compress
 
     size = loaded.preprocessing.img_size
     noise = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.cli import common, config_file, flags
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 SHAPES = {  # [out, in] of qkv, proj, fc1, fc2
     "ViT-S": ((1152, 384), (384, 384), (1536, 384), (384, 1536)),
@@ -194,8 +194,8 @@ def int8_model(W: np.ndarray, copies: int) -> Any:
 
 def sparse_model(S: np.ndarray, copies: int, float16: bool, low_rank: tuple[np.ndarray, np.ndarray] | None = None) -> Any:
     """ONNX: x S^T as the operator SparseMatMul, or x (S + U V)^T, with a bias then, and U [b, n/b, r] and V [b, r, k]."""
-    from vitoats import bitmask
     from vitoats.export.sparse_matmul import DOMAIN, NAME
+    from vitoats.format import bitmask
 
     values, mask = bitmask.pack(S)
     values = values.astype(np.float16) if float16 else values

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitoats.cli import common, config_file, flags
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 REPEATS = {"exact": 1, "fast": 3}  # runs of each solver, of which the median counts
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     import torch
 
-    from vitoats.calibration import HiddenStates
+    from vitoats.calibration.hidden_states import HiddenStates
     from vitoats.methods.oats import OATSConfig, Solver, oats
     from vitoats.models.adapter import adapt
     from vitoats.report.tables import print_table

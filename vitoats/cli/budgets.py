@@ -5,10 +5,10 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.allocation.goal import Budgets, Goal
+    from vitoats.allocation.constraint import Budgets, Goal
     from vitoats.allocation.sensitivity import Sensitivity
     from vitoats.data.calibration import CalibrationImages
     from vitoats.methods.registry import Recipe
@@ -41,8 +41,8 @@ def make_budgets(
         raise InputError(f"--allocation {recipe.allocation} needs a budget for each layer, which {pattern} fixes: leave it out")
     from vitoats.allocation.lagrange import allocate, check_compression
     from vitoats.allocation.sensitivity import counted_by_depth
+    from vitoats.calibration.targets import FROM_DENSE_PATH
     from vitoats.models.adapter import adapt
-    from vitoats.targets import FROM_DENSE_PATH
 
     adapter = adapt(model, img_size)
     few = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
@@ -62,7 +62,7 @@ def make_budgets(
 
 def _owl(args: Namespace, adapter: "ModelAdapter", images: "CalibrationImages", compression: float) -> "Budgets":
     from vitoats.allocation.owl import outlier_shares, owl
-    from vitoats.calibration import HiddenStates
+    from vitoats.calibration.hidden_states import HiddenStates
 
     hidden = HiddenStates.collect(adapter, images.batches(args.batch_size, args.workers), images.nsamples, args.batch_size)
     with common.Bar("allocation: block", args.quiet) as bar:
@@ -83,10 +83,10 @@ def _sensitivities(
 ) -> "list[Sensitivity]":
     """From the cache, or measured now."""
     from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, measure
-    from vitoats.cache import cached
-    from vitoats.calibration import HiddenStates
+    from vitoats.calibration.hidden_states import HiddenStates
+    from vitoats.common.cache import cached
+    from vitoats.compression.resume import fingerprint
     from vitoats.methods.oats_h import OATSHConfig
-    from vitoats.resume import fingerprint
 
     feature_images = GOAL_FEATURE_IMAGES if for_goal else FEATURE_IMAGES
     measured_with = OATSHConfig(rank_ratio=getattr(config, "rank_ratio", 0.0), pattern=pattern)

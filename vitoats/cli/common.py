@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vitoats.cli.config_file import first_look
 from vitoats.cli.results import write_results
-from vitoats.errors import InputError, RunError
+from vitoats.common.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from vitoats.models.loading import LoadedModel
+    from vitoats.loading.load import LoadedModel
 
 log = logging.getLogger("vitoats")
 stderr = Console(stderr=True)
@@ -28,7 +28,7 @@ stderr = Console(stderr=True)
 
 def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     """Loads the model that the model flags name, and says where its weights come from."""
-    from vitoats.models.loading import load_model
+    from vitoats.loading.load import load_model
 
     loaded = load_model(
         args.model,
@@ -48,7 +48,7 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
 
 def load_or_randomise(args: argparse.Namespace) -> tuple["LoadedModel", str]:
     """For benchmarks: the model with its own weights, or with random ones where those cannot be had; says which."""
-    from vitoats.models.loading import load_model
+    from vitoats.loading.load import load_model
 
     arguments = {"checkpoint": args.checkpoint, "img_size": args.img_size, "crop_mode": args.crop_mode}
     if not args.random_weights:

@@ -21,15 +21,15 @@ import numpy as np
 
 from vitoats.cli import common, config_file, flags
 from vitoats.cli import compress as compress_command
-from vitoats.cli.compare_plan import OWN, Run, compressions, methods, patterns, plan
-from vitoats.errors import InputError, RunError
+from vitoats.common.errors import InputError, RunError
+from vitoats.comparison.plan import OWN, Run, compressions, methods, patterns, plan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitoats.data.images import ImageDataset
-    from vitoats.evaluate.fidelity import Observe
-    from vitoats.models.loading import LoadedModel
+    from vitoats.evaluation.fidelity import Observe
+    from vitoats.loading.load import LoadedModel
 
 Row = tuple[dict[str, Any], dict[str, np.ndarray]]  # figures, figures of each image
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     for line in skipped:
         common.log.warning("%s", line)
 
-    from vitoats.evaluate.store import RowStore
+    from vitoats.evaluation.store import RowStore
 
     bench = open_bench(args)
     store = RowStore(args.output, bench.settings)
@@ -118,11 +118,11 @@ def open_bench(args: Namespace) -> Bench:
     import torch
 
     import vitoats
+    from vitoats.compression.resume import fingerprint
     from vitoats.data.crops import Crops
     from vitoats.data.images import SAMPLE, batches, digest, open_images
-    from vitoats.evaluate.fidelity import observer
-    from vitoats.models.names import EMBEDDED
-    from vitoats.resume import fingerprint
+    from vitoats.evaluation.fidelity import observer
+    from vitoats.loading.names import EMBEDDED
 
     if args.data_dir is None:
         if args.model != EMBEDDED:
@@ -180,8 +180,8 @@ def _described(dataset: "ImageDataset") -> str:
 
 def figures(bench: Bench, observe: "Observe", name: str) -> Row:
     """What the test images say of a model, beside the dense one; of the dense one itself where there is no reference yet."""
-    from vitoats.evaluate import fidelity
-    from vitoats.evaluate.paired import binomial_se, paired_difference
+    from vitoats.evaluation import fidelity
+    from vitoats.evaluation.paired import binomial_se, paired_difference
 
     with common.Bar(f"evaluating {name}", bench.quiet) as bar:
         found = fidelity.outcome(observe, bench.images(), bench.n_classes, lambda done: bar.update(done, bench.n_images))
@@ -212,9 +212,9 @@ def figures(bench: Bench, observe: "Observe", name: str) -> Row:
 
 def dense_row(bench: Bench, output: Path) -> Row:
     """The model before compression."""
-    from vitoats.checkpoint import save_checkpoint
-    from vitoats.counts import count_flops
-    from vitoats.evaluate.fidelity import observer
+    from vitoats.evaluation.fidelity import observer
+    from vitoats.format.counts import count_flops
+    from vitoats.loading.checkpoint import save_checkpoint
 
     row, arrays = figures(bench, observer(bench.dense, bench.device), "dense")
     folder = output / "models" / "dense"
@@ -262,9 +262,9 @@ def int8_row(bench: Bench, output: Path) -> Row:
 
 def compressed_row(bench: Bench, run: Run, args: Namespace) -> Row:
     """Compresses as compress does, from the same flags, and measures what comes out."""
-    from vitoats.checkpoint import save_checkpoint
-    from vitoats.counts import count_flops
-    from vitoats.evaluate.fidelity import layer_error, observer
+    from vitoats.evaluation.fidelity import layer_error, observer
+    from vitoats.format.counts import count_flops
+    from vitoats.loading.checkpoint import save_checkpoint
 
     folder = run.args.output = args.output / "models" / run.name
     try:

@@ -19,13 +19,13 @@ from vitoats.cli import common, config_file, flags
 from vitoats.cli.budgets import make_budgets
 from vitoats.cli.goals import make_goal, say_prediction
 from vitoats.cli.method_flags import NSAMPLES, add_method_flags, given_flags, make_config, make_recipe, refuse_layer_flags
-from vitoats.errors import InputError
-from vitoats.memory import reuse_freed_memory
+from vitoats.common.errors import InputError
+from vitoats.common.memory import reuse_freed_memory
 
 if TYPE_CHECKING:
-    from vitoats.models.loading import LoadedModel
-    from vitoats.pipeline import CompressionReport
-    from vitoats.structural import PruningReport
+    from vitoats.compression.pipeline import CompressionReport
+    from vitoats.compression.structural import PruningReport
+    from vitoats.loading.load import LoadedModel
 
 log = logging.getLogger("vitoats")
 HELD_OUT = 32  # images of each kind that do not calibrate, to measure features on
@@ -37,10 +37,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = config_file.parse(make_parser(), argv)
     result, report = run(args)
     if not args.quiet:
-        from vitoats.checkpoint import about
-        from vitoats.counts import FLOPS
+        from vitoats.compression.structural import PruningReport
+        from vitoats.format.counts import FLOPS
+        from vitoats.loading.checkpoint import about
         from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
-        from vitoats.structural import PruningReport
 
         if isinstance(report, PruningReport):
             pruning_table(report)
@@ -58,9 +58,9 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningRe
     """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
     common.check_output_folder(args.output, args.overwrite)
 
-    from vitoats.checkpoint import WEIGHTS, save_checkpoint
-    from vitoats.layers import parameter_count
-    from vitoats.structural import PruningReport
+    from vitoats.compression.structural import PruningReport
+    from vitoats.format.layers import parameter_count
+    from vitoats.loading.checkpoint import WEIGHTS, save_checkpoint
 
     start = time.perf_counter()
     partial = args.output.with_name(args.output.name + ".partial")
@@ -101,15 +101,15 @@ def compress_model(
         the model, what vitoats.json says of it, and the figures of all layers.
     """
     import vitoats.methods  # noqa: F401  (fills the table of methods)
-    from vitoats.counts import count, count_flops
+    from vitoats.compression.pipeline import compress
+    from vitoats.compression.resume import BlockStore, fingerprint
+    from vitoats.compression.structural import prune
     from vitoats.data.calibration import calibration_images
     from vitoats.data.images import SAMPLE
-    from vitoats.evaluate.fidelity import Fidelity
+    from vitoats.evaluation.fidelity import Fidelity
+    from vitoats.format.counts import count, count_flops
+    from vitoats.loading.names import EMBEDDED
     from vitoats.methods.registry import StructuralMethod, find_method
-    from vitoats.models.names import EMBEDDED
-    from vitoats.pipeline import compress
-    from vitoats.resume import BlockStore, fingerprint
-    from vitoats.structural import prune
 
     method = find_method(args.method)
     structural = isinstance(method, StructuralMethod)

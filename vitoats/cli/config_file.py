@@ -5,7 +5,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 
 def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str, Any]:
     """Compresses, exports and evaluates in ``folder``; returns the JSON line."""
-    from vitoats.models.names import EMBEDDED
+    from vitoats.loading.names import EMBEDDED
     from vitoats.report.tables import print_table
     from vitoats.runtime import library
     from vitoats.runtime.inference import inference, median_ms, session
@@ -109,10 +109,10 @@ def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str,
 
 def export(name: str, source: str, folder: Path) -> Path:
     """Exports a model, or a compressed folder, to ``folder``."""
-    from vitoats.checkpoint import about
     from vitoats.export.onnx_file import export_onnx
-    from vitoats.models.loading import load_model
-    from vitoats.models.names import EMBEDDED
+    from vitoats.loading.checkpoint import about
+    from vitoats.loading.load import load_model
+    from vitoats.loading.names import EMBEDDED
 
     common.log.info("exporting the %s model to ONNX", name)
     said = {} if source == EMBEDDED else {key: about(Path(source))[key] for key in ("method", "compression")}
@@ -123,8 +123,8 @@ def export(name: str, source: str, folder: Path) -> Path:
 def evaluate_file(name: str, file: Path, threads: int, quiet: bool) -> dict[str, Any]:
     """Accuracy on the sample's test images, and size, of an ONNX file."""
     from vitoats.data.images import SAMPLE, batches, open_images
-    from vitoats.evaluate.accuracy import evaluate
-    from vitoats.evaluate.target import onnx_target
+    from vitoats.evaluation.accuracy import evaluate
+    from vitoats.evaluation.target import onnx_target
 
     target = onnx_target(str(file), threads)
     dataset = open_images(SAMPLE, "test", target.preprocessing.transform())

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
     from vitoats.data.transforms import Preprocessing
-    from vitoats.distributed import World
-    from vitoats.evaluate.accuracy import Accuracy
-    from vitoats.evaluate.target import Target
+    from vitoats.evaluation.accuracy import Accuracy
+    from vitoats.evaluation.distributed import World
+    from vitoats.evaluation.target import Target
 
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")  # Pillow's, by timm's names
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if args.input_size:
         args.img_size = square(args.input_size, args.img_size)
 
-    from vitoats.distributed import join
+    from vitoats.evaluation.distributed import join
 
     world = join()
     result = run(args, world)
@@ -45,7 +45,7 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
     """Evaluates this process's share of the images; returns the JSON line on all of them."""
     from vitoats.data.images import SAMPLE, given_batches, stream_batches
     from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_classes_of_model, with_real_labels
-    from vitoats.evaluate.accuracy import evaluate
+    from vitoats.evaluation.accuracy import evaluate
 
     if world.size > 1 and not args.threads:
         args.threads = max(1, common.cores() // world.size)
@@ -126,7 +126,7 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
 
 def open_target(args: Namespace) -> "Target":
     """Opens what --model names: an ONNX file in ONNX Runtime, anything else in torch."""
-    from vitoats.evaluate.target import onnx_target, torch_target
+    from vitoats.evaluation.target import onnx_target, torch_target
 
     if args.model.endswith(".onnx"):
         for flag in ("checkpoint", "head", "head_layers", "img_size", "random_weights", "pos_resample", "amp"):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.models.loading import LoadedModel
+    from vitoats.loading.load import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def verified(loaded: "LoadedModel", args: Namespace) -> dict[str, Any]:
     """Compares the file with torch and says where they differ; returns it for the JSON line."""
     from vitoats.data.images import SAMPLE, batches, open_images
     from vitoats.export.verify import verify
-    from vitoats.models.names import EMBEDDED
+    from vitoats.loading.names import EMBEDDED
     from vitoats.runtime import metadata, session
 
     exported = session(args.output, args.threads)

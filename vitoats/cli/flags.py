@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 
 class ArgumentParser(argparse.ArgumentParser):

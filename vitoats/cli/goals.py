@@ -8,13 +8,13 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
+    from vitoats.allocation.constraint import Budgets, Goal
     from vitoats.allocation.cost import CostTable, LayerShape
-    from vitoats.allocation.goal import Budgets, Goal
+    from vitoats.loading.load import LoadedModel
     from vitoats.methods.registry import Method, Recipe
-    from vitoats.models.loading import LoadedModel
 
 GOAL_FLAGS = ("speedup", "max_ms", "max_mb")
 GRAPH_BYTES, NODE_BYTES = 10_000, 1_500  # of an exported file, all but weights: in all, and for each linear layer in a block
@@ -47,10 +47,10 @@ def make_goal(args: Namespace, method: "Method", recipe: "Recipe", config: Any, 
         refuse_goal(args, "--format dense writes weights as large and as slow as before: leave one of them out")
     if recipe.allocation == "owl":
         refuse_goal(args, "owl splits a compression: give --allocation sensitivity, or uniform")
+    from vitoats.allocation.constraint import Goal
     from vitoats.allocation.cost import exported_bytes, layer_shapes
-    from vitoats.allocation.goal import Goal
+    from vitoats.compression.pipeline import chosen_layers
     from vitoats.models.adapter import adapt
-    from vitoats.pipeline import chosen_layers
 
     model, size = loaded.timm_model, loaded.preprocessing.img_size
     adapter = adapt(model, size)
@@ -99,7 +99,7 @@ def cost_table(args: Namespace, loaded: "LoadedModel", shapes: list["LayerShape"
         InputError: the file holds no table of this model.
     """
     from vitoats.allocation.cost import CostTable
-    from vitoats.cache import cached
+    from vitoats.common.cache import cached
     from vitoats.runtime.library import isa
 
     if args.cost_table is not None:

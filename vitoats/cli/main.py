@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from vitoats.cli import common
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 COMMANDS = {
     "compress": "compress a vision transformer",

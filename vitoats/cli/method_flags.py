@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli.flags import positive, positive_number
 from vitoats.cli.goals import refuse_goal
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
     from vitoats.methods.registry import Method, Recipe, StructuralMethod

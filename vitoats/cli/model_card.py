@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.cli import config_file, flags
-from vitoats.errors import InputError, RunError
+from vitoats.common.errors import InputError, RunError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -24,9 +24,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     args = config_file.parse(parser, argv)
 
-    from vitoats.checkpoint import CARD, CONFIG, about, is_checkpoint
-    from vitoats.models.weights import read_json
-    from vitoats.report.model_card import model_card
+    from vitoats.loading.checkpoint import CARD, CONFIG, about, is_checkpoint
+    from vitoats.loading.model_card import model_card
+    from vitoats.loading.weights import read_json
 
     if not is_checkpoint(args.folder):
         raise InputError(f"{args.folder} was not written by compress (it has no vitoats.json): name a folder that was")

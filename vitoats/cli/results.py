@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitoats.errors import RunError
+from vitoats.common.errors import RunError
 
 
 def write_results(path: Path, kind: str | None, result: dict[str, Any], line: str) -> None:

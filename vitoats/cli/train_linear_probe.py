@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.evaluate.features import Features
-    from vitoats.models.loading import LoadedModel
+    from vitoats.evaluation.features import Features
+    from vitoats.loading.load import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -29,9 +29,9 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     import torch
 
-    from vitoats.evaluate.features import MOST_LAYERS
-    from vitoats.evaluate.knn import knn_predict
-    from vitoats.evaluate.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
+    from vitoats.evaluation.features import MOST_LAYERS
+    from vitoats.evaluation.knn import knn_predict
+    from vitoats.evaluation.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
     from vitoats.models.heads import HeadInfo, save_head
 
     common.set_threads(args.threads)
@@ -92,7 +92,7 @@ def features_of(
     import torch
 
     from vitoats.data.images import batches, open_images
-    from vitoats.evaluate.features import cached, extract, fingerprint
+    from vitoats.evaluation.features import cached, extract, fingerprint
 
     dataset: Any = open_images(args.data_dir, split, loaded.preprocessing.transform())
     if not dataset.classes:
@@ -112,7 +112,7 @@ def features_of(
 
 def print_candidates(candidates: list[Any]) -> None:
     """The best head of each choice of features, on stdout."""
-    from vitoats.evaluate.probe import pick
+    from vitoats.evaluation.probe import pick
     from vitoats.report.tables import print_table
 
     kinds = sorted({(c.layers, c.patch_mean) for c in candidates})

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from vitoats.common.errors import InputError
 from vitoats.data.images import calibration_batches, open_images
 from vitoats.data.synthetic import SyntheticImages
-from vitoats.errors import InputError
 
 Mix = Literal["none", "synthetic", "general", "both"]
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import vitoats.torchvision_ops  # noqa: F401  (before timm and torchvision)
-from vitoats.errors import InputError
+import vitoats.common.torchvision_ops  # noqa: F401  (before timm and torchvision)
+from vitoats.common.errors import InputError
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset  # isort: skip
 from timm.utils.misc import natural_key  # isort: skip

@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-import vitoats.torchvision_ops  # noqa: F401  (before timm)
+import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
+from vitoats.common.errors import InputError
 from vitoats.data.images import SAMPLE, ImageDataset, ImageFiles, Unreadable, image_folder, open_images
-from vitoats.errors import InputError
 
 from timm.data import IterableImageDataset, create_dataset  # isort: skip
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar  # isort: skip

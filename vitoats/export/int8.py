@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 
 def quantize(dense: Path, int8: Path) -> None:

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vitoats import bitmask
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, NAME
-from vitoats.layers import SparseLowRankLinear
+from vitoats.format import bitmask
+from vitoats.format.layers import SparseLowRankLinear
 
 LowRankForm = Literal["none", "inputs", "nodes"]
 

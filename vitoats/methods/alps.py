@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
 from vitoats.methods.budget import SparseConfig, check_iterations
 from vitoats.methods.hessian import DAMPING, check_damping, damped_problem

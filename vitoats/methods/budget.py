@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.sparsity import Pattern
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.budget import SparseConfig
 from vitoats.methods.registry import Decomposition, measured, register
 from vitoats.methods.statistics import InputStatistics, check_finite

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.budget import SparseConfig, check_iterations
 from vitoats.methods.registry import Decomposition, measured, register
 from vitoats.methods.sparsity import Pattern

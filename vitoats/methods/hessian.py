@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.statistics import InputStatistics, check_finite
 
 DAMPING = 0.01  # of the mean of diag(H), as in the published code of SparseGPT

@@ -26,7 +26,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.budget import SparseConfig
 from vitoats.methods.hessian import DAMPING, Problem, check_damping, cholesky, damped_problem, refit
 from vitoats.methods.registry import Decomposition, measured, register

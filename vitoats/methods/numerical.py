@@ -26,7 +26,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.hessian import DAMPING, check_damping, cholesky
 from vitoats.methods.registry import register_structural
 from vitoats.methods.statistics import InputStatistics, check_finite

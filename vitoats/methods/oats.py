@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.budget import LayerBudget, SparseLowRankConfig, check_iterations
 from vitoats.methods.registry import Decomposition, register
 from vitoats.methods.sparsity import Pattern, WarmThreshold

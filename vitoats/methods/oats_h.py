@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
 from vitoats.methods.budget import SparseLowRankConfig, check_iterations
 from vitoats.methods.hessian import DAMPING, check_damping

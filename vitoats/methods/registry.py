@@ -8,7 +8,7 @@ what it needs to know of the layer's input (``vitoats.methods.statistics``):
 
 Every field of a config has a default, and a config answers ``budget(d_out, d_in)`` and ``total_compression()``.
 
-A structural method (``vitoats.structural``) scores the heads and neurons of a module instead:
+A structural method (``vitoats.compression.structural``) scores the heads and neurons of a module instead:
 
     @register_structural("numerical", NumericalConfig)
     def numerical(weight, statistics, width, config): ...
@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.statistics import InputStatistics, Needs
 
 
@@ -90,7 +90,7 @@ class Recipe:
     """How a method is best used on a whole model, unless the user says otherwise.
 
     Attributes:
-        target: what a layer is to put out (``vitoats.targets``).
+        target: what a layer is to put out (``vitoats.calibration.targets``).
         refit_bias: whether the bias takes up the mean of what a layer loses.
         allocation: how the budget is split over the layers (``vitoats.allocation``).
         calibration_mix: what is mixed in with the user's images (``vitoats.data.synthetic``).

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.budget import SparseConfig
 from vitoats.methods.hessian import DAMPING, Problem, check_damping, damped_problem, inverse_factor
 from vitoats.methods.registry import Decomposition, measured, register

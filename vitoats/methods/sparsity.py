@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 BLOCK_WIDTHS = (2, 4)
 _PAIRWISE_LIMIT = 32  # groups up to this size are ranked by comparing all pairs

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 Needs = Literal["diagonal", "neurons", "full"]  # neurons: the diagonal, and InputStatistics.neurons
 

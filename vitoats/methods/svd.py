@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.methods.budget import LayerBudget, effective_compression, layer_budget
 from vitoats.methods.hessian import DAMPING, check_damping, cholesky, damped_problem
 from vitoats.methods.oats import truncated_svd

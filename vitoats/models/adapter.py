@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitoats.errors import InputError
-from vitoats.layers import compressed_layers
+from vitoats.common.errors import InputError
+from vitoats.format.layers import compressed_layers
 
 _REMEDY = "use a ViT-like model (docs/models.md)"
 

@@ -17,10 +17,10 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from vitoats.errors import InputError
-from vitoats.files import save_tensors
-from vitoats.models.names import DINOV2
-from vitoats.models.weights import read_weights
+from vitoats.common.errors import InputError
+from vitoats.common.files import save_tensors
+from vitoats.loading.names import DINOV2
+from vitoats.loading.weights import read_weights
 
 log = logging.getLogger("vitoats")
 

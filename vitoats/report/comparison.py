@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vitoats.errors import RunError
-from vitoats.evaluate.paired import paired_difference
+from vitoats.common.errors import RunError
+from vitoats.evaluation.paired import paired_difference
 from vitoats.report.tables import print_table
 
 COLUMNS = (

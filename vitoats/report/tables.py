@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitoats.counts import COUNTED, DEFINITIONS
-from vitoats.pipeline import CompressionReport
-from vitoats.structural import PruningReport
+from vitoats.compression.pipeline import CompressionReport
+from vitoats.compression.structural import PruningReport
+from vitoats.format.counts import COUNTED, DEFINITIONS
 
 PIPE_WIDTH = 120  # columns where stdout is no terminal
 
@@ -71,7 +71,7 @@ def pruning_table(report: PruningReport) -> None:
 
 
 def count_table(before: Mapping[str, int], after: Mapping[str, int]) -> None:
-    """The whole model before and after, and what the numbers mean (``vitoats.counts``)."""
+    """The whole model before and after, and what the numbers mean (``vitoats.format.counts``)."""
     rows = [
         (word, f"{before[key]:,}", f"{after[key]:,}", f"{100 * after[key] / before[key]:.1f}")
         for word, key in zip(DEFINITIONS, COUNTED, strict=True)

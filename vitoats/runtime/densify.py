@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitoats import bitmask
+from vitoats.format import bitmask
 
 LARGEST_MODEL = 2**31 - 1  # bytes, of a protobuf
 

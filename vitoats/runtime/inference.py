@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 from vitoats.runtime import library
 from vitoats.runtime.densify import densified
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from vitoats.errors import InputError
+from vitoats.common.errors import InputError
 
 LIBRARY = "libvitoats_ops.so"
 ISA_VARIABLE = "VITOATS_ISA"  # forces the kernels of one instruction set, for tests and comparisons

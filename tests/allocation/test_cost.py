@@ -1,0 +1,315 @@
+"""Costs of layers: hand-made tables, bytes against really exported files, and goals that budgets meet."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import make_tiny
+from vitoats.allocation.constraint import Goal
+from vitoats.allocation.cost import Content, CostTable, LayerShape, content, exported_bytes, exported_dense, layer_shapes
+from vitoats.allocation.lagrange import LEAST_KEPT
+from vitoats.allocation.sensitivity import RATES, Sensitivity
+from vitoats.cli.goals import GRAPH_BYTES, NODE_BYTES
+from vitoats.common.errors import InputError
+from vitoats.compression.pipeline import compress
+from vitoats.data.transforms import Preprocessing
+from vitoats.export.onnx_file import export_onnx
+from vitoats.format.layers import compressed_layers
+from vitoats.loading.load import LoadedModel
+from vitoats.methods.magnitude import MagnitudeConfig
+from vitoats.methods.oats import OATSConfig
+from vitoats.methods.oats_h import OATSHConfig
+from vitoats.methods.svd import SVDConfig
+from vitoats.models.adapter import adapt
+from vitoats.runtime.inference import session
+
+SHAPE = LayerShape(d_out=96, d_in=48, parts=3, tokens=17)
+IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def table(rows, shape=SHAPE, layers=1, dense_ms=1.0, model_ms=3.0, rest_ms=0.5) -> dict:
+    """The JSON of a table with one shape, from (zeros, rank, ms)."""
+    common = {"n": shape.d_out, "k": shape.d_in, "blocks": shape.parts, "tokens": shape.tokens, "layers": layers}
+    common["dense_ms"] = dense_ms
+    return {
+        "processor": "made by hand",
+        "threads": 1,
+        "batch": 1,
+        "dense_ms": model_ms,
+        "rest_ms": rest_ms,
+        "rows": [common | {"zeros": zeros, "rank": rank, "sparse_ms": ms} for zeros, rank, ms in rows],
+    }
+
+
+def ms(rows, density, low_rank=0) -> float:
+    return CostTable.from_json(table(rows)).ms(SHAPE, Content(round(density * SHAPE.size), low_rank))
+
+
+# ---- interpolation
+
+
+def test_lines_between_densities_and_beyond():
+    rows = [(75, 0, 0.4), (50, 0, 0.8), (25, 0, 1.4)]
+    assert ms(rows, 0.25) == pytest.approx(0.4)
+    assert ms(rows, 0.375) == pytest.approx(0.6)
+    assert ms(rows, 0.625) == pytest.approx(1.1)
+    assert ms(rows, 0.875) == pytest.approx(1.7)  # as the last two
+    assert ms(rows, 0.125) == pytest.approx(0.2)  # as the first two
+    assert ms([(75, 0, 0.2), (50, 0, 0.8)], 0.125) == 0  # but never below nothing
+
+
+def test_noise_never_makes_more_values_cheaper():
+    assert ms([(75, 0, 0.5), (50, 0, 0.4), (25, 0, 0.9)], 0.5) == pytest.approx(0.5)
+
+
+def test_a_low_rank_term_is_a_straight_line():
+    per_rank = 96 + 3 * 48
+    rows = [(75, 0, 0.4), (50, 0, 0.8), (62.5, 2, 0.6 + 0.05 + 0.02), (62.5, 6, 0.6 + 0.05 + 0.06)]
+    assert ms(rows, 0.375, 4 * per_rank) == pytest.approx(0.6 + 0.05 + 0.04)
+    assert ms(rows, 0.25, per_rank) == pytest.approx(0.4 + 0.05 + 0.01)
+    assert ms(rows, 0.25) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("added", [(0.02, 0.01), (-0.01, 0.05)])
+def test_a_line_that_noise_bent_goes_through_the_origin(added):
+    """Neither less time for a larger rank nor less than nothing at rank 0."""
+    rows = [(75, 0, 0.4), (50, 0, 0.8), (75, 2, 0.4 + added[0]), (75, 6, 0.4 + added[1])]
+    slope = (2 * added[0] + 6 * added[1]) / 40
+    assert ms(rows, 0.25, 4 * (96 + 3 * 48)) == pytest.approx(0.4 + max(0, 4 * slope))
+
+
+def test_a_layer_that_keeps_nearly_all_costs_a_dense_product():
+    rows = [(75, 0, 0.4), (50, 0, 0.8)]
+    edge = SHAPE.size - 96 * 6 // 4  # values and mask take as many bytes as the matrix
+    assert exported_dense(SHAPE, Content(edge, 0))
+    assert not exported_dense(SHAPE, Content(edge - 1, 0))
+    assert ms(rows, 1.0) == 1.0
+    assert ms(rows, (edge - 1) / SHAPE.size) > 1.4
+    assert exported_bytes(SHAPE, Content(edge, 0)) == 4 * SHAPE.size
+    assert exported_bytes(SHAPE, Content(edge - 1, 0)) == 4 * SHAPE.size - 4
+
+
+@given(st.floats(0.02, 0.95), st.floats(0.001, 0.04), st.integers(0, 8))
+def test_more_always_costs_more(density, step, rank):
+    rows = [(95, 0, 0.1), (75, 0, 0.35), (50, 0, 0.8), (25, 0, 1.1), (70, 3, 0.5), (70, 6, 0.55)]
+    low_rank, larger = (SHAPE.low_rank_parameters(r) for r in (rank, rank + 1))
+    if exported_dense(SHAPE, Content(round((density + step) * SHAPE.size), larger)):
+        return  # where it may be faster again
+    less, more = ms(rows, density, low_rank), ms(rows, density + step, low_rank)
+    assert less <= more <= ms(rows, density + step, larger) + 1e-12
+
+
+# ---- tables that do not fit
+
+
+def test_a_table_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(table([(75, 0, 0.4), (50, 0, 0.8)], layers=2)))
+    read = CostTable.read(path)
+    read.check([SHAPE, SHAPE], path)
+    for others in ([SHAPE], [SHAPE, SHAPE, LayerShape(48, 48, 1, 17)], [replace(SHAPE, tokens=50)] * 2):
+        with pytest.raises(InputError, match=r"tools/benchmark\.py op --model NAME --results-file"):
+            read.check(others, path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rows": []}', '{"rows": [{"n": 3}]}', "null"])
+def test_a_file_that_is_no_table_is_refused(tmp_path, text):
+    (tmp_path / "costs.json").write_text(text)
+    with pytest.raises(InputError, match=r"tools/benchmark\.py op --model NAME"):
+        CostTable.read(tmp_path / "costs.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        CostTable.read(tmp_path / "missing.json")
+
+
+def test_a_table_needs_two_densities():
+    with pytest.raises(ValueError, match="two densities"):
+        CostTable.from_json(table([(75, 0, 0.4), (75, 4, 0.8)]))
+
+
+# ---- what layers hold
+
+
+def test_shapes_of_a_model(tiny):
+    shapes = layer_shapes(adapt(tiny, 32), 32)
+    assert len(shapes) == 12
+    assert shapes["blocks.1.attn.qkv"] == LayerShape(144, 48, 3, 17)
+    assert shapes["blocks.1.mlp.fc2"] == LayerShape(48, 192, 1, 17)
+    assert layer_shapes(adapt(tiny, 32), 32, fused_qkv=True)["blocks.1.attn.qkv"].parts == 1
+
+
+CONFIGS = [
+    OATSConfig(compression=0.6, rank_ratio=0.25, iterations=2),
+    OATSConfig(compression=0.5, rank_ratio=0.3, pattern="layer", iterations=2),
+    OATSConfig(compression=0.5, rank_ratio=0.0, pattern="1x4", iterations=2),
+    MagnitudeConfig(compression=0.7),
+    SVDConfig(compression=0.5),
+]
+METHODS = ["oats", "oats", "oats", "magnitude", "svd"]
+
+
+@pytest.mark.parametrize(("method", "config"), list(zip(METHODS, CONFIGS, strict=True)))
+@pytest.mark.parametrize("fused", [False, True])
+def test_content_is_what_a_method_leaves(tiny, method, config, fused):
+    shapes = layer_shapes(adapt(tiny, 32), 32, fused)
+    compress(tiny, iter([IMAGES]), method=method, config=config, img_size=32, nsamples=6, fused_qkv=fused)
+    for name, layer in compressed_layers(tiny).items():
+        expected = content(shapes[name], config)
+        assert (layer.nonzeros, layer.kept_parameters) == (expected.nonzeros, expected.parameters)
+
+
+# ---- goals
+
+
+def goal(unit="MB", limit=0.0, cost=None, config=None, free=True, model=None, rest=0.0) -> Goal:
+    """Of the tiny model."""
+    layers = layer_shapes(adapt(model or make_tiny(), 32), 32)
+    cost = cost or (lambda shape, kept: exported_bytes(shape, kept) / 1e6)
+    dense = rest + sum(cost(shape, Content(shape.size, 0)) for shape in layers.values())
+    asked = {"max_mb": limit} if unit == "MB" else {"max_ms": limit}
+    return Goal(asked, unit, limit, dense, rest, layers, cost, config or OATSConfig(iterations=3), free)
+
+
+def sensitivities(layers, seed=0) -> list[Sensitivity]:
+    """Errors that differ from layer to layer, with and without a low-rank term."""
+    random = np.random.default_rng(seed)
+    found = []
+    for name, shape in layers.items():
+        scale, speed = random.uniform(0.01, 1), random.uniform(3, 8)
+        errors = tuple(float(scale * np.exp(-speed * (1 - rate))) for rate in RATES)
+        found.append(Sensitivity(name, shape.size, errors, errors[2] * float(random.choice([0.5, 3]))))
+    return found
+
+
+@settings(max_examples=10, deadline=None)
+@example(0.15625, 1)
+@given(st.floats(0.15, 0.95), st.integers(0, 5))
+def test_budgets_meet_the_goal_and_use_it(share, seed):
+    whole = goal().dense
+    wanted = goal(limit=share * whole)
+    wanted.check("sensitivity")
+    budgets = wanted.allocate(sensitivities(wanted.layers, seed))
+    contents = wanted.contents(wanted.config, budgets)
+    predicted = wanted.predicted(contents)
+    if not any(kept.low_rank for kept in contents.values()):  # a rank of 1 in each layer was paid for, which is much here
+        predicted += sum(4 * shape.low_rank_parameters(1) for shape in wanted.layers.values()) / 1e6
+        assert predicted > 0.97 * share * whole
+    else:
+        assert 0.97 * share * whole < predicted <= share * whole * (1 + 1e-9)  # a rank of one layer is a percent here
+
+
+def test_rank_ratios_differ_unless_one_is_given():
+    whole = goal().dense
+    free = goal(limit=0.5 * whole)
+    ratios = {b["rank_ratio"] for b in free.allocate(sensitivities(free.layers)).values()}
+    assert ratios == {0.2, 0.0}
+    given = goal(limit=0.5 * whole, free=False)
+    for budget in given.allocate(sensitivities(given.layers)).values():
+        assert budget["rank_ratio"] == (0.2 if budget["compression"] else 0.0)
+    without = goal(limit=0.5 * whole, config=MagnitudeConfig())
+    assert all(b.keys() == {"compression"} for b in without.allocate(sensitivities(without.layers)).values())
+
+
+def test_one_compression_for_all_layers():
+    whole = goal().dense
+    wanted = goal(limit=0.5 * whole)
+    rho = wanted.uniform()
+    config = replace(wanted.config, compression=rho)
+    predicted = wanted.predicted(wanted.contents(config, None))
+    assert 0.96 * wanted.limit < predicted <= wanted.limit
+    assert wanted.compression(wanted.contents(config, None)) == pytest.approx(rho, abs=0.02)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
+def test_what_cannot_be_reached_is_refused_with_what_can(allocation):
+    whole = goal().dense
+    with pytest.raises(InputError, match=r"--max-mb .* asks for nothing"):
+        goal(limit=whole).check(allocation)
+    with pytest.raises(InputError, match="ask for at least") as refusal:
+        goal(limit=0.05 * whole).check(allocation)
+    least = float(str(refusal.value).split("at least ")[1].split(" MB")[0])
+    with pytest.raises(InputError):
+        goal(limit=0.99 * least).check(allocation)
+    reached = goal(limit=1.01 * least)
+    reached.check(allocation)
+    if allocation == "sensitivity":
+        kept = [1 - b["compression"] for b in reached.allocate(sensitivities(reached.layers)).values()]
+    else:
+        kept = [1 - reached.uniform()]
+    assert min(kept) >= LEAST_KEPT - 1e-9
+    assert sum(kept) / len(kept) < 0.12
+
+
+def test_dense_layers_where_sparse_ones_are_slower():
+    """With times that sparsity pays for only from 40 % zeros on, no layer is left in between."""
+    rows = [(75, 0, 0.4), (50, 0, 0.9), (25, 0, 1.4), (75, 4, 0.5)]
+    times = {}
+    for shape in set(goal().layers.values()):
+        times |= CostTable.from_json(table(rows, shape)).times
+    costs = CostTable("", 1, 1, 12.0, 0.0, times)
+    wanted = goal("ms", 11.0, costs.ms)
+    assert wanted.dense == 12
+    budgets = wanted.allocate(sensitivities(wanted.layers))
+    removed = [b["compression"] for b in budgets.values()]
+    assert removed.count(0.0) >= 6
+    assert all(rho == 0 or rho > 0.4 for rho in removed)
+    assert wanted.predicted(wanted.contents(wanted.config, budgets)) <= 11
+
+
+# ---- exported files
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_predicted_bytes_are_those_of_the_exported_file(tmp_path, mixed):
+    """Mixed: layers with a low-rank term, layers without, and one that stays dense."""
+    model = make_tiny()
+    names = list(goal(model=model).layers)
+    budgets = {name: {"compression": 0.6, "rank_ratio": 0.0 if mixed and i % 2 else 0.25} for i, name in enumerate(names)}
+    if mixed:
+        budgets[names[5]] = {"compression": 0.0, "rank_ratio": 0.0}
+    others = sum(p.numel() for p in model.parameters()) - sum(s.size for s in goal(model=model).layers.values())
+    rest = (4 * others + GRAPH_BYTES + NODE_BYTES * len(names)) / 1e6
+    wanted = goal(model=model, rest=rest)
+    predicted = wanted.predicted(wanted.contents(wanted.config, budgets))
+    compress(model, iter([IMAGES]), method="oats", config=wanted.config, img_size=32, nsamples=6, budgets=budgets)
+    loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
+    proto = export_onnx(loaded, tmp_path / "model.onnx")
+    weights = sum(len(t.raw_data) for t in proto.graph.initializer if t.data_type != onnx.TensorProto.INT64) / 1e6
+    expected = predicted - (GRAPH_BYTES + NODE_BYTES * len(names)) / 1e6
+    assert weights == pytest.approx(expected, rel=0.001) or (mixed and 0.98 * expected < weights < expected)  # equal zeros once
+    size = (tmp_path / "model.onnx").stat().st_size / 1e6
+    assert predicted - 0.03 < size <= predicted
+
+
+def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
+    """Its weights are those of the dense model; the others' nodes stay sparse, and the file runs as torch does."""
+    model = make_tiny()
+    before = copy.deepcopy(model)
+    names = [f"blocks.{i}.attn.qkv" for i in range(3)]
+    budgets = {name: {"compression": 0.0, "rank_ratio": 0.0} for name in names}
+    compress(model, iter([IMAGES]), method="oats-h", config=OATSHConfig(iterations=5), img_size=32, nsamples=6, budgets=budgets)
+    for name in names:
+        assert torch.equal(compressed_layers(model)[name].weight, before.get_submodule(name).weight)
+    loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
+    proto = export_onnx(loaded, tmp_path / "model.onnx")
+    assert sum(node.domain == "vitoats" for node in proto.graph.node) == 9
+    opened = session(tmp_path / "model.onnx")
+    assert len(opened.native_nodes) == 9
+    with torch.inference_mode():
+        expected = model(IMAGES).numpy()
+    assert np.abs(opened.run(None, {"images": IMAGES.numpy()})[0] - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_model_of_dense_layers_alone_has_no_operator(tmp_path):
+    model = make_tiny()
+    compress(model, iter([IMAGES]), method="magnitude", config=MagnitudeConfig(compression=0.0), img_size=32, nsamples=6)
+    loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
+    proto = export_onnx(loaded, tmp_path / "model.onnx")
+    assert not proto.functions
+    assert all(node.domain == "" for node in proto.graph.node)

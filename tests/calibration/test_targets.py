@@ -1,0 +1,256 @@
+"""The ladder of targets, against plain hooks on whole models and least squares by another way."""
+
+import copy
+
+import pytest
+import torch
+from timm.layers import LayerScale
+
+from tests.conftest import make_tiny
+from vitoats.calibration import targets
+from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.calibration.paths import CompressedPath, DensePath
+from vitoats.calibration.targets import OutputError, corrected
+from vitoats.compression.pipeline import compress
+from vitoats.methods.magnitude import MagnitudeConfig
+from vitoats.methods.oats_h import OATSHConfig
+from vitoats.methods.statistics import InputStatistics
+from vitoats.models.adapter import adapt
+from vitoats.models.stream import stream_additions
+
+import timm  # isort: skip
+
+
+def scaled() -> torch.nn.Module:
+    """The tiny model with layer scales, one channel of which is closed."""
+    model = make_tiny()
+    for block in model.blocks:
+        block.ls1, block.ls2 = LayerScale(48), LayerScale(48)
+        block.ls1.gamma.data = torch.rand(48) + 0.1
+        block.ls2.gamma.data = torch.rand(48) + 0.1
+        block.ls1.gamma.data[5] = 0
+    return model
+
+
+def swin() -> torch.nn.Module:
+    """Hidden states that change their shape, and tokens in windows."""
+    arguments = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
+    return timm.create_model("swin_tiny_patch4_window7_224", img_size=32, num_classes=4, **arguments).eval()
+
+
+def parallel() -> torch.nn.Module:
+    """Two attentions and two MLPs side by side in each block."""
+    from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
+
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 4}
+    return VisionTransformer(**arguments, block_fn=ParallelThingsBlock).eval()
+
+
+def states(model, images):
+    adapter = adapt(model, 32)
+    return adapter, HiddenStates.collect(adapter, iter(images.split(4)), len(images), 4)
+
+
+def run(model, images, target, refit_bias=False, compression=0.5, method="magnitude"):
+    config = {"magnitude": MagnitudeConfig, "oats-h": OATSHConfig}[method](compression=compression)
+    return compress(
+        model,
+        iter(images.split(4)),
+        method=method,
+        config=config,
+        img_size=32,
+        nsamples=len(images),
+        batch_size=4,
+        target=target,
+        refit_bias=refit_bias,
+    )
+
+
+def hidden_after(model, images, block):
+    found = []
+    handle = model.blocks[block].register_forward_hook(lambda _m, _a, out: found.append(out))
+    with torch.inference_mode():
+        model(images)
+    handle.remove()
+    return found[0]
+
+
+def test_what_adds_to_the_residual_stream_is_found_with_its_scale():
+    model = scaled()
+    adapter, hidden = states(model, torch.randn(2, 3, 32, 32))
+    found = stream_additions(adapter, 0, adapter.linears[0], hidden.values)
+    assert set(found) == {"blocks.0.attn.proj", "blocks.0.mlp.fc2"}
+    assert found["blocks.0.attn.proj"].stream in ("", "norm1")  # the block's input is that of its first norm
+    assert found["blocks.0.mlp.fc2"].stream == "norm2"
+    assert torch.allclose(found["blocks.0.attn.proj"].gamma, model.blocks[0].ls1.gamma, atol=1e-6)
+    assert torch.allclose(found["blocks.0.mlp.fc2"].gamma, model.blocks[0].ls2.gamma, atol=1e-6)
+
+
+def test_without_layer_scale_the_scale_is_one(tiny):
+    adapter, hidden = states(tiny, torch.randn(2, 3, 32, 32))
+    found = stream_additions(adapter, 1, adapter.linears[1], hidden.values)
+    assert torch.allclose(found["blocks.1.mlp.fc2"].gamma, torch.ones(48), atol=1e-6)
+
+
+def test_a_block_that_normalises_after_adding_has_no_such_layers():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_relpos_small_patch16_rpn_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    adapter, hidden = states(model, torch.randn(2, 3, 32, 32))
+    assert stream_additions(adapter, 0, adapter.linears[0], hidden.values) == {}
+
+
+@pytest.mark.parametrize("refit_bias", [False, True])
+def test_corrected_weights_are_the_ridge_regression_of_the_target(refit_bias):
+    """Restated as one least-squares problem with the ridge as further rows, in float64."""
+    X = torch.randn(200, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64) + 1
+    E = X @ torch.randn(6, 3, dtype=torch.float64) + torch.randn(200, 3, dtype=torch.float64) + 2
+    W, b = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    error = OutputError(E.T @ X / 200, E.mean(dim=0))
+    got, bias = corrected(W, b, InputStatistics.of(X), error, refit_bias)
+    inputs = X - X.mean(dim=0) if refit_bias else X
+    ridge = 0.01 * (inputs.square().sum(dim=0) / 200).mean()
+    left = torch.cat([inputs, (200 * ridge).sqrt() * torch.eye(6)])
+    right = torch.cat([E - E.mean(dim=0) if refit_bias else E, torch.zeros(6, 3, dtype=torch.float64)])
+    dW = torch.linalg.lstsq(left, right).solution.T
+    assert torch.allclose(got, W + dW)
+    expected = b + E.mean(dim=0) - dW @ X.mean(dim=0) if refit_bias else b
+    assert torch.allclose(bias, expected)
+
+
+@pytest.mark.parametrize("target", ["sequential", "dense", "residual"])
+def test_nothing_removed_changes_nothing(target):
+    images = torch.randn(8, 3, 32, 32)
+    model, dense = scaled(), scaled()
+    run(model, images, target, refit_bias=True, compression=0.0)
+    with torch.inference_mode():
+        assert torch.allclose(model(images), dense(images), atol=1e-4)
+
+
+def test_the_first_layer_has_no_error_and_later_ones_see_compressed_inputs():
+    """Target "sequential" restated: magnitude pruning does not look at inputs, but the refitted bias does."""
+    images = torch.randn(8, 3, 32, 32)
+    model, reference = make_tiny(), make_tiny()
+    run(model, images, "sequential", refit_bias=True)
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        layer, compressed = reference.blocks[0].get_submodule(name), model.blocks[0].get_submodule(name)
+        seen = []
+        handle = layer.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        with torch.inference_mode():
+            reference(images)
+        handle.remove()
+        mean = seen[0].reshape(-1, layer.in_features).mean(dim=0)
+        expected = layer.bias + (layer.weight - compressed.weight) @ mean
+        assert torch.allclose(compressed.bias, expected, atol=1e-4), name
+        layer.weight.data, layer.bias.data = compressed.weight.detach(), compressed.bias.detach()
+
+
+def test_of_many_tokens_every_second_is_measured_from_another_start_in_each_batch(monkeypatch):
+    """4 batches of 2 images of 17 tokens: the tokens 0, 2, ... of the first and third, 1, 3, ... of the others."""
+    monkeypatch.setattr(targets, "TOKENS_PER_INPUT", 1)  # of 48 inputs and 136 tokens
+    images = torch.randn(8, 3, 32, 32)
+    model, dense = scaled(), scaled()
+    adapter = adapt(model, 32)
+    hidden = HiddenStates.collect(adapter, iter(images.split(2)), 8, 2)
+    path, other = CompressedPath(hidden, keep=True), DensePath(hidden.copy(), keep=True)
+    linears = adapter.linears[0]
+    other.enter(adapter, 0, linears, residual=True)
+    found = targets.layer_inputs(adapter, 0, linears, path, other, "residual", "full")
+    next(found)
+    model.blocks[0].attn.qkv.weight.data *= 0.9
+    layer, statistics, error = next(found)
+    assert layer.name == "blocks.0.attn.proj"
+
+    inputs = {model: [], dense: []}
+    for network, seen in inputs.items():
+        network.blocks[0].attn.proj.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        with torch.inference_mode():
+            network(images)
+    start = torch.arange(4).repeat_interleave(2 * 17)  # batch of each token
+    picked = (torch.arange(2 * 17).repeat(4) - start) % 2 == 0
+    x, x_d = (inputs[network][0].reshape(-1, 48)[picked].double() for network in (model, dense))
+    assert torch.allclose(statistics.H, x.T @ x / len(x), atol=1e-5)
+    expected = (x_d - x) @ dense.blocks[0].attn.proj.weight.T.double()
+    assert torch.allclose(error.cross, expected.T @ x / len(x), atol=1e-5)
+    assert torch.allclose(error.mean, expected.mean(dim=0), atol=1e-5)
+
+
+def test_each_step_of_the_ladder_brings_hidden_states_nearer():
+    images = torch.randn(32, 3, 32, 32)
+    dense = hidden_after(scaled(), images, 2)
+    errors = {}
+    for target in ("sequential", "dense", "residual"):
+        model = scaled()
+        run(model, images, target, refit_bias=True, compression=0.6, method="oats-h")
+        errors[target] = (hidden_after(model, images, 2) - dense).square().mean().item()
+    assert errors["residual"] < errors["dense"] < errors["sequential"]
+
+
+def test_an_interrupted_run_goes_on_with_the_same_dense_path(tmp_path):
+    from vitoats.compression.resume import BlockStore
+
+    images = torch.randn(8, 3, 32, 32)
+    whole = make_tiny()
+    run(whole, images, "residual", refit_bias=True)
+    store = BlockStore(tmp_path / "state", "x", resume=False)
+    for _ in range(2):  # the second run finds the first one's blocks, and the last of them gone
+        model = make_tiny()
+        arguments = {"method": "magnitude", "config": MagnitudeConfig(), "img_size": 32, "nsamples": 8, "batch_size": 4}
+        compress(model, iter(images.split(4)), target="residual", refit_bias=True, state=store, **arguments)
+        (tmp_path / "state" / "block_2.safetensors").unlink()
+    for name, parameter in whole.state_dict().items():
+        assert torch.allclose(parameter, model.state_dict()[name], atol=1e-5), name
+
+
+def test_a_method_without_biases_to_refit_keeps_working():
+    images = torch.randn(8, 3, 32, 32)
+    model = make_tiny()
+    for block in model.blocks:
+        block.attn.qkv.bias = None
+    run(model, images, "residual", refit_bias=True)
+    assert "blocks.0.attn.qkv.bias" not in model.state_dict()
+    with torch.inference_mode():
+        assert torch.isfinite(model(images)).all()
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "parallel"])
+def test_what_is_kept_changes_nothing(monkeypatch, name):
+    """With room for a block's inputs and outputs little runs twice; without, every pass starts anew. Bit for bit the same."""
+    images = torch.randn(8, 3, 32, 32)
+    found, passes = [], []
+    for share in (0.5, 0.0):
+        monkeypatch.setattr("vitoats.compression.pipeline.MEMORY_SHARE", share)
+        torch.manual_seed(0)
+        model = {"vit": scaled, "swin": swin, "parallel": parallel}[name]()
+        counted = []
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        run(model, images, "residual", refit_bias=True, compression=0.5, method="oats-h")
+        found.append(model.state_dict())
+        passes.append(len(counted))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[1])
+    assert passes[0] < passes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}),
+        ("hiera_tiny_224", {"embed_dim": 24, "stages": (1, 1), "num_heads": 1, "q_pool": 1}),
+        ("beit_base_patch16_224", {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    ],
+)
+def test_models_whose_hidden_states_change_shape(name, arguments):
+    images = torch.randn(8, 3, 32, 32)
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=32, num_classes=4, **arguments).eval()
+    for parameter in model.parameters():  # some heads start at zero
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    dense = copy.deepcopy(model)
+    run(model, images, "residual", refit_bias=True, compression=0.3, method="oats-h")
+    with torch.inference_mode():
+        assert torch.isfinite(model(images)).all()
+        assert (model(images) - dense(images)).norm() < 0.5 * dense(images).norm()

@@ -1,0 +1,194 @@
+"""--speedup, --max-ms and --max-mb of compress, and tables that benchmark op --model writes. Never how long anything took."""
+
+import json
+
+import pytest
+
+import vitoats
+from vitoats.allocation.cost import Content, CostTable, LayerShape, layer_shapes
+from vitoats.cli import benchmark_costs
+from vitoats.cli.benchmark import main as benchmark
+from vitoats.cli.compress import main as compress
+from vitoats.cli.export_onnx import main as export_onnx
+from vitoats.format.layers import compressed_layers
+from vitoats.loading.checkpoint import about
+from vitoats.models.adapter import adapt
+
+SHAPES = [LayerShape(144, 48, 3, 17), LayerShape(48, 48, 1, 17), LayerShape(192, 48, 1, 17), LayerShape(48, 192, 1, 17)]
+DENSE_MS, REST_MS = 10.0, 1.0
+
+
+@pytest.fixture
+def job(tiny_folder, image_tree, tmp_path):
+    flags = f"--model local-dir:{tiny_folder} --data-dir {image_tree} --output {tmp_path / 'out'} --nsamples 12 --threads 1"
+    return flags.split()
+
+
+@pytest.fixture
+def costs(tmp_path):
+    """A table of the tiny model, made by hand: a layer's time is that of its values, and sparse ones are slow above 60 %."""
+    rows = []
+    for shape in SHAPES:
+        common_part = {"n": shape.d_out, "k": shape.d_in, "blocks": shape.parts, "tokens": shape.tokens, "layers": 3}
+        dense_ms = (DENSE_MS - REST_MS) * shape.size / (3 * sum(s.size for s in SHAPES))
+        for zeros, rank in ((25, 0), (50, 0), (75, 0), (95, 0), (70, 4)):
+            values = (1 - zeros / 100) * shape.size + shape.low_rank_parameters(rank)
+            ms = dense_ms * values / (0.6 * shape.size)
+            rows.append({**common_part, "zeros": zeros, "rank": rank, "dense_ms": dense_ms, "sparse_ms": ms})
+    path = tmp_path / "costs.json"
+    path.write_text(
+        json.dumps({"processor": "by hand", "threads": 1, "batch": 1, "dense_ms": DENSE_MS, "rest_ms": REST_MS, "rows": rows})
+    )
+    return path
+
+
+def predicted_ms(folder, table) -> float:
+    """By the table, from what the layers of a folder really hold; those without a low-rank term export one of rank 1."""
+    model = vitoats.load(folder)
+    layers = compressed_layers(model)
+    some = any(layer.rank for layer in layers.values())
+    total = REST_MS
+    for layer in layers.values():
+        shape = next(s for s in SHAPES if (s.d_out, s.d_in) == (layer.out_features, layer.in_features))
+        low_rank = layer.kept_parameters - layer.nonzeros
+        if some and layer.nonzeros < shape.size:
+            low_rank = max(low_rank, shape.low_rank_parameters(1))
+        total += CostTable.read(table).ms(shape, Content(layer.nonzeros, low_rank))
+    return total
+
+
+# ---- goals
+
+
+def test_a_speedup_with_measured_budgets(succeed, job, costs, tmp_path):
+    result = succeed(compress, *job, "--method", "oats-h", "--iterations", "5", "--speedup", "1.5", "--cost-table", costs)
+    assert 1.5 <= result["predicted_speedup"] < 1.55
+    assert result["predicted_ms"] == pytest.approx(predicted_ms(tmp_path / "out", costs), abs=1e-3)
+    said = about(tmp_path / "out")
+    assert said["goal"]["speedup"] == 1.5
+    assert said["goal"]["dense"] == DENSE_MS
+    assert said["predicted"] == {key: result[key] for key in ("predicted_ms", "predicted_speedup")}
+    assert said["config"]["compression"] == result["compression"]
+    assert {b["rank_ratio"] for b in said["budgets"].values()} <= {0.0, 0.25}
+    assert len({b["compression"] for b in said["budgets"].values()}) > 1
+
+
+def test_a_given_rank_ratio_is_that_of_all_sparse_layers(succeed, job, costs, tmp_path):
+    flags = ["--method", "oats-h", "--iterations", "5", "--rank-ratio", "0.2", "--max-ms", "6", "--cost-table", costs]
+    result = succeed(compress, *job, *flags)
+    assert 5.8 < result["predicted_ms"] <= 6
+    budgets = about(tmp_path / "out")["budgets"].values()
+    assert all(b["rank_ratio"] == (0.2 if b["compression"] else 0.0) for b in budgets)
+
+
+@pytest.mark.parametrize("method", ["oats", "wanda", "svd"])
+@pytest.mark.parametrize("fused", [[], ["--fused-qkv"]])
+def test_a_speedup_with_one_compression_for_all(succeed, job, costs, tmp_path, method, fused):
+    result = succeed(compress, *job, "--method", method, "--speedup", "1.8", "--cost-table", costs, *fused)
+    assert 1.8 <= result["predicted_speedup"] < 1.9
+    assert result["predicted_ms"] == pytest.approx(predicted_ms(tmp_path / "out", costs), abs=1e-3)
+    assert about(tmp_path / "out")["budgets"] is None
+
+
+def test_megabytes_of_the_exported_file(succeed, job, tmp_path):
+    result = succeed(compress, *job, "--method", "wanda", "--max-mb", "0.25")
+    assert 0.24 < result["predicted_mb"] <= 0.25
+    exported = succeed(export_onnx, tmp_path / "out", "-o", tmp_path / "m.onnx")
+    assert 0.2 < exported["onnx_mb"] <= result["predicted_mb"]
+
+
+def test_goals_come_from_a_recipe_and_flags_beat_it(succeed, refuse, job, costs, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"method: wanda\nspeedup: 1.4\ncost_table: {costs}\n")
+    assert succeed(compress, *job, "--config", recipe)["predicted_speedup"] == pytest.approx(1.4, abs=0.05)
+    again = [*job, "--config", recipe, "--overwrite"]
+    assert succeed(compress, *again, "--max-ms", "5")["predicted_ms"] == pytest.approx(5, abs=0.2)
+    recipe.write_text("method: wanda\ncompression: 0.3\n")
+    faster = succeed(compress, *again, "--speedup", "1.4", "--cost-table", costs)
+    assert faster["predicted_speedup"] == pytest.approx(1.4, abs=0.05)
+    recipe.write_text("compression: 0.3\nspeedup: 1.4\n")
+    assert "exclude each other" in refuse(compress, *again)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--speedup 1.5 --compression 0.5", "not allowed with"),
+        ("--speedup 1.5 --max-mb 3", "not allowed with"),
+        ("--max-ms 1 --max-mb 3", "not allowed with"),
+        ("--speedup 0", "above 0"),
+        ("--max-mb -1", "above 0"),
+        ("--compression 0.5 --cost-table COSTS", "leave it out"),
+        ("--max-mb 0.2 --cost-table COSTS", "leave it out"),
+        ("--max-mb 0.2 --pattern 2:4", "2:4 fixes what is removed"),
+        ("--max-mb 0.2 --format dense", "--format dense"),
+        ("--max-mb 0.2 --allocation owl", "--allocation sensitivity"),
+        ("--max-mb 0.2 --method numerical", "give --compression"),
+        ("--max-mb 0.01", "ask for at least 0."),
+        ("--max-mb 10", "the dense model takes 0."),
+        ("--speedup 1 --cost-table COSTS", "the dense model takes 10 ms"),
+        ("--max-ms 10 --cost-table COSTS", "asks for nothing"),
+        ("--speedup 9.9 --cost-table COSTS", "ask for at most 4."),
+        ("--max-ms 1.1 --cost-table COSTS", "ask for at least 2."),
+        ("--speedup 1.5 --cost-table NOWHERE", "tools/benchmark.py op --model NAME"),
+        ("--speedup 1.5 --cost-table COSTS --img-size 64", "tools/benchmark.py op --model NAME"),
+    ],
+)
+def test_refusals(refuse, job, costs, tmp_path, flags, said):
+    words = [str(costs) if word == "COSTS" else word for word in flags.split()]
+    assert said in refuse(compress, *job, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_largest_speedup_that_is_named_can_be_had(succeed, refuse, job, costs):
+    flags = [*job, "--method", "wanda", "--cost-table", costs]
+    most = refuse(compress, *flags, "--speedup", "9").split("at most ")[1].split(" ")[0]
+    assert succeed(compress, *flags, "--speedup", most)["predicted_speedup"] >= float(most)
+
+
+# ---- tables
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """A cache so small that few copies of the weights exceed it."""
+    monkeypatch.setattr(benchmark_costs, "last_level_cache", lambda: 10_000)
+
+
+def test_a_measured_table_is_of_its_model(small_cache, succeed, tiny_folder, tiny, tmp_path):
+    path = tmp_path / "costs.json"
+    flags = f"op --model local-dir:{tiny_folder} --threads 1 --batch 2 --results-file {path}"
+    result = succeed(benchmark, *flags.split())
+    assert json.loads(path.read_text()) == result
+    assert (result["threads"], result["batch"], result["img_size"]) == (1, 2, 32)
+    table = CostTable.read(path)
+    shapes = list(layer_shapes(adapt(tiny, 32), 32).values())
+    table.check(shapes, path)
+    assert len(result["rows"]) == 4 * (len(benchmark_costs.ZEROS) + len(benchmark_costs.LOW_RANK))
+    assert all(row["dense_ms"] > 0 and row["sparse_ms"] > 0 for row in result["rows"])
+    layers = sum(table.ms(shape, benchmark_costs.model_content(shape)) for shape in shapes)
+    assert result["rest_ms"] == pytest.approx(result["sparse_ms"] - layers, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_without_a_table_one_is_measured_and_kept(small_cache, refuse, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = refuse(compress, *job, "--max-ms", "1e9")
+    (file,) = (tmp_path / "cache" / "vitoats").iterdir()
+    CostTable.read(file).check([shape for shape in SHAPES for _ in range(3)], file)
+    assert refuse(compress, *job, "--max-ms", "1e9") == first  # with the same measured time in it
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("op --model vit_tiny_patch16_224 --shape 8x8", "--shape"),
+        ("op --model vit_tiny_patch16_224 --zeros 50", "--zeros"),
+        ("op --model vit_tiny_patch16_224 --threads 1 --threads 2", "--threads once"),
+        ("op --model vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+        ("op --random-weights", "--model"),
+        ("op --img-size 32", "--model"),
+    ],
+)
+def test_flags_of_a_table(refuse, flags, said):
+    assert said in refuse(benchmark, *flags.split())

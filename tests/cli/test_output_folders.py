@@ -1,0 +1,155 @@
+"""--output, --overwrite and --resume: nothing half-written, nothing lost."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import heed_ctrl_c
+from tests.jobs import same, small_job, weights
+from vitoats.cli.compress import main as compress
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
+
+
+# ---- --output, --overwrite, --resume
+
+
+def test_an_output_that_exists_is_kept(succeed, refuse, job, tmp_path):
+    succeed(compress, *job)
+    before = weights(tmp_path / "out")
+    assert "--overwrite" in refuse(compress, *job, "--seed", "5")
+    assert all(torch.equal(v, before[k]) for k, v in weights(tmp_path / "out").items())
+    succeed(compress, *job, "--seed", "5", "--overwrite")
+    assert not all(torch.equal(v, before[k]) for k, v in weights(tmp_path / "out").items())
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_does_not_touch_what_compress_did_not_write(refuse, job, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    assert "not written by compress" in refuse(compress, *job, "--overwrite")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwrite_keeps_the_old_folder_when_the_run_fails(succeed, refuse, job, tmp_path):
+    succeed(compress, *job)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    refuse(compress, *job, "--overwrite", "--pattern", "2:5")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_output_folder_is_used(succeed, job, tmp_path):
+    (tmp_path / "out").mkdir()
+    succeed(compress, *job)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+
+
+def test_all_files_can_be_read_by_those_who_can_read_one(plain):
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in plain.iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
+def test_output_folders_are_made_on_the_way(succeed, job, tmp_path):
+    succeed(compress, *job, "--output", tmp_path / "a" / "b" / "out")
+    assert sorted(p.name for p in (tmp_path / "a" / "b" / "out").iterdir()) == FILES
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_an_output_that_is_a_file(refuse, job, tmp_path, overwrite):
+    (tmp_path / "out").write_text("mine")
+    assert "--output" in refuse(compress, *job, *["--overwrite"] * overwrite)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_output_below_a_file(call, job, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    status, out, err = call(compress, *job, "--quiet", "--output", tmp_path / "file" / "out")
+    assert status in (1, 2)
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "--output" in err
+
+
+def test_resume_without_an_interrupted_run_just_starts(succeed, job, tmp_path):
+    succeed(compress, *job, "--resume")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_folder, flat_images, tmp_path_factory):
+    """A real process that got a Ctrl-C after its first block: its flags, its folder, and how it ended."""
+    root = tmp_path_factory.mktemp("interrupted")
+    slow = [*small_job(tiny_folder, flat_images, root / "out"), "--solver", "exact", "--iterations", "200"]
+    process = subprocess.Popen(
+        [sys.executable, "tools/compress.py", *slow],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
+    for _ in range(6000):
+        if (root / "out.partial" / "block_0.safetensors").is_file():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return slow, root, (process.returncode, out, err)
+
+
+@pytest.fixture
+def left(interrupted, tmp_path):
+    """A copy of what the interrupted run left, as tmp_path/out.partial, and the flags that go on with it."""
+    slow, root, _ = interrupted
+    shutil.copytree(root / "out.partial", tmp_path / "out.partial")
+    return [*slow, "--output", tmp_path / "out"]
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_output(interrupted):
+    _, root, (status, out, err) = interrupted
+    assert (status, out) == (130, ""), err
+    assert "Traceback" not in err
+    assert "--resume" in err
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert [p.name for p in root.iterdir()] == ["out.partial"]
+
+
+def test_a_resumed_run_gives_what_an_uninterrupted_one_gives(left, succeed, tmp_path):
+    succeed(compress, *left, "--resume")
+    succeed(compress, *left, "--output", tmp_path / "whole")
+    assert same(tmp_path / "out", tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        # not by accident, and not with another run's blocks
+        ([], "--resume"),
+        (["--resume", "--rank-ratio", "0.3"], "settings"),
+        (["--resume", "--seed", "1"], "settings"),
+        (["--resume", "--fused-qkv"], "settings"),
+        (["--resume", "--data-dir", "IMAGES"], "images"),
+        (["--resume", "--img-size", "48"], "settings"),
+    ],
+)
+def test_blocks_of_another_run_are_not_mixed_in(left, refuse, image_tree, tmp_path, flags, said):
+    flags = [str(image_tree) if f == "IMAGES" else f for f in flags]
+    assert said in refuse(compress, *left, *flags)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
+
+
+@pytest.mark.parametrize("damaged", ["state.json", "block_0.safetensors"])
+def test_a_damaged_interrupted_run_is_reported(left, refuse, tmp_path, damaged):
+    (tmp_path / "out.partial" / damaged).write_bytes(b"{")
+    line = refuse(compress, *left, "--resume", warnings=True)
+    assert str(tmp_path / "out.partial") in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,156 @@
+"""Proves that a comparison goes on after a stop, and tells folders apart that are not its own."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from tests.comparison.runs import RUNS, flags, refused
+from vitoats.cli import common
+from vitoats.cli import compress as compress_command
+from vitoats.cli.compare import main as compare
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_same_command_again_makes_nothing_anew(compared, copied, tiny_folder, data, photos, monkeypatch, capsys):
+    _, before = compared
+    monkeypatch.setattr(compress_command, "compress_model", None)
+    argv = [*flags(tiny_folder, data, copied), f"--ood-dir={photos}"]
+    assert common.run(compare, argv) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (again["rows"], again["pairs"]) == (before["rows"], before["pairs"])
+
+
+def test_a_stop_between_rows_loses_none(compared, begun, tiny_folder, data, photos, monkeypatch, capsys):
+    argv = [*flags(tiny_folder, data, begun), f"--ood-dir={photos}"]
+    real, made = compress_command.compress_model, []
+
+    def stopped(args):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(args.output.name)
+        return real(args)
+
+    monkeypatch.setattr(compress_command, "compress_model", stopped)
+    assert common.run(compare, argv) == 130
+    assert {p.stem for p in (begun / "rows").glob("*.json")} == {"dense", "int8", *RUNS[:3]}
+    assert not (begun / "models").exists()
+    monkeypatch.setattr(compress_command, "compress_model", lambda args: made.append(args.output.name) or real(args))
+    capsys.readouterr()
+    assert common.run(compare, argv) == 0
+    assert made == RUNS
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert timeless == [{k: v for k, v in row.items() if k != "seconds"} for row in compared[1]["rows"]]
+    assert not (begun / "models").exists()  # nobody asked to keep them
+
+
+@pytest.mark.slow
+def test_a_kill_loses_at_most_the_row_at_work(tiny_folder, data, tmp_path, capsys):
+    argv = flags(tiny_folder, data, tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "tools/compare.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+    for _ in range(6000):
+        if (tmp_path / "out/rows" / f"{RUNS[1]}.json").is_file():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/rows").glob("*.json")}
+    assert 4 <= len(times) < 10
+    assert common.run(compare, argv) == 0
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == 10
+    assert not (tmp_path / "out/models").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        # what all rows share
+        (["--num-samples=10"], "num_samples was 20 and is now 10"),
+        (["--nsamples=8"], "nsamples was 16 and is now 8"),
+        (["--seed=1"], "seed was 42 and is now 1"),
+        (["--img-size=48"], "preprocessing"),
+        (["--ood-dir=DATA"], "out-of-domain images"),
+        # what one row has for itself
+        (["--options=low:iterations=4"], "iterations was 3 and is now 4"),
+        (["--options=low:rank_ratio=0.2"], "rank_ratio was 0.25 and is now 0.2"),
+        (["--methods=wanda,low=wanda,svd"], "method was oats and is now wanda"),
+    ],
+)
+def test_other_settings_are_refused_in_words(copied, tiny_folder, data, photos, capsys, change, said):
+    argv = [*flags(tiny_folder, data, copied), f"--ood-dir={photos}", *(c.replace("DATA", str(data)) for c in change)]
+    if "low=wanda" in change[0]:
+        argv = [a for a in argv if not a.startswith("--options")]
+    before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
+    assert said in refused(capsys, argv)
+    assert {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()} == before
+
+
+def test_other_weights_are_refused(copied, data, photos, tiny_folder, tmp_path, capsys):
+    """The same name, another model."""
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    path = tmp_path / "tiny/model.safetensors"
+    state = safetensors.torch.load_file(str(path))
+    state["head.bias"] += 1
+    safetensors.torch.save_file(state, str(path), metadata={"format": "pt"})
+    about = copied / "comparison.json"
+    about.write_text(about.read_text().replace(str(tiny_folder), str(tmp_path / "tiny")))
+    assert "weights (sha256)" in refused(capsys, [*flags(tmp_path / "tiny", data, copied), f"--ood-dir={photos}"])
+
+
+def test_a_label_adds_a_row(copied, tiny_folder, data, photos, capsys):
+    argv = [*flags(tiny_folder, data, copied, "wanda,low=oats,high=oats"), f"--ood-dir={photos}", "--patterns=own"]
+    argv += ["--options=high:rank_ratio=0.5,iterations=3", "--compressions=0.5"]
+    assert common.run(compare, argv) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [r["method"] for r in rows] == ["dense", "int8", "wanda", "low", "high"]
+    assert rows[3]["relative_error"] != rows[4]["relative_error"]
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "rows/low-2of4.json", "rows/low-2of4.npz", "rows/dense.npz"])
+def test_a_damaged_folder_is_reported(copied, tiny_folder, data, photos, capsys, name):
+    (copied / name).write_bytes(b"{")
+    line = refused(capsys, [*flags(tiny_folder, data, copied), f"--ood-dir={photos}"])
+    assert Path(name).name.partition(".")[0] in line
+    assert "delete" in line
+
+
+def test_one_run_that_fails_does_not_stop_the_others(copied, tiny_folder, data, photos, capsys):
+    """No layer here has a multiple of 5 inputs."""
+    argv = [*flags(tiny_folder, data, copied, "wanda"), f"--ood-dir={photos}", "--patterns=2:5,own"]
+    capsys.readouterr()
+    assert common.run(compare, argv) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "multiple of 5" in err
+    assert "failed: wanda 2:5" in err.splitlines()[-1]
+    result = json.loads((copied / "results.json").read_text())
+    assert [(r["method"], r["target"]) for r in result["rows"]] == [
+        ("dense", None),
+        ("int8", None),
+        ("wanda", 0.3),
+        ("wanda", 0.5),
+    ]
+    assert result["failed"] == ["wanda 2:5"]
+
+
+def test_a_model_that_gives_no_numbers_is_no_row(begun, tiny_folder, data, photos, monkeypatch, capsys):
+    real = compress_command.compress_model
+
+    def broken(args):
+        loaded, *rest = real(args)
+        loaded.model.norm.weight.data[0] = float("nan")
+        return loaded, *rest
+
+    monkeypatch.setattr(compress_command, "compress_model", broken)
+    argv = [*flags(tiny_folder, data, begun, "wanda"), f"--ood-dir={photos}", "--patterns=2:4"]
+    assert "failed: wanda 2:4" in refused(capsys, argv, status=1)
+    assert "NaN" not in (begun / "results.json").read_text()

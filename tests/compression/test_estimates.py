@@ -1,0 +1,84 @@
+"""What is said before a compression starts, against hand counts and against what is then really multiplied."""
+
+import logging
+import re
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitoats.compression.estimates import PROCESS_BYTES, count_passes, estimate_memory
+from vitoats.compression.pipeline import compress
+from vitoats.methods.hessian import REFIT_BYTES
+from vitoats.methods.oats_h import OATSHConfig
+from vitoats.models.adapter import adapt
+
+import timm  # isort: skip
+
+SWIN = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4, "img_size": 32, "num_classes": 4}
+
+
+def test_memory_where_shapes_change():
+    model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
+    estimate = estimate_memory(adapt(model, 32), nsamples=100, batch_size=8, factors=0, compression=0.5)
+    assert estimate.hidden == 100 * (8 * 8 * 24 + 4 * 4 * 48) * 4
+    assert estimate.block == 8 * (8 * 8 * 24) * 16 * 4
+
+
+def test_memory_by_hand(tiny):
+    estimate = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5)
+    tokens = 16 + 1
+    assert estimate.hidden == 100 * tokens * 48 * 4
+    assert estimate.block == 8 * tokens * 48 * 16 * 4
+    assert estimate.saving == round(3 * (4 + 8) * 48 * 48 * (2 + 1 / 8))
+    fixed = PROCESS_BYTES + estimate.model
+    assert estimate.total == fixed + max(estimate.hidden + estimate.block + estimate.solver, estimate.saving)
+    assert estimate.solver == 6 * (192 * 48) * 4
+    assert estimate.statistics == 0
+    full = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5, needs="full")
+    assert full.statistics == 8 * (3 * 48**2 + 192**2)  # qkv, proj and fc1; fc2
+    assert full.solver == 12 * 8 * (192 * 48) + 6 * 8 * 192**2 + REFIT_BYTES
+    assert full.total == fixed + full.hidden + full.block + full.statistics + full.solver
+    assert estimate.model == 4 * (sum(p.numel() for p in tiny.parameters()) + 1000)
+
+
+def test_memory_of_what_is_kept(tiny):
+    """Inputs of qkv, proj, fc1 and fc2, the residual stream twice, and what attention puts out."""
+    two = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=0, compression=0.5, needs="full", paths=2)
+    one = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=0, compression=0.5, needs="full")
+    assert two.kept == 100 * 17 * (3 * 48 + 192 + 3 * 48) * 4
+    assert two.hidden == 2 * one.hidden
+    assert two.block == 2 * one.block
+    assert two.total == one.total + one.hidden + one.block + two.kept
+
+
+def test_passes_by_hand(tiny):
+    """Of the 12 d^2 weights of a block, qkv has 3, proj 1, fc1 and fc2 4 each."""
+    adapter = adapt(tiny, 32)
+    assert count_passes(adapter, adapter.linears, "block", keep=False) == 2
+    assert count_passes(adapter, adapter.linears, "sequential", keep=False) == 5
+    assert count_passes(adapter, adapter.linears, "residual", keep=False) == 2 * (1 + (0 + 3 + 4 + 8) / 12)
+
+
+@pytest.mark.parametrize("solver", ["admm", "support"])
+@pytest.mark.parametrize("target", ["block", "residual"])
+def test_arithmetic_is_an_upper_bound_and_not_a_wild_one(caplog, target, solver):
+    """Against torch's own count of what was multiplied."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=4).eval()
+    config = OATSHConfig(compression=0.6, solver=solver, iterations=20)
+    images = torch.randn(16, 3, 64, 64)
+    with caplog.at_level(logging.INFO, "vitoats"), FlopCounterMode(display=False) as counter:
+        compress(
+            model,
+            iter(images.split(8)),
+            method="oats-h",
+            config=config,
+            img_size=64,
+            nsamples=16,
+            target=target,
+            refit_bias=True,
+        )
+    stated = float(re.search(r"at most ([\d.e-]+) T multiply-adds", caplog.text)[1]) * 1e12
+    done = counter.get_total_flops() / 2  # torch counts multiplications and additions
+    assert done < stated < 3 * done

@@ -1,0 +1,52 @@
+"""The compressed layer computes what its dense matrix computes, in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitoats.format.layers import SparseLowRankLinear, compressed_layers, parameter_count, replace_module
+
+
+def make(row_blocks, d_in: int, bias: bool) -> SparseLowRankLinear:
+    layer = SparseLowRankLinear.empty(row_blocks, d_in, bias, torch.float64)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn_like(parameter)
+    layer.S.data[torch.rand_like(layer.S) < 0.6] = 0
+    return layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "row_blocks",
+    [[(12, 3)], [(8, 2), (8, 2), (8, 2)], [(6, 1), (4, 3)], [(10, 0)], [(5, 0), (5, 0)]],
+    ids=["one", "fused qkv", "uneven", "no low rank", "fused, no low rank"],
+)
+@pytest.mark.parametrize("tokens", [1, 5, 50], ids=["one token", "few tokens", "many, for which U V is added to S"])
+def test_forward_is_the_dense_product(row_blocks, bias, tokens):
+    layer = make(row_blocks, 16, bias)
+    x = torch.randn(2, tokens, 16, dtype=torch.float64)
+    start, dense = 0, layer.S.clone()
+    for u, v in zip(layer.U, layer.V, strict=True):
+        dense[start : start + len(u)] += u @ v
+        start += len(u)
+    expected = x @ dense.T + (layer.bias if bias else 0)
+    assert torch.allclose(layer(x), expected, rtol=1e-12)
+    assert torch.allclose(layer.weight, dense, rtol=1e-12)
+    assert torch.allclose(layer.folded()(x), expected, rtol=1e-12)
+
+
+def test_counting_by_hand():
+    layer = make([(8, 2), (8, 3)], 16, bias=True)
+    nonzeros = int((layer.S != 0).sum())
+    assert layer.nonzeros == nonzeros
+    assert layer.kept_parameters == nonzeros + 2 * (8 + 16) + 3 * (8 + 16)
+    assert layer.rank == 5
+    model = nn.Sequential(layer, nn.Linear(16, 4, bias=False))
+    assert parameter_count(model) == layer.kept_parameters + 16 + 64
+
+
+def test_replacing_by_name():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+    layer = make([(4, 1)], 4, bias=True)
+    replace_module(model, "0.0", layer)
+    assert compressed_layers(model) == {"0.0": layer}

@@ -1,0 +1,192 @@
+"""What a compression will take, said before it starts: memory, and arithmetic.
+
+Memory does not grow with depth:
+
+    0.5 GB                                  Python, torch and timm
+  + n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory); where a block changes
+                                            their shape, those before and after it, and the largest counts; twice for targets
+                                            from the dense path
+  + n * tokens * (10 * width) * 4           for targets from the dense path, where there is room: what a block's layers get and
+                                            put out, so that little runs twice (calibration.paths); width inputs of q, k, v,
+                                            proj and fc1, 4 * width of fc2, and 3 * width of residual stream and outputs
+  + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width; twice for
+                                            targets from the dense path, whose inputs are compared with these
+  + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
+  + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
+    solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the rows that are refitted at once
+  + the model itself and its low-rank factors (S is held with its zeros, in the place of the dense weight)
+
+and at the end, instead of all but the model, a packed copy of the compressed weights: 4 bytes a kept parameter and a bit a
+weight.
+
+Arithmetic is counted in multiply-adds, as fvcore does, from above: ADMM ends when supports settle, and half of a large second
+moment is a copy.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from vitoats.calibration.targets import token_stride
+from vitoats.format.counts import count_flops
+from vitoats.methods.hessian import REFIT_BYTES
+from vitoats.methods.statistics import Needs
+from vitoats.models.adapter import LinearLayer, ModelAdapter
+
+PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
+MLP_TENSORS = 16  # a block at work: four tensors of four times the width
+SOLVER_BUFFERS = 6
+FULL_SOLVER_BUFFERS = 24  # the same where a method needs the full second moment: 12 matrices, in float64
+HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] at once in such a solver: H damped, its factors, eigenvectors
+KEPT_PASSES = 2.5  # dense and compressed, and attention, which runs once more than its layers
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a compression will take, by purpose."""
+
+    process: int
+    model: int
+    hidden: int
+    kept: int
+    block: int
+    statistics: int
+    solver: int
+    saving: int
+
+    @property
+    def total(self) -> int:
+        """The most there is at once: at work, or while saving."""
+        at_work = self.hidden + self.kept + self.block + self.statistics + self.solver
+        return self.process + self.model + max(at_work, self.saving)
+
+    def __str__(self) -> str:
+        def gb(n: int) -> str:
+            return f"{n / 1e9:.2f} GB"
+
+        return (
+            f"{gb(self.total)} = Python and torch {gb(self.process)} + model {gb(self.model)} + the larger of: hidden states "
+            f"{gb(self.hidden)} + kept of a block {gb(self.kept)} + one block at work {gb(self.block)} + second moments "
+            f"{gb(self.statistics)} + solver {gb(self.solver)}; saving {gb(self.saving)}"
+        )
+
+
+def estimate_memory(
+    adapter: ModelAdapter,
+    nsamples: int,
+    batch_size: int,
+    factors: int,
+    compression: float,
+    needs: Needs = "diagonal",
+    paths: int = 1,
+) -> MemoryEstimate:
+    """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
+
+    Args:
+        adapter: the model.
+        nsamples: calibration images.
+        batch_size: images at a time.
+        factors: parameters of all low-rank factors.
+        compression: share of the weights that is removed.
+        needs: what is collected of a layer's input.
+        paths: 2 where the dense model's hidden states are kept beside the compressed one's.
+    """
+    shapes = adapter.hidden_shapes
+    stored = [math.prod(shape) for shape in shapes[:-1]]
+    stored += [math.prod(a) + math.prod(b) for a, b in pairwise(shapes[:-1]) if a != b]
+    sizes = [adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block]
+    squares = [[adapter.linear(linear).in_features ** 2 for linear in block] for block in adapter.linears]
+    statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
+    blocks = zip(shapes, ([adapter.linear(linear).in_features for linear in block] for block in adapter.linears), strict=False)
+    kept = max(math.prod(shape) * (sum(widths) / widths[0] + 3) for shape, widths in blocks if widths)
+    if needs == "full":
+        statistics = 8 * max(sum(block) for block in squares)
+        solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
+        solver += HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
+    return MemoryEstimate(
+        process=PROCESS_BYTES,
+        model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
+        hidden=paths * nsamples * max(stored) * 4,
+        kept=round(nsamples * kept * 4) if paths > 1 else 0,
+        block=paths * min(batch_size, nsamples) * max(map(math.prod, shapes)) * MLP_TENSORS * 4,
+        statistics=statistics,
+        solver=solver,
+        saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),
+    )
+
+
+@dataclass(frozen=True)
+class WorkEstimate:
+    """Multiply-adds that a compression takes at most, by purpose; solver is None where the method does not say."""
+
+    passes: float
+    statistics: float
+    solver: float | None
+
+    def __str__(self) -> str:
+        parts = {"passes": self.passes, "second moments": self.statistics, "solver": self.solver}
+        said = " + ".join(f"{name} {n / 1e12:.3g}" for name, n in parts.items() if n is not None)
+        total = sum(n for n in parts.values() if n is not None)
+        return f"at most {total / 1e12:.3g} T multiply-adds = {said}" + (
+            "" if self.solver is not None else ", the solver apart"
+        )
+
+
+def estimate_work(
+    adapter: ModelAdapter,
+    linears: list[list[LinearLayer]],
+    configs: dict[str, Any],
+    nsamples: int,
+    img_size: int,
+    needs: Needs,
+    passes: float,
+    two_paths: bool,
+) -> WorkEstimate:
+    """What compressing with ``nsamples`` images will take.
+
+    Args:
+        adapter: the model.
+        linears: the layers to compress, block by block.
+        configs: of the method, by layer name; its own count comes from ``multiply_adds(d_out, d_in)`` where it has one.
+        nsamples: calibration images.
+        img_size: in pixels.
+        needs: what is collected of a layer's input.
+        passes: how often all blocks run over all images.
+        two_paths: whether layers are measured against the dense path, which takes cross moments too.
+    """
+    statistics, solver = 0, 0
+    for block, shape in zip(linears, adapter.hidden_shapes, strict=False):
+        for layer in block:
+            module = adapter.linear(layer)
+            tokens = nsamples * math.prod(shape) // adapter.linear(block[0]).in_features
+            if needs == "full" and two_paths:
+                statistics += tokens // token_stride(tokens, module.in_features) * 2 * module.in_features**2
+            elif needs == "full":
+                statistics += tokens * module.in_features**2
+            if hasattr(configs[layer.name], "multiply_adds"):
+                shares = module.out_features // layer.parts, module.in_features
+                solver += layer.parts * configs[layer.name].multiply_adds(*shares)
+    return WorkEstimate(passes * nsamples * count_flops(adapter.model, img_size), statistics, solver or None)
+
+
+def count_passes(adapter: ModelAdapter, linears: list[list[LinearLayer]], target: str, keep: bool) -> float:
+    """How often all blocks run over all images, parts of blocks by their share of the weights.
+
+    Args:
+        adapter: the model.
+        linears: the layers to compress, block by block.
+        target: of the layers (vitoats.calibration.targets).
+        keep: whether what would run again is kept.
+    """
+    most = max(len(block) for block in linears)
+    if target in ("block", "sequential"):
+        return 2.0 if target == "block" else most + 1.0
+    if keep:
+        return KEPT_PASSES
+    ran, total = 0, 0
+    for block in linears:
+        sizes = [adapter.linear(layer).weight.numel() for layer in block]
+        total += sum(sizes)
+        ran += sum(sizes) + sum(sum(sizes[:i]) for i in range(len(sizes)))
+    return 2 * ran / total

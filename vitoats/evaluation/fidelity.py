@@ -1,0 +1,178 @@
+"""How near a compressed model stays to its dense one: features before the classifier, and outputs of single layers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitoats.common.errors import InputError
+from vitoats.data.images import batches
+from vitoats.evaluation.accuracy import evaluate
+from vitoats.format.layers import compressed_layers
+from vitoats.loading.load import LoadedModel
+
+Observe = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, 3, h, w] -> logits [b, n_classes], features [b, d]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model made of each of n labelled images.
+
+    Attributes:
+        features: float32 [n, d], the input of the classifier.
+        hits1: bool [n], the label came first.
+        hits5: bool [n], the label was among the first five.
+    """
+
+    features: np.ndarray
+    hits1: np.ndarray
+    hits5: np.ndarray
+
+
+def observer(loaded: LoadedModel, device: str) -> Observe:
+    """A torch model with the features that its classifier gets.
+
+    Raises:
+        InputError: it has no classifier.
+    """
+    model: Any = loaded.model.to(device)
+    classifier = model.head if model is not loaded.timm_model else model.get_classifier()
+    if not loaded.n_classes or not isinstance(classifier, nn.Module):
+        raise InputError(f"{loaded.name} has no classifier: give it one with --head FILE")
+
+    @torch.inference_mode()
+    def observe(images: Tensor) -> tuple[Tensor, Tensor]:
+        caught: list[Tensor] = []
+        handle = classifier.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
+        try:
+            logits = model(images.to(device))
+        finally:
+            handle.remove()
+        return logits.cpu(), caught[0].float().cpu()
+
+    return observe
+
+
+def outcome(
+    observe: Observe,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    n_classes: int | None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Outcome:
+    """Runs a model over labelled images.
+
+    Raises:
+        InputError: as ``evaluate``.
+    """
+    features: list[Tensor] = []
+
+    def predict(images: Tensor) -> Tensor:
+        logits, found = observe(images)
+        features.append(found)
+        return logits
+
+    counted = evaluate(predict, batches, n_classes, lambda counts: progress(counts.n_images))
+    return Outcome(torch.cat(features).numpy(), np.array(counted.hits1), np.array(counted.hits5))
+
+
+def stacked_features(observe: Observe, batches: Iterator[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Features [n * k, d] of n images in k crops each, from batches of [b, k, 3, h, w]."""
+    return torch.cat([observe(crops.flatten(0, 1))[1] for crops, _ in batches]).numpy()
+
+
+def cosines(features: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """The cosine between both models' features [n, d] of each image, [n]."""
+    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(dense, axis=1)
+    return (features * dense).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def relative_error(features: np.ndarray, dense: np.ndarray) -> float:
+    """||f - f_dense||^2 / ||f_dense - mean||^2 over all images: 1 is as bad as the mean feature for every image."""
+    dense = dense.astype(np.float64)
+    return float(np.square(features - dense).sum() / np.square(dense - dense.mean(axis=0)).sum())
+
+
+FINAL_NORMS = ("norm", "fc_norm")  # timm's names; where there are both one is an identity
+
+
+def pooled(model: Any, hidden: Tensor, normed: bool = False) -> Tensor:
+    """Features [b, d] of a timm backbone from its last hidden states, for where there is no classifier.
+
+    The final norm; then for tokens [b, n, width] the class token, if there is one, and the mean of the patch tokens, for maps
+    [b, ..., width] the mean over all places.
+
+    Args:
+        model: the backbone.
+        hidden: after the last block.
+        normed: they are past the final norm already.
+    """
+    for name in () if normed else FINAL_NORMS:
+        hidden = getattr(model, name, nn.Identity())(hidden)
+    if hidden.ndim != 3:
+        return hidden.flatten(1, -2).mean(dim=1)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    patches = hidden[:, prefix:].mean(dim=1)
+    return torch.cat([hidden[:, 0], patches], dim=1) if prefix else patches
+
+
+class Fidelity:
+    """How far a backbone's features move between two moments, on sets of images by name."""
+
+    def __init__(self, model: Any, datasets: dict[str, Any], batch_size: int, workers: int):
+        """Notes the features as they are now."""
+        self.datasets, self.batch_size, self.workers = datasets, batch_size, workers
+        features = self._features(model)
+        self.before = {name: f for name, f in features.items() if len(f) and (f != f[0]).any()}  # else there is no scale
+
+    def errors(self, model: Any) -> dict[str, float]:
+        """The relative error of the features since then, for each set of at least two images that differ."""
+        now = self._features(model)
+        return {name: relative_error(now[name], before) for name, before in self.before.items()}
+
+    @torch.inference_mode()
+    def _features(self, model: Any) -> dict[str, np.ndarray]:
+        device = next(model.parameters()).device
+        found = {}
+        for name, dataset in self.datasets.items():
+            parts = []
+            for images, _ in batches(dataset, list(range(len(dataset))), self.batch_size, self.workers):
+                parts.append(pooled(model, model.forward_features(images.to(device)), normed=True).float().cpu())
+            found[name] = torch.cat(parts).numpy() if parts else np.empty((0, 0))
+        return found
+
+
+@torch.inference_mode()
+def layer_error(dense: nn.Module, compressed: nn.Module, batches: Iterator[Tensor]) -> float | None:
+    """Mean over layers of ||y' - y||^2 / ||y - b||^2, None where no layer was replaced by a sparse + low-rank one.
+
+    x is the layer's input in the compressed model, y' what the layer makes of it and y what the dense layer, of bias b, would.
+
+    Args:
+        dense: the model before.
+        compressed: the model after.
+        batches: images [b, 3, h, w].
+    """
+    layers = compressed_layers(compressed)
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
+
+    def measure(name: str, x: Tensor, y: Tensor) -> None:
+        before: Any = dense.get_submodule(name)
+        exact = before(x)
+        size = exact if before.bias is None else exact - before.bias
+        sums[name] += torch.stack([(y - exact).square().sum(), size.square().sum()]).cpu()
+
+    handles = [
+        layer.register_forward_hook(lambda _module, args, y, name=name: measure(name, args[0], y))
+        for name, layer in layers.items()
+    ]
+    device = next(compressed.parameters()).device
+    try:
+        for images in batches:
+            compressed(images.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return float(np.mean([(error / size).item() for error, size in sums.values()])) if layers else None

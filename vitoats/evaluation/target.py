@@ -1,0 +1,112 @@
+"""What is evaluated: a torch model or an ONNX file, behind one face."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitoats.common.errors import InputError
+from vitoats.data.transforms import Preprocessing
+from vitoats.evaluation.accuracy import Predict
+from vitoats.format.layers import compressed_counts, parameter_count
+from vitoats.loading.checkpoint import WEIGHTS
+from vitoats.loading.load import LoadedModel
+from vitoats.loading.names import EMBEDDED
+from vitoats.runtime.inference import metadata, session
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to evaluate.
+
+    Attributes:
+        predict: images [b, 3, h, w] to logits [b, n_classes].
+        preprocessing: its own.
+        param_count: kept parameters in millions (``vitoats.format.layers.parameter_count``), None where unknown.
+        embedded: whether the embedded sample is its test set.
+        compression: share of the block weights that was removed, nnz and rank_params (``format.layers.compressed_counts``),
+            None where it does not apply.
+        file_mb: of the file with its weights, None where there is none of its own.
+        classes: class names in the order of the outputs, where its head says them.
+    """
+
+    predict: Predict
+    preprocessing: Preprocessing
+    param_count: float | None
+    embedded: bool
+    compression: dict[str, Any]
+    file_mb: float | None
+    classes: tuple[str, ...] = ()
+
+
+def _compression(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: source.get(key) for key in ("compression", "nnz", "rank_params")}
+
+
+def _megabytes(path: Path) -> float | None:
+    return round(path.stat().st_size / 1e6, 3) if path.is_file() else None
+
+
+def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None = None) -> Target:
+    """A torch model on a device.
+
+    Args:
+        loaded: the model.
+        device: where it runs.
+        amp_dtype: run it under torch's autocast in this type.
+
+    Raises:
+        InputError: it has no classifier.
+    """
+    if not loaded.n_classes:
+        raise InputError(f"{loaded.name} has no classifier: give it one with --head FILE")
+    model = loaded.model.to(device)
+    folder = Path(loaded.name)
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        kind = torch.device(device).type
+        with contextlib.nullcontext() if amp_dtype is None else torch.autocast(kind, amp_dtype):
+            return model(images.to(device))
+
+    return Target(
+        predict,
+        loaded.preprocessing,
+        round(parameter_count(model) / 1e6, 2),
+        loaded.source == EMBEDDED,
+        _compression(loaded.about | compressed_counts(model)),
+        _megabytes(folder / WEIGHTS),
+        loaded.classes,
+    )
+
+
+def onnx_target(path: str, threads: int) -> Target:
+    """An ONNX file in ONNX Runtime; preprocessing comes from its metadata.
+
+    Raises:
+        InputError: it cannot be run, or has no vitoats metadata.
+    """
+    opened = session(path, threads)
+    try:
+        described = metadata(opened)
+        preprocessing = Preprocessing.from_dict(described["preprocessing"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
+    if not described.get("n_classes"):
+        raise InputError(f"{path} gives features, not logits: export it with a classifier (--head)")
+    name = opened.get_inputs()[0].name
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(opened.run(None, {name: images.numpy()})[0]))
+
+    return Target(
+        predict,
+        preprocessing,
+        described.get("param_count"),
+        described.get("model") == EMBEDDED,
+        _compression(described),
+        _megabytes(Path(path)),
+        tuple(described.get("classes", ())),
+    )
