@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_tiny
+from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse
 from vitoats.common.errors import InputError, RunError
 from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
@@ -26,8 +27,6 @@ from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import LoadedModel, load_model
 from vitoats.methods.oats import OATSConfig
 from vitoats.runtime import metadata, session
-
-from .sparse_models import operator_model, random_low_rank, random_sparse
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

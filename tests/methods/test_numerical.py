@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.methods.test_solvers import layer
 from vitoats.common.errors import InputError
 from vitoats.methods.numerical import NumericalConfig, closed_form, compensated, cut, newton, numerical, removal_costs
 from vitoats.methods.statistics import InputStatistics
-
-from .test_solvers import layer
 
 SEEDS = st.integers(0, 10**6)
 

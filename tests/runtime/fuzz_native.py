@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from tests.sparse_models import operator_model, random_low_rank, random_sparse
+from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse
 
 SIZES = (0, 1, 2, 7, 8, 9, 63, 64, 65, 255, 2**16, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -1, -8, -(2**63))
 TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT8, TensorProto.DOUBLE, TensorProto.BOOL)

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse, replace_constant
 from vitoats.common.errors import InputError
 from vitoats.export.sparse_matmul import INPUTS
 from vitoats.runtime import library
-
-from .sparse_models import operator_model, random_low_rank, random_sparse, replace_constant
 
 ISAS = library.available_isas()
 

@@ -10,12 +10,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
+from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse
 from vitoats.common.errors import InputError
 from vitoats.runtime import library, session
 from vitoats.runtime.densify import densified
 from vitoats.runtime.inference import inference, median_ms
-
-from .sparse_models import operator_model, random_low_rank, random_sparse
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse
 from vitoats.runtime import library
-
-from .sparse_models import operator_model, random_low_rank, random_sparse
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ROOT / "vitoats" / "runtime" / "csrc"
@@ -53,12 +52,13 @@ def test_mutated_models_under_sanitizers(sanitized, isa):
     preload = [run(compiler, f"-print-file-name={name}").strip() for name in ("libasan.so", "libstdc++.so.6")]
     options = {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1"}
     environment = os.environ | options | {library.ISA_VARIABLE: isa}
-    script = [sys.executable, ROOT / "tests" / "fuzz_native.py", sanitized / "libvitoats_ops.so", 1500, 7]
+    script = [sys.executable, ROOT / "tests" / "runtime" / "fuzz_native.py", sanitized / "libvitoats_ops.so", 1500, 7]
     assert "sessions made" in run(*script, env=environment)
 
 
 def test_mutated_models(tmp_path):
-    assert "sessions made" in run(sys.executable, ROOT / "tests" / "fuzz_native.py", library.library_path(), 5000, 11)
+    script = ROOT / "tests" / "runtime" / "fuzz_native.py"
+    assert "sessions made" in run(sys.executable, script, library.library_path(), 5000, 11)
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="runs natively here")

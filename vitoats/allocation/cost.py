@@ -252,4 +252,4 @@ class CostTable:
 
 
 def _remedy(path: Path) -> str:
-    return f"make one with tools/benchmark.py op --model NAME --results-file {path} (and the same --img-size)"
+    return f"make one with tools/benchmark.py op --model NAME --results-file {path} (and the same image size)"

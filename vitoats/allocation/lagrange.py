@@ -123,5 +123,5 @@ def out_of_range() -> InputError:
     """The refusal of a budget that no split meets."""
     return InputError(
         f"measured budgets remove {1 - MOST_KEPT:.0%} to {1 - LEAST_KEPT:.0%} of each layer, which is not what was asked for: "
-        f"use --allocation uniform, or ask for something between"
+        f"use `allocation='uniform'`, or ask for something between"
     )

@@ -108,7 +108,7 @@ def measure(
     """
     every = max(1, hidden.n_images // feature_images)
     if hidden.n_images < 2:
-        raise InputError("budgets cannot be measured on one image: give --nsamples 2 or more, or --allocation uniform")
+        raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
     quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
     cheap = [replace(quick, compression=rate) for rate in RATES]
     if without_rank:

@@ -182,7 +182,7 @@ def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
             return torch.empty(shape, dtype=torch.float32)
         except RuntimeError:
             raise RunError(
-                f"no memory for hidden states of shape {list(shape)}: lower --nsamples, or set --memory-limit"
+                f"no memory for hidden states of shape {list(shape)}: lower `nsamples`, or set `memory_limit`"
             ) from None
     size = 4 * math.prod(shape)
     with tempfile.NamedTemporaryFile(dir=spill_to, prefix=".vitoats-hidden-", delete=True) as file:
@@ -191,6 +191,6 @@ def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
         except OSError as error:
             raise RunError(
                 f"no room for {size / 1e9:.2f} GB of hidden states in {spill_to} ({error.strerror}): "
-                f"free some space, or lower --nsamples"
+                f"free some space, or lower `nsamples`"
             ) from None
         return torch.from_file(file.name, shared=True, size=size // 4, dtype=torch.float32).view(shape)

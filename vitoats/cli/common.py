@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vitoats.cli.config_file import first_look
 from vitoats.cli.results import write_results
+from vitoats.cli.wording import in_flags
 from vitoats.common.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         print(line, flush=True)
         return 0
     except InputError as error:
-        return _fail(error, 2)
+        return _fail(in_flags(str(error)), 2)
     except RunError as error:
-        return _fail(error, 1)
+        return _fail(in_flags(str(error)), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except MemoryError:
@@ -111,12 +112,19 @@ def _set_up_logging(quiet: bool) -> None:
     )
     if not stderr.is_terminal:
         handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_InFlags("%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     logging.getLogger("timm").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+class _InFlags(logging.Formatter):
+    """Words messages as the command line does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_flags(super().format(record))
 
 
 class Bar:

@@ -136,7 +136,7 @@ def compress(
     two_paths = target in FROM_DENSE_PATH
     needs: Needs = "full" if two_paths or refit_bias else solver.needs
     if solver.needs == "neurons" and needs == "full":
-        raise InputError(f"the method {method} knows nothing of means: leave --refit-bias out, and --target at block")
+        raise InputError(f"the method {method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
     factors = 0
     for layer in [x for block in linears for x in block]:  # a budget that leaves nothing shows before the work starts
         module = adapter.linear(layer)
@@ -203,7 +203,7 @@ def chosen_layers(
     reasons = {x.name: method.left_dense(where.get(x.name, "other"), config) for block in linears for x in block}
     chosen = [[x for x in block if reasons[x.name] is None] for block in linears]
     if not any(chosen):
-        raise InputError("the method leaves all layers of this model dense: use another --method")
+        raise InputError("the method leaves all layers of this model dense: use another `method`")
     return chosen, [(name, reason) for name, reason in reasons.items() if reason is not None]
 
 
@@ -222,7 +222,7 @@ def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | N
     if limit is None or estimate.total <= limit:
         return None
     if estimate.total - estimate.hidden > limit:
-        log.warning("the rest alone is above the memory limit of %.2f GB: lower --batch-size", limit / 1e9)
+        log.warning("the rest alone is above the memory limit of %.2f GB: lower `batch_size`", limit / 1e9)
     if scratch is None:
         raise InputError("a memory limit needs a folder for the hidden states: give scratch")
     log.info("hidden states go to a mapped file in %s, to stay below %.2f GB", scratch, limit / 1e9)

@@ -41,12 +41,12 @@ class BlockStore:
         if about.is_file():
             if not resume:
                 raise InputError(
-                    f"{folder} holds an interrupted run: add --resume to go on with it, or delete the folder to start anew"
+                    f"{folder} holds an interrupted run: add `resume` to go on with it, or delete the folder to start anew"
                 )
             if _read_fingerprint(about) != fingerprint:
                 raise InputError(
                     f"{folder} is from a run with another model, other images or other settings: "
-                    f"repeat its command with --resume, or delete the folder to start anew"
+                    f"repeat its command with `resume`, or delete the folder to start anew"
                 )
             log.info("resuming: %d finished blocks in %s", len(list(folder.glob("block_*.safetensors"))), folder)
             return
@@ -54,7 +54,7 @@ class BlockStore:
             folder.mkdir(parents=True, exist_ok=True)
             about.write_text(json.dumps({"fingerprint": fingerprint}))
         except OSError as error:
-            raise RunError(f"{folder} cannot be written ({error.strerror}): give another --output") from None
+            raise RunError(f"{folder} cannot be written ({error.strerror}): give another `output`") from None
 
     def save(self, index: int, layers: dict[str, SparseLowRankLinear], rows: list[LayerRow]) -> None:
         """Writes a finished block."""
@@ -68,7 +68,7 @@ class BlockStore:
             partial.rename(final)
         except (OSError, safetensors.SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            raise RunError(f"{final} cannot be written ({error}): free some space, then add --resume") from None
+            raise RunError(f"{final} cannot be written ({error}): free some space, then add `resume`") from None
 
     def load(self, index: int) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]] | None:
         """Reads a finished block, None if there is none."""
@@ -79,14 +79,14 @@ class BlockStore:
         except (safetensors.SafetensorError, InputError, KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"{self._file(index)} is damaged ({type(error).__name__}): "
-                f"delete it, or the folder, and run again with --resume"
+                f"delete it, or the folder, and run again with `resume`"
             ) from None
 
     def settle(self) -> None:
         """After an interruption: says that finished blocks are kept, or removes the folder if there are none."""
         finished = len(list(self.folder.glob("block_*.safetensors")))
         if finished:
-            log.warning("%d finished blocks are kept in %s: add --resume to go on, or delete the folder", finished, self.folder)
+            log.warning("%d finished blocks are kept in %s: add `resume` to go on, or delete the folder", finished, self.folder)
         else:
             self.remove()
 

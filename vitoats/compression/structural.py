@@ -175,7 +175,7 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
                 log.warning("%s stays as it is: %s", units.module, reason)
                 reasons |= dict.fromkeys(layers, reason)
     if not any(found):
-        raise InputError("the blocks have no attention or MLP whose heads or neurons can be removed: use another --method")
+        raise InputError("the blocks have no attention or MLP whose heads or neurons can be removed: use another `method`")
     return found, adapter.skipped + list(reasons.items())
 
 

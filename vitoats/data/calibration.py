@@ -69,9 +69,9 @@ def calibration_images(
         InputError: there is no such folder, or the mix and ``general_images`` contradict each other.
     """
     if mix not in get_args(Mix):
-        raise InputError(f"unknown mix {mix!r}: --calibration-mix takes {', '.join(get_args(Mix))}")
+        raise InputError(f"unknown mix {mix!r}: `calibration_mix` takes {', '.join(get_args(Mix))}")
     if (mix in ("general", "both")) != (general_images is not None):
-        remedy = "leave --general-images out, or --calibration-mix" if general_images else "give --general-images a folder"
+        remedy = "leave `general_images` out, or `calibration_mix`" if general_images else "give `general_images` a folder"
         raise InputError(f"the calibration mix is {mix}: {remedy}")
     sources: dict[str, Any] = {"own": open_images(data_dir, "train", transform)}
     if general_images is not None:

@@ -93,9 +93,7 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
             return ImageArrays(sample[f"{split}_images"], sample[f"{split}_labels"], FASHION_MNIST_CLASSES, transform)
     root = Path(data_dir)
     if not root.is_dir():
-        raise InputError(
-            f"there is no image folder {data_dir}: give --data-dir a folder of images, or one folder for each class"
-        )
+        raise InputError(f"there is no image folder {data_dir}: give `images` a folder of images, or one folder for each class")
     prefix = IDX_FILES[split]
     if (root / f"{prefix}-images-idx3-ubyte.gz").is_file():
         images = read_idx(root / f"{prefix}-images-idx3-ubyte.gz", header=16, shape=(28, 28))
@@ -120,7 +118,7 @@ def image_folder(root: Path, transform: Callable) -> ImageFiles:
     if ignored:
         log.warning("files left out in %s, no images by their name: %d (%s)", root, len(ignored), _some(ignored))
     if not paths:
-        raise InputError(f"there are no images in {root}: give --data-dir a folder with .jpg, .png or other image files")
+        raise InputError(f"there are no images in {root}: give `images` a folder with .jpg, .png or other image files")
     return ImageFiles(paths, labels if classes else None, classes, transform)
 
 
@@ -233,6 +231,6 @@ def calibration_batches(dataset: ImageDataset, nsamples: int, seed: int, batch_s
             return
     found = nsamples - missing
     if found < FEWEST_IMAGES:
-        remedy = f"add images, or set --nsamples {found}" if found else "add images"
+        remedy = f"add images, or set `nsamples` {found}" if found else "add images"
         raise InputError(f"only {found} images can be read, too few to calibrate on: {remedy}")
     log.warning("calibrating on %d images, all that can be read, not on %d", found, nsamples)

@@ -125,12 +125,12 @@ def open_labelled(
     if kind:
         return _named(dataset, kind, data_dir, split, known, num_samples, transform)
     if data_dir is None:
-        raise InputError("there are no images to evaluate: give --data-dir a folder with one subfolder for each class")
+        raise InputError("there are no images to evaluate: give `images` a folder with one subfolder for each class")
     if data_dir.endswith(".tar") and os.path.isfile(data_dir):
         try:
             reader = ReaderImageInTar(data_dir, class_map=known, cache_tarinfo=False)  # its cache would be a pickle
         except Exception as error:  # tarfile's, and unpacking of nothing
-            raise InputError(f"{data_dir} holds no images that can be read ({error}): give --data-dir another file") from None
+            raise InputError(f"{data_dir} holds no images that can be read ({error}): give `images` another file") from None
         classes = _names(reader.class_name_to_idx)
         labelled = classes != ("",)  # or else the images lie in no folder
         return ReadImages(reader, reader.filenames(), classes if labelled else (), transform, labelled)
@@ -141,14 +141,14 @@ def open_labelled(
     elif split in TRAIN_SPLITS + TEST_SPLITS:
         found = open_images(data_dir, own, transform)
     else:
-        raise InputError(f"{data_dir} has no split {split!r}: give --split a folder in it")
+        raise InputError(f"{data_dir} has no split {split!r}: give `split` a folder in it")
     if known is None:
         return found
     if not isinstance(found, ImageFiles) or not found.labels:
-        raise InputError(f"{data_dir} has no class folders: leave --class-map out")
+        raise InputError(f"{data_dir} has no class folders: leave `class_map` out")
     kept = [i for i, label in enumerate(found.labels) if found.classes[label] in known]
     if not kept:
-        raise InputError(f"{class_map} names none of the classes in {data_dir}: give --class-map the file of these images")
+        raise InputError(f"{class_map} names none of the classes in {data_dir}: give `class_map` the file of these images")
     labels = [known[found.classes[found.labels[i]]] for i in kept]
     return ImageFiles([found.paths[i] for i in kept], labels, _names(known), transform)
 
@@ -171,7 +171,7 @@ def with_classes_of_model(dataset: Any, known: tuple[str, ...]) -> Any:
         other = next(name for name in dataset.classes if name not in known)
         raise InputError(
             f"the images come in {len(dataset.classes)} classes, but the model knows {len(known)}, "
-            f"and {other!r} is none of them: use images of its classes, or another --head"
+            f"and {other!r} is none of them: use images of its classes, or another `head`"
         )
     log.warning("the classes of the images have other names than those of the head: folder i is taken for class i")
     return dataset
@@ -187,9 +187,9 @@ def _named(
     transform: Callable,
 ) -> ReadImages | StreamedImages:
     if kind == "torch" and class_map is not None:
-        raise InputError(f"{dataset} has its own classes: leave --class-map out")
+        raise InputError(f"{dataset} has its own classes: leave `class_map` out")
     if kind == "torch" and root is None:
-        raise InputError(f"nothing is downloaded for {dataset}: give --data-dir the folder where it lies")
+        raise InputError(f"nothing is downloaded for {dataset}: give `images` the folder where it lies")
     if kind in FETCHED:
         if importlib.util.find_spec(FETCHED[kind]) is None:
             raise InputError(f"{dataset} is read by the package {FETCHED[kind]}, which is not installed: pip install it")
@@ -198,7 +198,7 @@ def _named(
         found = create_dataset(dataset, root, split, class_map=class_map, num_samples=num_samples, download=kind in FETCHED)
     except Exception as error:  # every kind fails in its own way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"the data set {dataset} cannot be opened ({reason}): check --dataset, --split, --data-dir") from None
+        raise InputError(f"the data set {dataset} cannot be opened ({reason}): check `dataset`, `split`, `images`") from None
     if isinstance(found, IterableImageDataset):
         found.transform = transform
         return StreamedImages(found, num_samples)
@@ -220,8 +220,8 @@ def read_class_map(path: Path) -> dict[str, int]:
         InputError: no such file, or it is no text; pickles are never read.
     """
     if path.suffix != ".txt":
-        raise InputError(f"{path} is no .txt file: give --class-map a text file with one class name on each line")
-    lines = [line.strip() for line in _read(path, "--class-map").rstrip().split("\n")]
+        raise InputError(f"{path} is no .txt file: give `class_map` a text file with one class name on each line")
+    lines = [line.strip() for line in _read(path, "class_map").rstrip().split("\n")]
     return {name: i for i, name in enumerate(lines)}
 
 
@@ -232,9 +232,9 @@ def read_valid_labels(path: Path) -> list[int]:
         InputError: no such file, or other things in it.
     """
     try:
-        return [int(line) for line in _read(path, "--valid-labels").split()]
+        return [int(line) for line in _read(path, "valid_labels").split()]
     except ValueError as error:
-        raise InputError(f"{path} holds more than whole numbers ({error}): give --valid-labels one index a line") from None
+        raise InputError(f"{path} holds more than whole numbers ({error}): give `valid_labels` one index a line") from None
 
 
 def with_real_labels(dataset: Any, path: Path) -> tuple[Relabelled, list[int]]:
@@ -251,24 +251,24 @@ def with_real_labels(dataset: Any, path: Path) -> tuple[Relabelled, list[int]]:
         InputError: the file is no such list, or an image is none of its images.
     """
     try:
-        labels = json.loads(_read(path, "--real-labels"))
+        labels = json.loads(_read(path, "real_labels"))
         assert isinstance(labels, list)
         assert all(isinstance(row, list) and all(isinstance(i, int) for i in row) for row in labels)
     except (ValueError, AssertionError):
-        raise InputError(f"{path} is no list of labels for each image: give --real-labels the file real.json") from None
+        raise InputError(f"{path} is no list of labels for each image: give `real_labels` the file real.json") from None
     width = max(map(len, labels), default=0)
     by_name = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": row for i, row in enumerate(labels)}
     names = [os.path.basename(name) for name in getattr(dataset, "paths", [])]
     unknown = next((name for name in names if name not in by_name), None)
     if unknown is not None or not names:
-        raise InputError(f"{path} has no label for the image {unknown or 1}: --real-labels is for ImageNet's validation images")
+        raise InputError(f"{path} has no label for the image {unknown or 1}: `real_labels` is for ImageNet's validation images")
     rows = [by_name[name] + [-1] * (width - len(by_name[name])) for name in names]
     return Relabelled(dataset, rows), [i for i, name in enumerate(names) if by_name[name]]
 
 
-def _read(path: Path, flag: str) -> str:
+def _read(path: Path, field: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError(f"{path} cannot be read ({reason}): give {flag} another file") from None
+        raise InputError(f"{path} cannot be read ({reason}): give `{field}` another file") from None

@@ -78,7 +78,7 @@ def evaluate(
         result.seconds += time.perf_counter() - start
         if logits.ndim != 2:
             raise InputError(
-                f"the model gives an output of shape {list(logits.shape)}, not logits: give it a classifier with --head"
+                f"the model gives an output of shape {list(logits.shape)}, not logits: give it a classifier with `head`"
             )
         if valid_labels is not None:
             logits = _chosen(logits, valid_labels)
@@ -99,14 +99,14 @@ def evaluate(
         progress(result)
     result = total(result)
     if result.n_images == 0:
-        raise InputError("there was no image to evaluate: give --data-dir a folder with readable images")
+        raise InputError("there was no image to evaluate: give `images` a folder with readable images")
     return result
 
 
 def _chosen(logits: Tensor, valid_labels: list[int]) -> Tensor:
     wrong = next((i for i in valid_labels if not 0 <= i < logits.shape[1]), None)
     if wrong is not None or not valid_labels:
-        raise InputError(f"--valid-labels names {wrong or 'no'} output, the model has {logits.shape[1]}: give another file")
+        raise InputError(f"`valid_labels` names {wrong or 'no'} output, the model has {logits.shape[1]}: give another file")
     return logits[:, valid_labels]
 
 

@@ -72,7 +72,7 @@ def extract(
         done += len(images)
         progress(done)
     if not tokens:
-        raise InputError("there was no image to compute features of: give --data-dir a folder with readable images")
+        raise InputError("there was no image to compute features of: give `images` a folder with readable images")
     return Features(torch.cat(tokens), torch.cat(labels))
 
 

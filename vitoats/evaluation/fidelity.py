@@ -41,7 +41,7 @@ def observer(loaded: LoadedModel, device: str) -> Observe:
     model: Any = loaded.model.to(device)
     classifier = model.head if model is not loaded.timm_model else model.get_classifier()
     if not loaded.n_classes or not isinstance(classifier, nn.Module):
-        raise InputError(f"{loaded.name} has no classifier: give it one with --head FILE")
+        raise InputError(f"{loaded.name} has no classifier: give it one with `head`")
 
     @torch.inference_mode()
     def observe(images: Tensor) -> tuple[Tensor, Tensor]:

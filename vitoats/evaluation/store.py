@@ -37,10 +37,10 @@ class RowStore:
             changed = _changes(_read_json(about, "delete the folder to start anew"), settings)
             if changed:
                 raise InputError(
-                    f"{folder} holds a comparison with other settings ({changed}): repeat those, or give another --output"
+                    f"{folder} holds a comparison with other settings ({changed}): repeat those, or give another `output`"
                 )
         elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
-            raise InputError(f"{folder} exists and holds no comparison: give another --output")
+            raise InputError(f"{folder} exists and holds no comparison: give another `output`")
         else:
             _write(about, _json(settings))
 
@@ -57,7 +57,7 @@ class RowStore:
         if changed := _changes(found["settings"], settings):
             raise InputError(
                 f"{path} was made with other settings ({changed}): repeat those, delete the file, "
-                f"or name the method anew (--methods NEW_NAME=METHOD)"
+                f"or name the method anew (`methods` NEW_NAME=METHOD)"
             )
         try:
             with np.load(self._file(name, ".npz"), allow_pickle=False) as arrays:
@@ -114,4 +114,4 @@ def _write(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another --output") from None
+        raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another `output`") from None

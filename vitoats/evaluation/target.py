@@ -62,7 +62,7 @@ def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None
         InputError: it has no classifier.
     """
     if not loaded.n_classes:
-        raise InputError(f"{loaded.name} has no classifier: give it one with --head FILE")
+        raise InputError(f"{loaded.name} has no classifier: give it one with `head`")
     model = loaded.model.to(device)
     folder = Path(loaded.name)
 
@@ -95,7 +95,7 @@ def onnx_target(path: str, threads: int) -> Target:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
     if not described.get("n_classes"):
-        raise InputError(f"{path} gives features, not logits: export it with a classifier (--head)")
+        raise InputError(f"{path} gives features, not logits: export it with a classifier (`head`)")
     name = opened.get_inputs()[0].name
 
     def predict(images: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ def classifier_input(model: onnx.ModelProto) -> str:
     if node is not None and node.op_type == "Add":  # of the bias
         node = next((makers[name] for name in node.input if name in makers), None)
     if node is None or node.op_type not in ("Gemm", "MatMul") or node.input[0] in weights:
-        raise InputError("the exported model does not end in a linear classifier: give it one with --head")
+        raise InputError("the exported model does not end in a linear classifier: give it one with `head`")
     return node.input[0]
 
 

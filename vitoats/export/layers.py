@@ -79,5 +79,5 @@ def _stacked(U: list[Tensor], V: list[Tensor]) -> tuple[Tensor, Tensor]:
 def _stored(weights: Tensor, float16: bool = False) -> nn.Parameter:
     stored = weights.to(torch.float16) if float16 else weights
     if not torch.isfinite(stored).all():
-        raise InputError("a weight is too large for float16: export without --float16")
+        raise InputError("a weight is too large for float16: export without `float16`")
     return nn.Parameter(stored.contiguous(), requires_grad=False)

@@ -149,7 +149,7 @@ def _write(proto: onnx.ModelProto, path: Path) -> None:
         partial.write_bytes(proto.SerializeToString())
         os.replace(partial, path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another --output") from None
+        raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another `output`") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -71,7 +71,7 @@ def save_checkpoint(
     """
     backbone = loaded.timm_model
     if dense and kept_units(backbone):
-        raise InputError("timm cannot open a model whose heads or neurons were removed: leave --format out")
+        raise InputError("timm cannot open a model whose heads or neurons were removed: leave `format` out")
     state = dict(backbone.state_dict())
     layers = compressed_layers(backbone)
     for name, layer in layers.items():
@@ -141,7 +141,7 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             os.rename(partial, folder)
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{folder} cannot be written ({reason}): free some space or give another --output") from None
+        raise RunError(f"{folder} cannot be written ({reason}): free some space or give another `output`") from None
     finally:
         if partial is not None and partial.exists():
             shutil.rmtree(partial, ignore_errors=True)

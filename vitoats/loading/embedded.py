@@ -122,7 +122,7 @@ def load_backbone(img_size: int = EMBEDDED_IMG_SIZE, depth: int = EMBEDDED_DEPTH
     """
     if img_size % 14:
         raise InputError(
-            f"{EMBEDDED} takes image sizes that are multiples of 14, not {img_size}: use --img-size {EMBEDDED_IMG_SIZE}"
+            f"{EMBEDDED} takes image sizes that are multiples of 14, not {img_size}: use `img_size` {EMBEDDED_IMG_SIZE}"
         )
     state = read_backbone(onnx_path())
     state["pos_embed"] = resample_position_embedding(state["pos_embed"], img_size // 14)

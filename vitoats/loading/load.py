@@ -95,9 +95,9 @@ def load_model(
         InputError: unknown name, weights that are missing or do not fit, or settings the model does not take.
     """
     if not name:
-        raise InputError("no model is named: give --model a timm name, a dinov2_ name or a folder")
+        raise InputError("no model is named: give `model` a timm name, a dinov2_ name or a folder")
     if img_size is not None and img_size < 1:
-        raise InputError(f"an image of {img_size} px cannot be: give --img-size a positive number")
+        raise InputError(f"an image of {img_size} px cannot be: give `img_size` a positive number")
     own_head = None
     if ("/" in name and not name.startswith(("hf-hub:", "local-dir:"))) or Path(name).is_dir():
         _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights, pos_resample)
@@ -122,7 +122,7 @@ def load_model(
         head = own_head
     if head is not None:
         if loaded.n_classes:
-            raise InputError(f"{name} has a classifier of its own: leave --head out")
+            raise InputError(f"{name} has a classifier of its own: leave `head` out")
         size = loaded.preprocessing.img_size
         loaded.model = attach_head(loaded.timm_model, head, head_layers, source=loaded.source, img_size=size)
     loaded.model.eval().requires_grad_(False)
@@ -133,10 +133,10 @@ _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {emb
 
 
 def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: bool, pos_resample: str | None) -> None:
-    given = {"checkpoint": checkpoint is not None, "random-weights": random_weights, "pos-resample": pos_resample is not None}
-    for flag, is_given in given.items():
+    given = {"checkpoint": checkpoint is not None, "random_weights": random_weights, "pos_resample": pos_resample is not None}
+    for argument, is_given in given.items():
         if is_given:
-            raise InputError(f"{reason}: leave --{flag} out")
+            raise InputError(f"{reason}: leave `{argument}` out")
 
 
 def _hub_folder(name: str, checkpoint: Path | None, random_weights: bool) -> Path | None:
@@ -160,7 +160,7 @@ def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
     loaded = load_checkpoint(folder)
     if img_size is not None and img_size != loaded.preprocessing.img_size:
         raise InputError(
-            f"{folder} was compressed for {loaded.preprocessing.img_size} px: leave --img-size out, or compress again"
+            f"{folder} was compressed for {loaded.preprocessing.img_size} px: leave `img_size` out, or compress again"
         )
     return loaded
 
@@ -201,7 +201,7 @@ def _load_timm(
     _check_img_size(name, model, img_size)
     if way != "timm" and img_size is not None:
         if getattr(model, "pos_embed", None) is None or not hasattr(model, "no_embed_class"):
-            raise InputError(f"{name} has no position embedding of its own to resize: leave --pos-resample out")
+            raise InputError(f"{name} has no position embedding of its own to resize: leave `pos_resample` out")
         set_image_size(model, img_size, way)
         weights += f", positions resized as in {way}"
     args = ({} if img_size is None else {"img_size": img_size}) | ({"crop_pct": named.crop_pct} if named else {})
@@ -275,14 +275,14 @@ def _explain(name: str, checkpoint: Path | None, img_size: int | None, error: Ex
     if "Missing key" in text or "Unexpected key" in text or "size mismatch" in text:
         return f"the weights of {name} do not fit its architecture: {text}; save the folder again"
     if img_size is not None:
-        return f"{name} cannot be built for --img-size {img_size}: {text}"
+        return f"{name} cannot be built for `img_size` {img_size}: {text}"
     return f"{name} cannot be built: {text}"
 
 
 def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if img_size is not None and patch and img_size % patch[0]:
-        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change --img-size")
+        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change `img_size`")
 
 
 def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: Any) -> None:
@@ -292,7 +292,7 @@ def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: An
     if held not in (patches, patches + 1, patches + model.num_prefix_tokens):
         raise InputError(
             f"{checkpoint} holds {held} positions, not those of {patches} patches, so it was resized already: "
-            f"use --pos-resample timm"
+            f"use `pos_resample='timm'`"
         )
 
 

@@ -30,23 +30,23 @@ def one_line(error: Exception, limit: int = 300) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-def read_weights(path: Path, flag: str = "--checkpoint") -> dict[str, torch.Tensor]:
+def read_weights(path: Path, field: str = "checkpoint") -> dict[str, torch.Tensor]:
     """Reads the tensors of a file: EMA weights first, prefixes of wrappers stripped, no pickled code run.
 
     Args:
         path: a .pth or .safetensors file.
-        flag: the flag that named it, for the error.
+        field: the argument that named it, for the error.
 
     Raises:
         InputError: no such file, or it holds no tensors that can be read safely.
     """
     if not path.is_file():
-        raise InputError(f"there is no {flag.strip('-')} file {path}: give {flag} a .pth or .safetensors file")
-    remedy = f"give {flag} a .safetensors file, or a .pth that holds tensors only"
+        raise InputError(f"there is no {field} file {path}: give `{field}` a .pth or .safetensors file")
+    remedy = f"give `{field}` a .safetensors file, or a .pth that holds tensors only"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state = load_state_dict(str(path), use_ema=flag == "--checkpoint")
+            state = load_state_dict(str(path), use_ema=field == "checkpoint")
     except Exception as error:  # each reader fails in its own way on a foreign file
         unsafe = "weights_only" in str(error)
         reason = "it holds pickled objects, which are never run" if unsafe else one_line(error, 150)
@@ -67,7 +67,7 @@ def check_folder(folder: Path, needs_weights: bool) -> None:
         raise InputError(f"{folder} is no timm model folder (it has no config.json): {remedy}")
     about = folder / "vitoats.json"
     if about.is_file() and '"format": "factored"' in about.read_text(errors="replace"):
-        raise InputError(f"{folder} holds a compressed model, which timm cannot open: use --model {folder}, without local-dir:")
+        raise InputError(f"{folder} holds a compressed model, which timm cannot open: use `model` {folder}, without local-dir:")
     try:
         architecture = load_model_config_from_path(folder)[1]
         known = timm.is_model(architecture)
@@ -78,7 +78,7 @@ def check_folder(folder: Path, needs_weights: bool) -> None:
             f"{folder}/config.json names the architecture {architecture!r}, which this timm does not have: update timm"
         )
     if needs_weights and not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
-        raise InputError(f"{folder} holds no weights: copy model.safetensors there, or give --checkpoint FILE")
+        raise InputError(f"{folder} holds no weights: copy model.safetensors there, or give `checkpoint`")
 
 
 def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
@@ -99,7 +99,7 @@ def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
         config, revision = timm.get_pretrained_cfg(timm_name), ""
         if config is None or not config.has_weights:
             raise InputError(
-                f"timm has no weights for {name}: give them with --checkpoint FILE, or use --random-weights for a dry run"
+                f"timm has no weights for {name}: give them with `checkpoint`, or use `random_weights` for a dry run"
             )
         if not config.hf_hub_id:
             log.info("fetching the weights of %s from %s", name, config.url or config.file)
@@ -166,7 +166,7 @@ def cannot_fetch(name: str, repo: str, named: NamedModel | None, reason: str) ->
     file = named.weights_file if named else f"model.safetensors of {repo}"
     return InputError(
         f"the weights of {name} ({file}) cannot be fetched: {reason}; "
-        f"give the file with --checkpoint FILE, or a timm folder with --model local-dir:PATH"
+        f"give the file with `checkpoint`, or a timm folder with `model` local-dir:PATH"
     )
 
 

@@ -34,28 +34,28 @@ def effective_compression(compression: float | None, rank_ratio: float | None, p
     """
     kappa = 0.0 if rank_ratio is None else rank_ratio
     if not 0.0 <= kappa <= 1.0:
-        raise InputError(f"rank ratio {rank_ratio:g} is out of range: --rank-ratio takes a number from 0 to 1")
+        raise InputError(f"rank ratio {rank_ratio:g} is out of range: `rank_ratio` takes a number from 0 to 1")
     if compression is not None and not 0.0 <= compression < 1.0:
         raise InputError(
-            f"compression {compression:g} is out of range: --compression takes the share of weights to remove, "
+            f"compression {compression:g} is out of range: `compression` takes the share of weights to remove, "
             f"from 0 up to but not 1"
         )
     if pattern.kind != "N:M":
         if compression is None:
-            raise InputError(f"pattern {pattern} needs a compression: give --compression, say 0.5")
+            raise InputError(f"pattern {pattern} needs a compression: give `compression`, say 0.5")
         return compression
     density = pattern.n / pattern.m
     if kappa >= 1 - density:
         raise InputError(
             f"pattern {pattern} keeps {density:.0%} of S, so with rank ratio {rank_ratio:g} nothing would be removed: "
-            f"use a --rank-ratio below {1 - density:g}"
+            f"use a `rank_ratio` below {1 - density:g}"
         )
     implied = 1 - density / (1 - kappa)
     if compression is not None and abs(compression - implied) > 0.002:
         reachable = 1 - density / (1 - compression)
-        remedy = f"leave --compression out (it is then {implied:.4g})"
+        remedy = f"leave `compression` out (it is then {implied:.4g})"
         if rank_ratio is not None and reachable >= 0:
-            remedy += f", or give --rank-ratio {reachable:.4g}"
+            remedy += f", or give `rank_ratio` {reachable:.4g}"
         with_rank = "" if rank_ratio is None else f" with rank ratio {rank_ratio:g}"
         raise InputError(f"pattern {pattern}{with_rank} means compression {implied:.4g}, not {compression:g}: {remedy}")
     return implied
@@ -81,7 +81,7 @@ def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, p
     if rank == 0 and per_row == 0:
         raise InputError(
             f"compression {compression:g} with rank ratio {rank_ratio:g} leaves nothing of a {d_out} x {d_in} layer: "
-            f"lower --compression"
+            f"lower `compression`"
         )
     return LayerBudget(rank, d_out * per_row if pattern.kind == "layer" else per_row)
 
@@ -93,7 +93,7 @@ def check_iterations(iterations: int) -> None:
         InputError: it is.
     """
     if iterations < 1:
-        raise InputError(f"{iterations} iterations are too few: --iterations takes 1 or more")
+        raise InputError(f"{iterations} iterations are too few: `iterations` takes 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

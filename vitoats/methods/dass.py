@@ -57,9 +57,7 @@ def left_dense(place: str, config: DaSSConfig) -> str | None:
         InputError: it is in an MLP without a gate, and ``plain`` was not asked for.
     """
     if place == "plain MLP" and not config.plain:
-        raise InputError(
-            "this model's MLPs have no gate, which DaSS is made for: use --method wanda, or add --method-options plain=true"
-        )
+        raise InputError("this model's MLPs have no gate, which DaSS is made for: use `method='wanda'`, or add `plain=true`")
     return None if place.endswith("MLP") or config.attention == "wanda" else "DaSS prunes MLPs only"
 
 

@@ -57,7 +57,7 @@ class DSNoTConfig(SparseConfig):
             raise InputError(f"unknown first mask {self.initial!r}: use initial=wanda or initial=magnitude")
         check_iterations(self.iterations)
         if not self.threshold >= 0 or not self.power >= 0:
-            raise InputError("threshold and power take numbers of 0 or more: leave them out of --method-options")
+            raise InputError("threshold and power take numbers of 0 or more: leave `threshold` and `power` out")
 
 
 @register("dsnot", DSNoTConfig, needs="full")

@@ -68,7 +68,7 @@ def cholesky(H: Tensor) -> Tensor:
     """
     C, failed = torch.linalg.cholesky_ex(H)
     if failed.any():
-        raise InputError("the inputs' second moment is singular: raise the damping (--method-options damping=0.01)")
+        raise InputError("the inputs' second moment is singular: raise the damping (`damping=0.01`)")
     return C
 
 

@@ -68,7 +68,7 @@ class MRPConfig(SparseConfig):
         if self.mask_choice == "M" and (pattern.kind != "N:M" or comb(pattern.m, pattern.n) > MOST_PATTERNS):
             raise InputError(
                 f"mask M tries all patterns of a group, which {pattern} is not made for: "
-                f"use --pattern 2:4 or 4:8, or mask_choice=S"
+                f"use `pattern='2:4'` or 4:8, or mask_choice=S"
             )
         check_damping(self.damping)
         check_block_size(self.block_size, pattern)

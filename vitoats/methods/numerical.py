@@ -66,11 +66,11 @@ class NumericalConfig:
     def __post_init__(self):
         if not 0 <= self.compression < 1:
             raise InputError(
-                f"compression {self.compression:g} is out of range: --compression takes the share of weights to remove, "
+                f"compression {self.compression:g} is out of range: `compression` takes the share of weights to remove, "
                 f"from 0 up to but not 1"
             )
         if self.iterations < 0:
-            raise InputError(f"{self.iterations} iterations cannot be: --iterations takes 0 (closed form) or more")
+            raise InputError(f"{self.iterations} iterations cannot be: `iterations` takes 0 (closed form) or more")
         if not 0 <= self.penalty < inf:
             raise InputError(f"penalty {self.penalty:g} is out of range: give a number above 0, or 0 for an infinite one")
         check_damping(self.damping)
@@ -172,7 +172,7 @@ def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> li
             lowest = 1 - kept_weights[len(best)] / sizes.sum()
             raise InputError(
                 f"compression {config.compression:g} leaves less than one head or neuron of each module: "
-                f"lower --compression to {lowest:.4g} or less"
+                f"lower `compression` to {lowest:.4g} or less"
             )
     keep = torch.zeros(len(flat), dtype=torch.bool)
     keep[order[:n_kept]] = True

@@ -51,7 +51,7 @@ class OATSConfig(SparseLowRankConfig):
         if self.solver not in get_args(Solver):
             raise InputError(f"unknown solver {self.solver!r}: use fast or exact")
         if not 0 <= self.tolerance < 1:
-            raise InputError(f"tolerance {self.tolerance:g} is out of range: --tolerance takes a number from 0 up to but not 1")
+            raise InputError(f"tolerance {self.tolerance:g} is out of range: `tolerance` takes a number from 0 up to but not 1")
 
 
 @register("oats", OATSConfig, needs="diagonal")

@@ -200,7 +200,7 @@ def _load(path: Path, name: str) -> Method:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give --method ./file.py:name") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}): give `method` ./file.py:name") from None
     key = (str(path.resolve()), digest)
     if key not in _LOADED:
         before = dict(METHODS)

@@ -52,7 +52,7 @@ class SVDConfig:
         budget = layer_budget(d_out, d_in, self.total_compression(), 1.0, Pattern("row"))
         if budget.rank == 0:
             raise InputError(
-                f"compression {self.compression:g} leaves no rank of a {d_out} x {d_in} layer: lower --compression"
+                f"compression {self.compression:g} leaves no rank of a {d_out} x {d_in} layer: lower `compression`"
             )
         return LayerBudget(budget.rank, 0)
 

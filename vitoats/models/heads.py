@@ -104,17 +104,17 @@ def load_head(path: Path) -> tuple[Tensor, Tensor, HeadInfo | None]:
     Raises:
         InputError: no such file, or it holds no linear head.
     """
-    tensors = read_weights(path, "--head")
+    tensors = read_weights(path, "head")
     if not {"weight", "bias"} <= tensors.keys():
-        raise InputError(f"{path} holds no linear head (a weight and a bias): give --head the file of a linear head")
+        raise InputError(f"{path} holds no linear head (a weight and a bias): give `head` the file of a linear head")
     weight, bias = tensors["weight"], tensors["bias"]
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise InputError(
             f"{path} holds a weight of shape {list(weight.shape)} and a bias of shape {list(bias.shape)}, "
-            f"which are no linear head: give --head another file"
+            f"which are no linear head: give `head` another file"
         )
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-        raise InputError(f"the head {path} is not finite (NaN or Inf): train it again, or give --head another file")
+        raise InputError(f"the head {path} is not finite (NaN or Inf): train it again, or give `head` another file")
     if path.suffix == ".safetensors":
         with safetensors.safe_open(str(path), "pt") as file:
             said = (file.metadata() or {}).get("vitoats_head")
@@ -155,7 +155,7 @@ def attach_head(backbone: Any, path: Path, layers: int | None = None, *, source:
     if info is None:
         info = HeadInfo(layers=layers or (int(width) - 1 if width in (2, 5) else 1))
     if layers not in (None, info.layers):
-        raise InputError(f"{path} is a head for {info.layers} layers: leave --head-layers out")
+        raise InputError(f"{path} is a head for {info.layers} layers: leave `head_layers` out")
     if width != info.tokens:
         raise InputError(
             f"the head {path} takes {weight.shape[1]} features, but {info.layers} layer(s) of this backbone "
@@ -168,7 +168,7 @@ def attach_head(backbone: Any, path: Path, layers: int | None = None, *, source:
     if not same_model(info.backbone, source):
         raise InputError(f"the head {path} was made for {info.backbone}, not for {source}: use the head of this backbone")
     if info.img_size not in (0, img_size):
-        raise InputError(f"the head {path} was made for images of {info.img_size} px, not {img_size}: change --img-size")
+        raise InputError(f"the head {path} was made for images of {info.img_size} px, not {img_size}: change `img_size`")
     if re.fullmatch(OFFICIAL_NAME, path.stem) and img_size != OFFICIAL_IMG_SIZE:
         log.warning("%s was trained and evaluated at %d px, not %d", path, OFFICIAL_IMG_SIZE, img_size)
     info = replace(info, backbone=info.backbone or source, img_size=img_size)

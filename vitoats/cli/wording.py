@@ -1,0 +1,25 @@
+"""Messages of the library as the command line words them: arguments become flags.
+
+give `images` a folder         ->  give --data-dir a folder
+use `allocation='uniform'`     ->  use --allocation uniform
+raise it (`damping=0.01`)      ->  raise it (--method-options damping=0.01)
+"""
+
+import re
+
+from vitoats.common.errors import ARGUMENT
+
+FLAGS = {"images": "data-dir"}  # that are called otherwise than the argument
+METHOD_OPTIONS = ("damping", "mask_choice", "plain", "power", "threshold")  # that messages name: no flags of their own
+
+
+def in_flags(message: str) -> str:
+    """Replaces the arguments that a message names."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match["name"], (match["value"] or "").strip("'")
+        if name in METHOD_OPTIONS:
+            return f"--method-options {name}={value}" if value else f"{name} in --method-options"
+        return " ".join([f"--{FLAGS.get(name, name).replace('_', '-')}", *([value] if value else [])])
+
+    return ARGUMENT.sub(flag, message)
