@@ -85,13 +85,13 @@ def _sensitivities(
     from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, measure
     from vitoats.calibration.hidden_states import HiddenStates
     from vitoats.common.cache import cached
-    from vitoats.compression.resume import fingerprint
+    from vitoats.common.fingerprint import fingerprint
     from vitoats.methods.oats_h import OATSHConfig
 
     feature_images = GOAL_FEATURE_IMAGES if for_goal else FEATURE_IMAGES
     measured_with = OATSHConfig(rank_ratio=getattr(config, "rank_ratio", 0.0), pattern=pattern)
     settings = {
-        "data": [args.data_dir, args.general_images, recipe.calibration_mix, images.nsamples, args.seed],
+        "data": [images.digests(), recipe.calibration_mix, images.nsamples, args.seed],
         "config": dataclasses.asdict(measured_with),
         "refit_bias": recipe.refit_bias,
         "img_size": img_size,

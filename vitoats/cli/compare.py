@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,9 +118,9 @@ def open_bench(args: Namespace) -> Bench:
     import torch
 
     import vitoats
-    from vitoats.compression.resume import fingerprint
+    from vitoats.common.fingerprint import tensors_sha256
     from vitoats.data.crops import Crops
-    from vitoats.data.images import SAMPLE, batches, digest, open_images
+    from vitoats.data.images import SAMPLE, ImageFiles, batches, open_images, shuffled
     from vitoats.evaluation.fidelity import observer
     from vitoats.loading.names import EMBEDDED
 
@@ -134,10 +134,10 @@ def open_bench(args: Namespace) -> Bench:
     calibration, test = (open_images(args.data_dir, split, transform) for split in ("train", "test"))
     if not test.classes:
         raise InputError("these images have no labels: give --data-dir a folder with one subfolder for each class")
-    if digest(calibration) == digest(test):
+    if isinstance(calibration, ImageFiles) and isinstance(test, ImageFiles) and calibration.paths == test.paths:
         common.log.warning("calibration and test images are drawn from the same ones: better give a folder with train and val")
-    generator = torch.Generator().manual_seed(args.seed)
-    order = torch.randperm(len(test), generator=generator)[: args.num_samples].tolist()
+    drawn = shuffled(calibration, args.seed)[: args.nsamples + compress_command.HELD_OUT]
+    order = shuffled(test, args.seed)[: args.num_samples]
     if len(order) < 2:
         raise InputError("one test image cannot tell methods apart: raise --num-samples, or add images")
     ood = None
@@ -145,11 +145,11 @@ def open_bench(args: Namespace) -> Bench:
         ood = open_images(str(args.ood_dir), "test", Crops(dense.preprocessing, OOD_CROPS, args.seed))
     settings = {
         "model": args.model,
-        "weights (sha256)": fingerprint(dense.model, {}),
+        "weights (sha256)": tensors_sha256(dense.model.state_dict()),
         "preprocessing": dense.preprocessing.to_dict(),
-        "calibration images": _described(calibration),
-        "test images": _described(test),
-        "out-of-domain images": None if ood is None else _described(ood),
+        "calibration images": _described(calibration, drawn),
+        "test images": _described(test, order),
+        "out-of-domain images": None if ood is None else _described(ood, range(len(ood))),
         "nsamples": args.nsamples,
         "num_samples": len(order),
         "seed": args.seed,
@@ -169,10 +169,10 @@ def open_bench(args: Namespace) -> Bench:
     )
 
 
-def _described(dataset: "ImageDataset") -> str:
+def _described(dataset: "ImageDataset", indices: Iterable[int]) -> str:
     from vitoats.data.images import digest
 
-    return f"{len(dataset)} ({digest(dataset)[:12]})"
+    return f"{len(dataset)} ({digest(dataset, indices)[:12]})"
 
 
 # ---- rows

@@ -101,8 +101,9 @@ def compress_model(
         the model, what vitoats.json says of it, and the figures of all layers.
     """
     import vitoats.methods  # noqa: F401  (fills the table of methods)
+    from vitoats.common.fingerprint import fingerprint
     from vitoats.compression.pipeline import compress
-    from vitoats.compression.resume import BlockStore, fingerprint
+    from vitoats.compression.resume import BlockStore
     from vitoats.compression.structural import prune
     from vitoats.data.calibration import calibration_images
     from vitoats.data.images import SAMPLE
@@ -161,7 +162,7 @@ def compress_model(
     }
     store = None
     if partial is not None and not structural:
-        store = BlockStore(partial, fingerprint(model, settings), args.resume)
+        store = BlockStore(partial, fingerprint(model, {**settings, "images": images.digests()}), args.resume)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     work = {
         "method": args.method,

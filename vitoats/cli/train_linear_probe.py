@@ -91,8 +91,9 @@ def features_of(
     """Features, class names and file names of a split's images, or of some of them, drawn at random."""
     import torch
 
-    from vitoats.data.images import batches, open_images
-    from vitoats.evaluation.features import cached, extract, fingerprint
+    from vitoats.common.fingerprint import fingerprint
+    from vitoats.data.images import batches, digest, open_images
+    from vitoats.evaluation.features import cached, extract
 
     dataset: Any = open_images(args.data_dir, split, loaded.preprocessing.transform())
     if not dataset.classes:
@@ -105,7 +106,8 @@ def features_of(
             stream = batches(dataset, order, args.batch_size, args.workers)
             return extract(backbone, stream, lambda done: bar.update(done, len(order)))
 
-    key = "" if args.cache is None else fingerprint(backbone, loaded.preprocessing, dataset, order)
+    about = {"preprocessing": loaded.preprocessing.to_dict(), "images": digest(dataset, order)}
+    key = fingerprint(backbone, about) if args.cache else ""
     paths = [dataset.paths[i] for i in order] if hasattr(dataset, "paths") else []
     return cached(args.cache, key, compute), dataset.classes, paths
 

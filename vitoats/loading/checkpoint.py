@@ -11,12 +11,7 @@
 Format "dense" folds S + U V into plain weights: timm opens that folder by ``local-dir:``.
 """
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +23,9 @@ from torch import nn
 
 import vitoats
 import vitoats.common.torchvision_ops  # (before timm)
-from vitoats.common.errors import InputError, RunError
-from vitoats.common.files import save_tensors
+from vitoats.common.errors import InputError
+from vitoats.common.files import whole_folder
+from vitoats.common.tensor_files import save_tensors
 from vitoats.data.transforms import Preprocessing
 from vitoats.format import bitmask
 from vitoats.format.counts import count
@@ -114,37 +110,6 @@ def factored_tensors(name: str, layer: SparseLowRankLinear) -> dict[str, torch.T
 def dense_tensors(name: str, layer: SparseLowRankLinear) -> dict[str, torch.Tensor]:
     """The tensors of the dense layer it stands for."""
     return {f"{name}.weight": layer.weight.detach()} | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a hidden folder beside ``folder`` to write to, and moves it into place if all went well.
-
-    Raises:
-        RunError: something could not be written; nothing is left behind.
-    """
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.writing-"))
-        yield partial
-        for file in partial.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        partial.chmod(0o755)
-        if overwrite and folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old-"))
-            os.rename(folder, old / "old")
-            os.rename(partial, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{folder} cannot be written ({reason}): free some space or give another `output`") from None
-    finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(folder: str | Path) -> nn.Module:

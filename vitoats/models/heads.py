@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
-from vitoats.common.files import save_tensors
+from vitoats.common.tensor_files import save_tensors
 from vitoats.loading.names import DINOV2
 from vitoats.loading.weights import read_weights
 
