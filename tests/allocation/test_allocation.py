@@ -1,7 +1,6 @@
 """Allocators: budgets that add up, that are optimal on small problems, and the published formula of OWL."""
 
 import copy
-from dataclasses import asdict
 from itertools import product
 
 import numpy as np
@@ -21,7 +20,6 @@ from vitoats.allocation.sensitivity import (
     measure,
 )
 from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.common.cache import cached
 from vitoats.common.errors import InputError
 from vitoats.compression.pipeline import compress
 from vitoats.evaluation.fidelity import pooled, relative_error
@@ -217,32 +215,6 @@ def test_rank_ratio_and_dense_layers_are_chosen_by_error_and_cost():
     assert 2990 < total <= 3000
 
 
-def test_a_measurement_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = []
-
-    def make():
-        made.append(1)
-        return [asdict(s) for s in LAYERS]
-
-    def read(rows):
-        return [Sensitivity.from_json(row) for row in rows]
-
-    assert cached("k", read, make) == LAYERS
-    assert cached("k", read, make) == LAYERS
-    assert len(made) == 1
-    file = next((tmp_path / "vitoats").iterdir())
-    file.write_text('[{"name": 3}')  # damaged: measured again
-    assert cached("k", read, make) == LAYERS
-    assert len(made) == 2
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert cached("k", list, lambda: [1, 2]) == [1, 2]
-
-
 def test_owl_by_hand(tiny):
     adapter = adapt(tiny, 32)
     budgets = owl(adapter, [0.01, 0.03, 0.02], 0.6, spread=0.08)
@@ -280,3 +252,9 @@ def test_one_image_gives_no_budgets(tiny):
         measure(adapter, hidden, OATSHConfig())
     found = measure(*hidden_of(tiny, torch.randn(2, 3, 32, 32)), OATSHConfig())
     assert np.isfinite([s.errors for s in found]).all()
+
+
+def test_images_that_look_the_same_give_no_budgets(tiny):
+    adapter, hidden = hidden_of(tiny, torch.randn(1, 3, 32, 32).repeat(8, 1, 1, 1))
+    with pytest.raises(InputError, match="all look the same"):
+        measure(adapter, hidden, OATSHConfig())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.common.errors import InputError
+from vitoats.common.plain_values import item, number, rows, text, whole
 from vitoats.evaluation.fidelity import pooled, relative_error
 from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.models.adapter import LinearLayer, ModelAdapter
@@ -45,14 +46,18 @@ class Sensitivity:
     without_rank: float | None = None
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> "Sensitivity":
+    def from_json(cls, row: Any) -> "Sensitivity":
         """From plain values, as ``asdict`` gives them.
 
         Raises:
-            ValueError, KeyError, TypeError: these are none.
+            ValueError: these are none.
         """
-        without_rank = None if row["without_rank"] is None else float(row["without_rank"])
-        return cls(str(row["name"]), int(row["parameters"]), tuple(float(e) for e in row["errors"]), without_rank)
+        errors = tuple(number(error, "an error", least=0) for error in rows(item(row, "errors"), "errors"))
+        if len(errors) != len(RATES):
+            raise ValueError(f"there are {len(errors)} errors, not {len(RATES)}")
+        alone = item(row, "without_rank")
+        without_rank = None if alone is None else number(alone, "without_rank", least=0)
+        return cls(text(item(row, "name"), "name"), whole(item(row, "parameters"), "parameters", 1), errors, without_rank)
 
     def scaled(self, share: float) -> "Sensitivity":
         """All errors times a share."""
@@ -82,6 +87,21 @@ class Sensitivity:
         return inside + low * np.minimum(kept - measured[0], 0) + high * np.maximum(kept - measured[-1], 0)
 
 
+def read_sensitivities(values: Any, adapter: ModelAdapter, without_rank: bool) -> list[Sensitivity]:
+    """What ``measure`` has given for a model, from plain values.
+
+    Raises:
+        ValueError: the values are not one row for each layer of the model, in order.
+    """
+    found = [Sensitivity.from_json(row) for row in rows(values, "the measurement")]
+    layers = [(x.name, adapter.linear(x).weight.numel()) for block in adapter.linears for x in block]
+    if [(s.name, s.parameters) for s in found] != layers:
+        raise ValueError("the layers are not those of the model")
+    if any((s.without_rank is None) == without_rank for s in found):
+        raise ValueError("without_rank is missing, or was not asked for")
+    return found
+
+
 @torch.inference_mode()
 def measure(
     adapter: ModelAdapter,
@@ -104,7 +124,7 @@ def measure(
         progress: told the block, and what is being done.
 
     Raises:
-        InputError: there are not two images whose features could be compared.
+        InputError: there are not two images whose features differ.
     """
     every = max(1, hidden.n_images // feature_images)
     if hidden.n_images < 2:
@@ -115,6 +135,10 @@ def measure(
         cheap.append(replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0))
     images = hidden.values[::every].to(hidden.device)
     reference = _features(adapter, 0, images)
+    if not (reference != reference[0]).any():
+        raise InputError(
+            "budgets cannot be measured on images that all look the same: give `images` other ones, or `allocation='uniform'`"
+        )
     found = []
     for index, linears in enumerate(adapter.linears):
         progress(index, "calibrating")

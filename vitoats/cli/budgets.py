@@ -82,7 +82,7 @@ def _sensitivities(
     for_goal: bool,
 ) -> "list[Sensitivity]":
     """From the cache, or measured now."""
-    from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, measure
+    from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, measure, read_sensitivities
     from vitoats.calibration.hidden_states import HiddenStates
     from vitoats.common.cache import cached
     from vitoats.common.fingerprint import fingerprint
@@ -113,7 +113,7 @@ def _sensitivities(
             )
         return [dataclasses.asdict(row) for row in found]
 
-    def read(rows: list[dict[str, Any]]) -> "list[Sensitivity]":
-        return [Sensitivity.from_json(row) for row in rows]
+    def read(values: Any) -> "list[Sensitivity]":
+        return read_sensitivities(values, adapter, without_rank)
 
     return cached(f"sensitivity_{fingerprint(adapter.model, settings)[:32]}", read, make)

@@ -1,8 +1,6 @@
 """From --speedup, --max-ms or --max-mb to a goal that the budgets of layers are to meet, and the table of costs it needs."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
@@ -100,6 +98,7 @@ def cost_table(args: Namespace, loaded: "LoadedModel", shapes: list["LayerShape"
     """
     from vitoats.allocation.cost import CostTable
     from vitoats.common.cache import cached
+    from vitoats.common.fingerprint import json_sha256
     from vitoats.runtime.library import isa
 
     if args.cost_table is not None:
@@ -108,7 +107,7 @@ def cost_table(args: Namespace, loaded: "LoadedModel", shapes: list["LayerShape"
         return table
     threads = args.threads or common.cores()
     machine = [common.processor(), os.cpu_count(), isa(), threads, type(loaded.timm_model).__name__]
-    key = json.dumps([machine, sorted(map(dataclasses.astuple, shapes))])
+    key = json_sha256([machine, sorted(map(dataclasses.astuple, shapes))])
 
     def measure() -> dict[str, Any]:
         from vitoats.cli.benchmark_costs import measure_costs
@@ -117,7 +116,7 @@ def cost_table(args: Namespace, loaded: "LoadedModel", shapes: list["LayerShape"
         with common.Bar("costs: shape", args.quiet) as bar:
             return measure_costs(loaded, 1, threads, 0, bar.update)
 
-    return cached(f"costs_{hashlib.sha256(key.encode()).hexdigest()[:32]}", CostTable.from_json, measure)
+    return cached(f"costs_{key[:32]}", lambda values: CostTable.of_model(values, shapes), measure)
 
 
 def say_prediction(goal: "Goal", config: Any, budgets: "Budgets | None") -> dict[str, float]:
