@@ -72,7 +72,9 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     argv = sys.argv[1:] if argv is None else argv
     flags = first_look(argv, complain=False)
     _set_up_logging(flags.quiet or os.environ.get("RANK", "0") != "0")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+    for polite in (signal.SIGTERM, signal.SIGHUP):  # a polite kill and a closed terminal end like Ctrl-C
+        if signal.getsignal(polite) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(polite, signal.default_int_handler)
     try:
         result = main(argv)
         if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
@@ -216,7 +218,7 @@ def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
             raise InputError(f"the folder {output} exists: {remedy}")
         if not (output / "vitoats.json").is_file():
             raise InputError(f"{output} was not written by compress, so --overwrite does not touch it: give another --output")
-    _check_parents(output)
+    check_parents(output)
 
 
 def check_output_file(output: Path, overwrite: bool) -> None:
@@ -225,14 +227,19 @@ def check_output_file(output: Path, overwrite: bool) -> None:
     Raises:
         InputError: it exists, or cannot be a file.
     """
-    _check_parents(output)
+    check_parents(output)
     if output.is_dir():
         raise InputError(f"{output} is a folder: give --output a file")
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists: add --overwrite to replace it")
 
 
-def _check_parents(output: Path) -> None:
+def check_parents(output: Path) -> None:
+    """Refuses an output below a file, or below a folder that cannot be written to.
+
+    Raises:
+        InputError: it is such a one.
+    """
     for parent in output.absolute().parents:
         if parent.exists():
             if not parent.is_dir() or not os.access(parent, os.W_OK):

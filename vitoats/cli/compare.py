@@ -22,6 +22,7 @@ import numpy as np
 from vitoats.cli import common, config_file, flags
 from vitoats.cli import compress as compress_command
 from vitoats.common.errors import InputError, RunError
+from vitoats.common.files import atomic_write, hold
 from vitoats.comparison.plan import OWN, Run, compressions, methods, patterns, plan
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from vitoats.data.images import ImageDataset
     from vitoats.evaluation.fidelity import Observe
+    from vitoats.evaluation.store import RowStore
     from vitoats.loading.load import LoadedModel
 
 Row = tuple[dict[str, Any], dict[str, np.ndarray]]  # figures, figures of each image
@@ -50,7 +52,14 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.evaluation.store import RowStore
 
     bench = open_bench(args)
-    store = RowStore(args.output, bench.settings)
+    with hold(args.output):
+        return make_rows(args, bench, RowStore(args.output, bench.settings), runs, skipped, start)
+
+
+def make_rows(
+    args: Namespace, bench: "Bench", store: "RowStore", runs: list[Run], skipped: list[str], start: float
+) -> dict[str, Any]:
+    """Makes all rows that are missing, writes tables and plots; returns the JSON line."""
     jobs: list[tuple[str, str, dict[str, Any], Callable[[], Row]]] = [
         ("dense", "dense", {}, partial(dense_row, bench, args.output)),
         ("int8", "int8", {}, partial(int8_row, bench, args.output)),
@@ -343,7 +352,8 @@ def write_report(args: Namespace, bench: Bench, found: list[Row], skipped: list[
         "output": str(args.output),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    (args.output / "results.json").write_text(json.dumps({**result, "settings": bench.settings}, indent=1))
+    with atomic_write(args.output / "results.json") as partial:
+        partial.write_text(json.dumps({**result, "settings": bench.settings}, indent=1))
     return result
 
 

@@ -20,6 +20,7 @@ from vitoats.cli.budgets import make_budgets
 from vitoats.cli.goals import make_goal, say_prediction
 from vitoats.cli.method_flags import NSAMPLES, add_method_flags, given_flags, make_config, make_recipe, refuse_layer_flags
 from vitoats.common.errors import InputError
+from vitoats.common.files import hold
 from vitoats.common.memory import reuse_freed_memory
 
 if TYPE_CHECKING:
@@ -56,16 +57,23 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningReport"]:
     """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
-    common.check_output_folder(args.output, args.overwrite)
+    common.check_parents(args.output)
+    with hold(args.output):  # from here on the folder is as the last run has left it, were it killed
+        return _run(args)
+
+
+def _run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningReport"]:
+    partial = args.output.with_name(args.output.name + ".partial")
+    overwrite = args.overwrite or _complete(args, partial)
+    common.check_output_folder(args.output, overwrite)
 
     from vitoats.compression.structural import PruningReport
     from vitoats.format.layers import parameter_count
     from vitoats.loading.checkpoint import WEIGHTS, save_checkpoint
 
     start = time.perf_counter()
-    partial = args.output.with_name(args.output.name + ".partial")
     loaded, about, report = compress_model(args, partial)
-    save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=args.overwrite)
+    save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=overwrite)
     shutil.rmtree(partial, ignore_errors=True)
     result = {
         "model": args.model,
@@ -86,6 +94,18 @@ def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningRe
         "output": str(args.output),
     }
     return result, report
+
+
+def _complete(args: Namespace, partial: Path) -> bool:
+    """Whether the run that is to be resumed has written its folder already, and only its blocks were left to clear away."""
+    if not (args.resume and partial.is_dir() and args.output.is_dir()):
+        return False
+    from vitoats.compression.resume import is_output_of
+
+    complete = is_output_of(partial, args.output)
+    if complete:
+        log.info("%s is finished already: it is written once more from its blocks", args.output)
+    return complete
 
 
 def compress_model(
