@@ -95,6 +95,16 @@ def export_onnx(
     return proto
 
 
+def described_by(about: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a file says of its origin: the model before compression, and how it was compressed.
+
+    Args:
+        about: what vitoats.json says; empty for a dense model.
+        name: of the model.
+    """
+    return {"model": about.get("model", name)} | {key: about[key] for key in ("method", "compression") if key in about}
+
+
 def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
     """All that can carry notes of the exporter."""
     yield graph
