@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -45,22 +44,6 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     log.info("model: %s (%s)", args.model, loaded.weights)
     log.info("preprocessing: %s", loaded.preprocessing)
     return loaded
-
-
-def load_or_randomise(args: argparse.Namespace) -> tuple["LoadedModel", str]:
-    """For benchmarks: the model with its own weights, or with random ones where those cannot be had; says which."""
-    from vitoats.loading.load import load_model
-
-    arguments = {"checkpoint": args.checkpoint, "img_size": args.img_size, "crop_mode": args.crop_mode}
-    if not args.random_weights:
-        try:
-            loaded = load_model(args.model, **arguments)
-            return loaded, loaded.weights
-        except InputError as error:
-            if "cannot be fetched" not in str(error):
-                raise
-            log.warning("%s", error)
-    return load_model(args.model, random_weights=True, **arguments), "random weights"
 
 
 def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
@@ -166,21 +149,6 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """What runs this: the processor's name and how many cores there are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def check_device(device: str) -> str:

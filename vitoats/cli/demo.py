@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitoats.cli import common, config_file, flags
 from vitoats.cli import compress as compress_command
 
@@ -38,10 +36,10 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str, Any]:
     """Compresses, exports and evaluates in ``folder``; returns the JSON line."""
+    from vitoats.benchmark.files import compare_files
     from vitoats.loading.names import EMBEDDED
     from vitoats.report.tables import print_table
     from vitoats.runtime import library
-    from vitoats.runtime.inference import inference, median_ms, session
 
     files = {"dense": export("dense", EMBEDDED, folder)}
     done: dict[str, Any] = {}
@@ -54,15 +52,11 @@ def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str,
         files[method] = export(method, str(folder / method), folder)
 
     rows = [{"method": name, **evaluate_file(name, file, threads, quiet)} for name, file in files.items()]
-    sessions = [session(file, threads) for file in files.values()]
-    size = rows[0]["img_size"]
-    for batch in BATCHES:
-        images = np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
-        times = median_ms([inference(opened, images) for opened in sessions], turn_seconds=0.3)
-        of_batch = "" if batch == 1 else f"_batch{batch}"
-        for row, ms in zip(rows, times, strict=True):
-            row[f"latency_ms{of_batch}"] = round(ms, 2)
-            row[f"speedup{of_batch}"] = round(times[0] / ms, 3)
+    times = compare_files(list(files.values()), BATCHES, [threads], turn_seconds=0.3)
+    for row, found in zip(rows * len(BATCHES), times, strict=True):
+        of_batch = "" if found.batch == 1 else f"_batch{found.batch}"
+        row[f"latency_ms{of_batch}"] = round(found.ms, 2)
+        row[f"speedup{of_batch}"] = found.speedup
     seconds = round(time.perf_counter() - start, 1)
     print_table(
         f"{EMBEDDED}, {done['compression']:.1%} of the block weights removed, rank ratio {RANK_RATIO}; "
@@ -79,12 +73,12 @@ def run_demo(folder: Path, threads: int, quiet: bool, start: float) -> dict[str,
             for row in rows
         ],
     )
-    native = len(sessions[-1].native_nodes)
+    native = times[-1].native_nodes
     if native:
         print(f"{native} of {done['n_layers']} layers run in the native sparse operator, with kernels for {library.isa()}.")
     else:
         print("The native library is missing: ONNX Runtime unpacks the sparse weights and runs at dense speed.")
-    print(f"{size} px are only 50 tokens: tools/benchmark.py model shows more. {seconds:.0f} seconds in all.")
+    print(f"{rows[0]['img_size']} px are only 50 tokens: tools/benchmark.py model shows more. {seconds:.0f} seconds in all.")
     dense, best = rows[0], rows[-1]
     return {
         "model": EMBEDDED,

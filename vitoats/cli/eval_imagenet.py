@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
 from vitoats.common.errors import InputError
+from vitoats.common.machine import cores
 
 if TYPE_CHECKING:
     from vitoats.data.transforms import Preprocessing
@@ -48,7 +49,7 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
     from vitoats.evaluation.accuracy import evaluate
 
     if world.size > 1 and not args.threads:
-        args.threads = max(1, common.cores() // world.size)
+        args.threads = max(1, cores() // world.size)
     threads = common.set_threads(args.threads)
     start = time.perf_counter()
     valid = None if args.valid_labels is None else read_valid_labels(args.valid_labels)
@@ -180,7 +181,7 @@ def make_parser() -> flags.ArgumentParser:
     parser = flags.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
     parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
     flags.add_model_flags(parser)
-    flags.add_data_flags(parser, batch_size=64, workers=min(2, common.cores()))
+    flags.add_data_flags(parser, batch_size=64, workers=min(2, cores()))
     flags.add_compute_flags(parser)
     add = parser.add_argument
     add("--pretrained", action="store_true", help="the weights that the name stands for: always so without --checkpoint")

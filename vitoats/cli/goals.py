@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common
 from vitoats.common.errors import InputError
+from vitoats.common.machine import cores, processor
 
 if TYPE_CHECKING:
     from vitoats.allocation.constraint import Budgets, Goal
@@ -106,12 +107,12 @@ def cost_table(args: Namespace, loaded: "LoadedModel", shapes: list["LayerShape"
         table = CostTable.read(args.cost_table)
         table.check(shapes, args.cost_table)
         return table
-    threads = args.threads or common.cores()
-    machine = [common.processor(), os.cpu_count(), isa(), threads, type(loaded.timm_model).__name__]
+    threads = args.threads or cores()
+    machine = [processor(), os.cpu_count(), isa(), threads, type(loaded.timm_model).__name__]
     key = json.dumps([machine, sorted(map(dataclasses.astuple, shapes))])
 
     def measure() -> dict[str, Any]:
-        from vitoats.cli.benchmark_costs import measure_costs
+        from vitoats.benchmark.costs import measure_costs
 
         common.log.info("measuring what layers cost on %d threads; it is kept for the next time", threads)
         with common.Bar("costs: shape", args.quiet) as bar:
