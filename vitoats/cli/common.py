@@ -35,22 +35,6 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     return open_model(ModelSource(name=args.model, **given), with_head)
 
 
-def load_or_randomise(args: argparse.Namespace) -> tuple["LoadedModel", str]:
-    """For benchmarks: the model with its own weights, or with random ones where those cannot be had; says which."""
-    from vitoats.loading.load import load_model
-
-    arguments = {"checkpoint": args.checkpoint, "img_size": args.img_size, "crop_mode": args.crop_mode}
-    if not args.random_weights:
-        try:
-            loaded = load_model(args.model, **arguments)
-            return loaded, loaded.weights
-        except InputError as error:
-            if "cannot be fetched" not in str(error):
-                raise
-            log.warning("%s", error)
-    return load_model(args.model, random_weights=True, **arguments), "random weights"
-
-
 def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
     """Runs a command: sets up logging, turns errors into one line and an exit status, prints the JSON line.
 

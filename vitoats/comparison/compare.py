@@ -68,12 +68,12 @@ def compare(comparison: Comparison, progress: Progress = silent) -> dict[str, An
     finished = {name: store.load(name, settings) for name, _, settings, _ in jobs}  # what does not fit shows before the work
     rows: list[Row] = []
     failed: list[str] = []
-    for i, (name, words, settings, make) in enumerate(jobs, 1):
+    for i, (name, words, settings, made_by) in enumerate(jobs, 1):
         row = finished[name]
         log.info("[%d/%d] %s%s", i, len(jobs), words, " is done already" if row else "")
         try:
             if row is None:
-                row = make(rows[0] if rows else None)
+                row = made_by(rows[0] if rows else None)
                 store.save(name, settings, *row)
             rows.append(row)
         except (InputError, RunError) as error:

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vitoats.benchmark.files import compare_files
 from vitoats.common.progress import Progress
 from vitoats.data.images import batches, open_images
 from vitoats.evaluation.accuracy import evaluate
 from vitoats.evaluation.target import onnx_target
-from vitoats.runtime.inference import inference, median_ms, session
 
 TURN_SECONDS = 0.3  # of each file before the next has its turn
 
@@ -32,17 +30,11 @@ def measure(
         ``latency_ms`` and ``speedup`` over the first file.
     """
     rows = [{"method": name, **_accuracy(name, file, images, threads, progress)} for name, file in files.items()]
-    sessions = [session(file, threads) for file in files.values()]
-    size = rows[0]["img_size"]
-    for batch in batch_sizes:
-        noise = np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
-        times = median_ms([inference(opened, noise) for opened in sessions], turn_seconds=TURN_SECONDS)
-        of_batch = "" if batch == batch_sizes[0] else f"_batch{batch}"
-        for row, ms in zip(rows, times, strict=True):
-            row[f"latency_ms{of_batch}"] = round(ms, 2)
-            row[f"speedup{of_batch}"] = round(times[0] / ms, 3)
-    for row, opened in zip(rows, sessions, strict=True):
-        row["native_nodes"] = len(opened.native_nodes)
+    for timed in compare_files(list(files.values()), batch_sizes, [threads], TURN_SECONDS):
+        row = rows[[str(file) for file in files.values()].index(timed.file)]
+        of_batch = "" if timed.batch == batch_sizes[0] else f"_batch{timed.batch}"
+        row |= {f"latency_ms{of_batch}": round(timed.ms, 2), f"speedup{of_batch}": timed.speedup}
+        row["native_nodes"] = timed.native_nodes
     return rows
 
 

@@ -24,6 +24,10 @@ log = logging.getLogger("vitoats")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")  # what timm looks for in a folder
 
 
+class WeightsUnavailableError(InputError):
+    """A model's weights cannot be fetched; its architecture is known, so random ones can take their place."""
+
+
 def one_line(error: Exception, limit: int = 300) -> str:
     """An error's message on one line, cut to ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -88,7 +92,8 @@ def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
         the source in words.
 
     Raises:
-        InputError: there are no such weights, or they are not cached and the Hub cannot be reached.
+        InputError: there are no such weights.
+        WeightsUnavailableError: they are not cached and the Hub cannot be reached.
     """
     if timm_name.startswith("local-dir:"):
         return timm_name
@@ -161,10 +166,10 @@ def unreachable(endpoint: str) -> str:
     return ""
 
 
-def cannot_fetch(name: str, repo: str, named: NamedModel | None, reason: str) -> InputError:
+def cannot_fetch(name: str, repo: str, named: NamedModel | None, reason: str) -> WeightsUnavailableError:
     """The error for weights that are not to be had; names the file and the flags that give it."""
     file = named.weights_file if named else f"model.safetensors of {repo}"
-    return InputError(
+    return WeightsUnavailableError(
         f"the weights of {name} ({file}) cannot be fetched: {reason}; "
         f"give the file with `checkpoint`, or a timm folder with `model` local-dir:PATH"
     )
