@@ -150,7 +150,7 @@ class TestResume:
         self.interrupt(tmp_path, torch.randn(8, 3, 32, 32), 1)
         with pytest.raises(InputError, match="another model"):
             BlockStore(tmp_path / "state", "different", resume=True)
-        with pytest.raises(InputError, match="--resume"):
+        with pytest.raises(InputError, match="`resume`"):
             BlockStore(tmp_path / "state", "same", resume=False)
 
     def test_a_block_without_linear_layers_is_kept_as_well(self, tmp_path):

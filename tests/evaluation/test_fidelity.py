@@ -70,7 +70,7 @@ def test_a_file_that_ends_in_no_linear_layer_is_refused():
 def test_a_model_without_classifier_is_refused():
     loaded = models("own classifier")
     loaded.model.reset_classifier(0)
-    with pytest.raises(InputError, match="--head"):
+    with pytest.raises(InputError, match="`head`"):
         observer(loaded, "cpu")
 
 

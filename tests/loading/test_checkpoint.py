@@ -146,7 +146,7 @@ for folder in ("out", "new"):
     try:
         save_checkpoint(loaded, Path({str(tmp_path)!r}) / folder, {{}}, overwrite=True)
     except RunError as error:
-        assert "--output" in str(error), error
+        assert "`output`" in str(error), error
         print("refused")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent.parent)

@@ -215,7 +215,7 @@ def test_positions_that_were_resized_before_are_refused(folders, tmp_path):
     state = as_meta(model)
     state["pos_embed"] = resample(state["pos_embed"], 16, "timm", prefix=1, registers=False)
     path = write_checkpoint(state, tmp_path / "small.pth")
-    assert "--pos-resample timm" in refusal(name, checkpoint=path, img_size=224, pos_resample="official")
+    assert "`pos_resample='timm'`" in refusal(name, checkpoint=path, img_size=224, pos_resample="official")
     load_model(name, checkpoint=path, img_size=224, pos_resample="timm")
 
 
@@ -264,7 +264,7 @@ def test_a_head_file_says_how_many_layers_it_takes(backbone_folder, tmp_path):
     loaded = load_model(f"local-dir:{backbone_folder}", head=tmp_path / "h.safetensors")
     assert loaded.model.info.layers == 4
     assert loaded.model.info.classes == ("a", "b", "c", "d")
-    with pytest.raises(InputError, match="--head-layers"):
+    with pytest.raises(InputError, match="`head_layers`"):
         load_model(f"local-dir:{backbone_folder}", head=tmp_path / "h.safetensors", head_layers=1)
 
 
@@ -285,7 +285,7 @@ def test_heads_that_do_not_fit(backbone_folder, tmp_path, kind):
     message = refusal(f"local-dir:{backbone_folder}", head=path)
     assert said in message
     assert str(path) in message
-    assert "--head-layers 2" not in message  # argparse takes 1 and 4 only
+    assert "`head_layers` 2" not in message  # argparse takes 1 and 4 only
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -307,7 +307,7 @@ def test_a_head_for_more_layers_than_there_are(tmp_path):
 
 def test_a_head_on_a_classifier_is_refused(tiny_folder, tmp_path):
     path = write_checkpoint(head_tensors(96), tmp_path / "head.pth")
-    assert "--head" in refusal(f"local-dir:{tiny_folder}", head=path)
+    assert "`head`" in refusal(f"local-dir:{tiny_folder}", head=path)
 
 
 # ---- what a head was made for
