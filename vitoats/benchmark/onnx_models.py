@@ -52,8 +52,8 @@ def sparse_model(
         i %= len(S)
         found = {"values": np.roll(values, -starts[i]), "mask": np.roll(mask, -i, axis=0)}
         if low_rank is not None:
-            found["bias"] = np.zeros(len(S), np.float32)
-            found |= {name: np.roll(term, i, axis=-1) for name, term in zip("UV", low_rank, strict=True)}
+            U, V = low_rank
+            found |= {"bias": np.zeros(len(S), np.float32), "U": np.roll(U, i, axis=1), "V": np.roll(V, i, axis=2)}
         return found
 
     return _model(S.shape, copies, NAME, constants, DOMAIN, in_features=S.shape[1])

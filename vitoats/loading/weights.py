@@ -25,7 +25,7 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pth.tar")  # what timm loo
 
 
 class WeightsUnavailableError(InputError):
-    """A model's weights cannot be fetched; its architecture is known, so random ones can take their place."""
+    """A model's weights cannot be fetched. Where only its shapes matter, random ones can take their place."""
 
 
 def one_line(error: Exception, limit: int = 300) -> str:
