@@ -5,12 +5,25 @@ caches know a compression by. Another compression of the same kind is ``dataclas
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vitoats.common.errors import InputError
 from vitoats.loading.source import ModelSource
 from vitoats.methods.registry import Recipe
+
+
+def _check_whole(name: str, value: Any, least: int, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
+        most = "" if below == math.inf else f", below {below}"
+        raise InputError(f"{value!r} is wrong: give `{name}` a whole number of {least} or more{most}")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InputError(f"{value!r} is wrong: give `{name}` a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,10 @@ class CalibrationData:
     nsamples: int = 512
     seed: int = 42
 
+    def __post_init__(self):
+        _check_whole("nsamples", self.nsamples, 1)
+        _check_whole("seed", self.seed, 0, 2**63)
+
 
 @dataclass(frozen=True)
 class CostLimit:
@@ -45,6 +62,9 @@ class CostLimit:
     value: float
     cost_table: Path | None = None
     free_rank_ratio: bool = True
+
+    def __post_init__(self):
+        _check_positive(self.kind, self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +84,13 @@ class Resources:
     device: str = "cpu"
     threads: int = 0
     memory_limit: float | None = None
+
+    def __post_init__(self):
+        _check_whole("batch_size", self.batch_size, 1)
+        _check_whole("workers", self.workers, 0)
+        _check_whole("threads", self.threads, 0)
+        if self.memory_limit is not None:
+            _check_positive("memory_limit", self.memory_limit)
 
 
 @dataclass(frozen=True, kw_only=True)
