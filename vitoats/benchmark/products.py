@@ -17,8 +17,8 @@ from vitoats.runtime.library import register
 
 Pattern = Literal["row", "layer"]  # the same number of zeros in each row, or any, over the whole matrix
 
-CACHES = 2  # a run reads and writes as much as that many last-level caches hold, so little of it is still there at the next run
-MOST_COPIES = 64  # a small product would need hundreds of copies, and its models would take longer to build than to time
+CACHES = 2  # a run reads and writes as much as that many last-level caches hold, so the next run finds little of it there
+MOST_COPIES = 64  # models with the hundreds of copies that small products would need take seconds to build and open
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,12 @@ class Product:
 
 
 def copies_beyond_cache(n: int, k: int, tokens: int) -> int:
-    """How many copies of a product, [tokens, k] times [k, n] in float32, together exceed the last-level cache.
+    """How many copies of a product, [tokens, k] times [k, n] in float32, one timed run has to go through.
 
-    A model with so many is what is timed: its weights come from memory at each run, as they do in a whole model.
+    If a run computed one product alone, its weights would still be in the processor's cache from the run before, and it would
+    look faster than in a whole model, where the other layers displace them. So the model that is timed holds several copies of
+    the product, each with weights of its own, that together exceed the last-level cache. There are ``MOST_COPIES`` at most:
+    where the cache holds hundreds of megabytes, small products do stay in it, as a small model would.
     """
     bytes_of_one = 4 * (n * k + tokens * (n + k))
     return min(max(math.ceil(CACHES * last_level_cache() / bytes_of_one), 1), MOST_COPIES)
