@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "compress": "vitoats.compression.pipeline",
     "prune": "vitoats.compression.structural",
-    "load": "vitoats.loading.checkpoint",
+    "load": "vitoats.loading.load",
     "load_model": "vitoats.loading.load",
 }
 
