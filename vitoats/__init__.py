@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "compress": "vitoats.api",
-    "load": "vitoats.loading.checkpoint",
+    "load": "vitoats.loading.load",
     "export_onnx": "vitoats.api",
     "evaluate": "vitoats.api",
     "InputError": "vitoats.common.errors",

@@ -24,7 +24,8 @@ from vitoats.evaluation.protocol import Protocol, open_test_set
 from vitoats.evaluation.target import Target, onnx_target, torch_target
 from vitoats.export.onnx_file import Form, described_by
 from vitoats.export.onnx_file import export_onnx as write_onnx
-from vitoats.loading.load import LoadedModel, from_memory, load_model
+from vitoats.loading.load import from_memory, load_model
+from vitoats.loading.loaded import LoadedModel
 
 Model = str | Path | nn.Module | LoadedModel | Compressed
 IN_MEMORY = "given in memory"

@@ -22,7 +22,7 @@ from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import compressed_layers
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.oats import OATSConfig
 from vitoats.methods.oats_h import OATSHConfig

@@ -17,7 +17,7 @@ from vitoats.evaluation.fidelity import Fidelity, cosines, layer_error, observer
 from vitoats.export.int8 import classifier_input, quantize, with_output
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import SparseLowRankLinear, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.models.heads import HeadInfo, LinearHeadClassifier
 
 SIZE = Preprocessing(img_size=32)

@@ -24,7 +24,8 @@ from vitoats.export.sparse_matmul import DOMAIN, NAME
 from vitoats.export.verify import verify
 from vitoats.format.layers import compressed_layers, replace_module
 from vitoats.loading.checkpoint import save_checkpoint
-from vitoats.loading.load import LoadedModel, load_model
+from vitoats.loading.load import load_model
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
 from vitoats.runtime import metadata, session
 

@@ -14,8 +14,9 @@ from tests.conftest import TINY
 from tests.loading.test_loading import BAD_FILES, refusal, write_bad, write_checkpoint
 from vitoats.common.errors import InputError
 from vitoats.loading.checkpoint import save_checkpoint
+from vitoats.loading.head_files import attach_head, load_head, same_model, save_head
 from vitoats.loading.load import load_model
-from vitoats.models.heads import HeadInfo, attach_head, features, load_head, same_model, save_head
+from vitoats.models.heads import HeadInfo, features
 from vitoats.models.positions import resample
 
 import timm  # isort: skip
@@ -160,7 +161,7 @@ def test_a_written_folder_keeps_its_positions_and_its_head(folders, tmp_path, ki
     assert (again.model.info.layers, again.model.info.img_size) == (4, 98)
     with torch.inference_mode():
         assert torch.equal(again.model(image_batch(98)), loaded.model(image_batch(98)))
-    assert "--pos-resample" in refusal(str(tmp_path / "folder"), pos_resample="hf")
+    assert "`pos_resample`" in refusal(str(tmp_path / "folder"), pos_resample="hf")
 
 
 # ---- positions, in float64
@@ -285,7 +286,7 @@ def test_heads_that_do_not_fit(backbone_folder, tmp_path, kind):
     message = refusal(f"local-dir:{backbone_folder}", head=path)
     assert said in message
     assert str(path) in message
-    assert "`head_layers` 2" not in message  # argparse takes 1 and 4 only
+    assert "`head_layers`" not in message  # argparse takes 1 and 4 only
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -337,7 +338,7 @@ def test_a_head_of_meta_for_another_backbone_is_refused(tmp_path):
 
 
 def test_metas_head_at_another_size_is_a_warning(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("vitoats.models.heads.log.propagate", True)
+    monkeypatch.setattr("vitoats.loading.head_files.log.propagate", True)
     path = write_checkpoint(head_tensors(2 * 384, 1000), tmp_path / "dinov2_vits14_linear_head.pth")
     load_model("dinov2_vits14", random_weights=True, head=path)
     assert "224 px" not in caplog.text

@@ -18,7 +18,8 @@ from tests.conftest import make_tiny
 from vitoats.cli.common import run
 from vitoats.cli.compress import main as compress
 from vitoats.common.errors import InputError
-from vitoats.loading.load import load_model, read_weights
+from vitoats.loading.load import load_model
+from vitoats.loading.weights import read_weights
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip

@@ -22,7 +22,7 @@ from vitoats.benchmark.timing import Progress, median_ms
 from vitoats.common.machine import processor
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import SparseLowRankLinear, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.models.adapter import adapt
 from vitoats.runtime.inference import inference, session
 from vitoats.runtime.library import isa

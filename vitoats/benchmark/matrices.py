@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.common.errors import InputError
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.statistics import InputStatistics, Needs
 from vitoats.models.adapter import adapt
 

@@ -17,7 +17,7 @@ import numpy as np
 from vitoats.benchmark.timing import Progress, median_ms
 from vitoats.export.int8 import quantize
 from vitoats.export.onnx_file import export_onnx
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import inference, session
 
 TURN_SECONDS = 0.5  # of each variant before the next has its turn

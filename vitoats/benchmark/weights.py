@@ -3,8 +3,9 @@
 import logging
 from pathlib import Path
 
-from vitoats.loading.load import LoadedModel, load_model
-from vitoats.loading.weights import WeightsUnavailableError
+from vitoats.loading.hub import WeightsUnavailableError
+from vitoats.loading.load import load_model
+from vitoats.loading.loaded import LoadedModel
 
 log = logging.getLogger("vitoats")
 

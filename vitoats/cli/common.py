@@ -19,7 +19,7 @@ from vitoats.cli.wording import in_flags
 from vitoats.common.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from vitoats.loading.load import LoadedModel
+    from vitoats.loading.loaded import LoadedModel
 
 MODEL_FLAGS = ("checkpoint", "random_weights", "img_size", "crop_mode", "pos_resample", "head", "head_layers")
 

@@ -17,7 +17,7 @@ from vitoats.cli import common, config_file, flags
 from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.loading.load import LoadedModel
+    from vitoats.loading.loaded import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
     from vitoats.evaluation.features import Features
-    from vitoats.loading.load import LoadedModel
+    from vitoats.loading.loaded import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.evaluation.features import MOST_LAYERS
     from vitoats.evaluation.knn import knn_predict
     from vitoats.evaluation.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
-    from vitoats.models.heads import HeadInfo, save_head
+    from vitoats.loading.head_files import save_head
+    from vitoats.models.heads import HeadInfo
 
     set_threads(args.threads)
     start = time.perf_counter()

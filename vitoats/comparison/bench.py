@@ -16,7 +16,7 @@ from vitoats.compression.resume import fingerprint
 from vitoats.data.crops import Crops
 from vitoats.data.images import ImageDataset, batches, digest, log, open_images
 from vitoats.evaluation.fidelity import observer
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.source import open_model
 
 OOD_CROPS = 5  # random crops of each out-of-domain image, beside the model's own view

@@ -16,7 +16,7 @@ from vitoats.common.machine import cores, processor
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob, CostLimit
 from vitoats.compression.pipeline import chosen_layers
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.registry import Method
 from vitoats.models.adapter import adapt
 from vitoats.runtime.library import isa

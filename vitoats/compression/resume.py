@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.files import save_tensors
 from vitoats.compression.pipeline import LayerRow
-from vitoats.format import bitmask
+from vitoats.format import factored
 from vitoats.format.layers import SparseLowRankLinear
-from vitoats.loading.checkpoint import factored_tensors
 
 log = logging.getLogger("vitoats")
 
@@ -60,7 +59,7 @@ class BlockStore:
         """Writes a finished block."""
         tensors: dict[str, Tensor] = {}
         for name, layer in layers.items():
-            tensors |= factored_tensors(name, layer)
+            tensors |= factored.pack(name, layer)
         about = {"rows": json.dumps([asdict(row) for row in rows])}
         partial, final = self._file(index).with_suffix(".writing"), self._file(index)
         try:
@@ -108,16 +107,11 @@ def _read_fingerprint(about: Path) -> str:
 def _read_block(path: Path) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]]:
     with safetensors.safe_open(str(path), "pt") as file:
         rows = [LayerRow(**{**row, "ranks": tuple(row["ranks"])}) for row in json.loads(file.metadata()["rows"])]
-        layers = {}
-        for row in rows:
-            values, mask = (file.get_tensor(f"{row.name}.S.{part}").numpy() for part in ("values", "mask"))
-            keys = file.keys()
-            layers[row.name] = SparseLowRankLinear(
-                torch.from_numpy(bitmask.unpack(values, mask, row.d_in)),
-                [file.get_tensor(f"{row.name}.U.{i}") for i in range(len(row.ranks))],
-                [file.get_tensor(f"{row.name}.V.{i}") for i in range(len(row.ranks))],
-                file.get_tensor(f"{row.name}.bias") if f"{row.name}.bias" in keys else None,
-            )
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    layers = {}
+    for row in rows:
+        row_blocks = [(row.d_out // len(row.ranks), rank) for rank in row.ranks]
+        layers[row.name] = factored.unpack(row.name, tensors, row_blocks, row.d_in)
     return layers, rows
 
 

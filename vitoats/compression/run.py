@@ -24,7 +24,7 @@ from vitoats.data.calibration import CalibrationImages, calibration_images
 from vitoats.evaluation.fidelity import Fidelity
 from vitoats.format.counts import count, count_flops
 from vitoats.loading.checkpoint import save_checkpoint
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.source import open_model
 from vitoats.methods.registry import Method, StructuralMethod, find_method
 

@@ -22,7 +22,7 @@ from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
 from vitoats.format import bitmask
 from vitoats.format.layers import compressed_counts, compressed_layers, parameter_count, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads

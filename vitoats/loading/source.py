@@ -4,7 +4,8 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vitoats.loading.load import LoadedModel, load_model
+from vitoats.loading.load import load_model
+from vitoats.loading.loaded import LoadedModel
 
 log = logging.getLogger("vitoats")
 

@@ -20,7 +20,7 @@ from vitoats.common.machine import processor
 
 if TYPE_CHECKING:
     from vitoats.benchmark.model import Variant
-    from vitoats.loading.load import LoadedModel
+    from vitoats.loading.loaded import LoadedModel
     from vitoats.methods.oats import OATSConfig
 
 MODELS = ("dinov2_vits14", "vit_base_patch16_224")
