@@ -96,8 +96,9 @@ def features_of(
     import torch
 
     from vitoats.common.devices import check_device
-    from vitoats.data.images import batches, open_images
-    from vitoats.evaluation.features import cached, extract, fingerprint
+    from vitoats.common.fingerprint import fingerprint
+    from vitoats.data.images import batches, digest, open_images
+    from vitoats.evaluation.features import cached, extract
 
     dataset: Any = open_images(args.data_dir, split, loaded.preprocessing.transform())
     if not dataset.classes:
@@ -110,7 +111,8 @@ def features_of(
             stream = batches(dataset, order, args.batch_size, args.workers)
             return extract(backbone, stream, lambda done: bar.update(done, len(order)))
 
-    key = "" if args.cache is None else fingerprint(backbone, loaded.preprocessing, dataset, order)
+    about = {"preprocessing": loaded.preprocessing.to_dict(), "images": digest(dataset, order)}
+    key = fingerprint(backbone, about) if args.cache else ""
     paths = [dataset.paths[i] for i in order] if hasattr(dataset, "paths") else []
     return cached(args.cache, key, compute), dataset.classes, paths
 

@@ -1,6 +1,6 @@
 """The bench of a comparison: one dense model, and the same images for all methods."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from torch import Tensor
 
 import vitoats
 from vitoats.common.errors import InputError
+from vitoats.common.fingerprint import tensors_sha256
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob
-from vitoats.compression.resume import fingerprint
+from vitoats.compression.run import HELD_OUT
 from vitoats.data.crops import Crops
-from vitoats.data.images import ImageDataset, batches, digest, log, open_images
+from vitoats.data.images import ImageDataset, ImageFiles, batches, digest, log, open_images, shuffled
 from vitoats.evaluation.fidelity import observer
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.source import open_model
@@ -71,20 +72,21 @@ def open_bench(job: CompressionJob, num_samples: int | None, ood_dir: Path | Non
     calibration, test = (open_images(data.images, split, transform) for split in ("train", "test"))
     if not test.classes:
         raise InputError("these images have no labels: give `images` a folder with one subfolder for each class")
-    if digest(calibration) == digest(test):
+    if isinstance(calibration, ImageFiles) and isinstance(test, ImageFiles) and calibration.paths == test.paths:
         log.warning("calibration and test images are drawn from the same ones: better give a folder with train and val")
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(data.seed))[:num_samples].tolist()
+    drawn = shuffled(calibration, data.seed)[: data.nsamples + HELD_OUT]
+    order = shuffled(test, data.seed)[:num_samples]
     if len(order) < 2:
         raise InputError("one test image cannot tell methods apart: raise `num_samples`, or add images")
     ood = None if ood_dir is None else open_images(str(ood_dir), "test", Crops(dense.preprocessing, OOD_CROPS, data.seed))
     size, workers = resources.batch_size, resources.workers
     settings = {
         "model": job.model.name,
-        "weights (sha256)": fingerprint(dense.model, {}),
+        "weights (sha256)": tensors_sha256(dense.model.state_dict()),
         "preprocessing": dense.preprocessing.to_dict(),
-        "calibration images": _described(calibration),
-        "test images": _described(test),
-        "out-of-domain images": None if ood is None else _described(ood),
+        "calibration images": _described(calibration, drawn),
+        "test images": _described(test, order),
+        "out-of-domain images": None if ood is None else _described(ood, range(len(ood))),
         "nsamples": data.nsamples,
         "num_samples": len(order),
         "seed": data.seed,
@@ -104,5 +106,5 @@ def open_bench(job: CompressionJob, num_samples: int | None, ood_dir: Path | Non
     )
 
 
-def _described(dataset: ImageDataset) -> str:
-    return f"{len(dataset)} ({digest(dataset)[:12]})"
+def _described(dataset: ImageDataset, indices: Iterable[int]) -> str:
+    return f"{len(dataset)} ({digest(dataset, indices)[:12]})"

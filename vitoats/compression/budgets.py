@@ -10,10 +10,11 @@ from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, c
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.targets import FROM_DENSE_PATH
 from vitoats.common.cache import cached
+from vitoats.common.fingerprint import fingerprint
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob
-from vitoats.compression.resume import fingerprint
 from vitoats.data.calibration import CalibrationImages
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import ModelAdapter, adapt
 
@@ -23,13 +24,19 @@ CONSTRAINT_FEATURE_IMAGES = 48  # of these, for a limit on cost: which layers st
 
 def make_budgets(
     job: CompressionJob,
-    model: Any,
-    img_size: int,
+    loaded: LoadedModel,
     images: CalibrationImages,
     constraint: Goal | None,
     progress: Progress,
 ) -> tuple[Any, Budgets | None]:
     """The method's config, with the compression that a constraint comes to, and budgets of single layers.
+
+    Args:
+        job: the compression.
+        loaded: the dense model, on the device.
+        images: those that calibrate.
+        constraint: on the cost of the exported model, None for the config's compression.
+        progress: told what is being measured.
 
     Returns:
         the config, and budgets by layer name; None where every layer has the config's.
@@ -42,7 +49,7 @@ def make_budgets(
         return (dataclasses.replace(config, compression=constraint.uniform()) if constraint else config), None
     if ":" in getattr(config, "pattern", ""):
         return config, None  # N:M fixes what each layer keeps
-    adapter = adapt(model, img_size)
+    adapter = adapt(loaded.timm_model, loaded.preprocessing.img_size)
     some = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
     if allocation == "owl":
         hidden = _hidden_states(job, adapter, some)
@@ -52,7 +59,7 @@ def make_budgets(
         return config, owl(adapter, shares, config.total_compression())
     if constraint is None:
         check_compression(config.total_compression())
-    sensitivities = _sensitivities(job, adapter, img_size, some, constraint, progress)
+    sensitivities = _sensitivities(job, loaded, adapter, some, constraint, progress)
     if job.recipe.target in FROM_DENSE_PATH:
         sensitivities = counted_by_depth(sensitivities, adapter.linears)
     if constraint is None:
@@ -65,8 +72,8 @@ def make_budgets(
 
 def _sensitivities(
     job: CompressionJob,
+    loaded: LoadedModel,
     adapter: ModelAdapter,
-    img_size: int,
     images: CalibrationImages,
     constraint: Goal | None,
     progress: Progress,
@@ -80,10 +87,10 @@ def _sensitivities(
         pattern=getattr(config, "pattern", "layer"),  # for a method without patterns
     )
     settings = {
-        "data": [data.images, data.general_images, job.recipe.calibration_mix, images.nsamples, data.seed],
+        "data": [images.digests(), job.recipe.calibration_mix, images.nsamples, data.seed],
         "config": dataclasses.asdict(measured_with),
         "refit_bias": job.recipe.refit_bias,
-        "img_size": img_size,
+        "preprocessing": loaded.preprocessing.to_dict(),
         "rates": [RATES, feature_images, without_rank],
     }
 

@@ -11,6 +11,7 @@ import torch
 
 from vitoats.allocation.constraint import Budgets
 from vitoats.common.devices import check_device, set_threads
+from vitoats.common.fingerprint import fingerprint
 from vitoats.common.memory import reuse_freed_memory
 from vitoats.common.outputs import check_output_folder
 from vitoats.common.progress import Progress, silent
@@ -18,7 +19,7 @@ from vitoats.compression.budgets import make_budgets
 from vitoats.compression.constraints import make_constraint, predict
 from vitoats.compression.job import CompressionJob, Resources
 from vitoats.compression.pipeline import CompressionReport, compress
-from vitoats.compression.resume import BlockStore, fingerprint
+from vitoats.compression.resume import BlockStore
 from vitoats.compression.structural import PruningReport, prune
 from vitoats.data.calibration import CalibrationImages, calibration_images
 from vitoats.evaluation.fidelity import Fidelity
@@ -108,10 +109,10 @@ def run(
     settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
     store = None
     if partial_folder is not None and isinstance(method, Method):
-        store = BlockStore(partial_folder, fingerprint(model, settings), resume)
+        store = BlockStore(partial_folder, fingerprint(model, {**settings, "images": drawn.digests()}), resume)
     try:
         fidelity = Fidelity(model, drawn.held_out, job.resources.batch_size, job.resources.workers)
-        config, budgets = make_budgets(job, model, inputs, drawn, constraint, progress)
+        config, budgets = make_budgets(job, loaded, drawn, constraint, progress)
         predicted = {} if constraint is None else predict(constraint, config, budgets)
         report = _compressed(job, method, model, inputs, drawn, config, budgets, scratch, store, partial(progress, "block"))
     except BaseException:

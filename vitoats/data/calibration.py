@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
 from vitoats.common.errors import InputError
-from vitoats.data.images import calibration_batches, open_images
+from vitoats.data.images import calibration_batches, digest, open_images, shuffled
 from vitoats.data.in_memory import ImagesInMemory
 from vitoats.data.synthetic import SyntheticImages
 
@@ -41,6 +40,16 @@ class CalibrationImages:
         for source, share in zip(self.sources.values(), shares(self.nsamples, len(self.sources)), strict=True):
             if share:
                 yield from calibration_batches(source, share, self.seed, batch_size, workers)
+
+    def digests(self) -> dict[str, str]:
+        """Identifies the images of each source: those that calibrate, and those held out, the next in line."""
+        found = {}
+        for (name, source), share in zip(self.sources.items(), shares(self.nsamples, len(self.sources)), strict=True):
+            if isinstance(source, SyntheticImages):
+                found[name] = f"{share} of {source}"
+            else:
+                found[name] = digest(source, shuffled(source, self.seed)[: share + len(self.held_out.get(name, []))])
+        return found
 
 
 def calibration_images(
@@ -84,8 +93,7 @@ def calibration_images(
     rest: dict[str, Any] = {}
     for (name, source), share in zip(sources.items(), shares(nsamples, len(sources)), strict=True):
         if name != "synthetic":
-            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
-            rest[name] = Subset(source, order[share : share + held_out])
+            rest[name] = Subset(source, shuffled(source, seed)[share : share + held_out])
     rest["synthetic"] = SyntheticImages(held_out, img_size, seed, transform, first=nsamples)
     total = sum(min(share, len(s)) for s, share in zip(sources.values(), shares(nsamples, len(sources)), strict=True))
     return CalibrationImages(sources, {k: v for k, v in rest.items() if len(v)}, total, seed)

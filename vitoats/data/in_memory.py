@@ -38,6 +38,12 @@ class ImagesInMemory(Dataset):
         if not len(images):
             raise InputError("there is no image: give `images` some, or a folder")
 
+    labels = None  # they come with the images, where there are any
+
+    def content(self, index: int) -> bytes:
+        """The preprocessed image."""
+        return self[index][0].numpy().tobytes()
+
     def __len__(self) -> int:
         return len(self.images)
 
