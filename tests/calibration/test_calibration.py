@@ -10,8 +10,8 @@ import torch
 
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.common.errors import InputError
+from vitoats.format.decomposition import Decomposition
 from vitoats.format.layers import SparseLowRankLinear, replace_module
-from vitoats.methods.registry import Decomposition
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.adapter import adapt
 

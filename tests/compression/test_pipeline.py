@@ -97,8 +97,8 @@ def test_q_k_and_v_apart_or_fused():
     apart, fused = make_tiny(), make_tiny()
     run(apart, images)
     run(fused, images, fused_qkv=True)
-    assert apart.blocks[0].attn.qkv.row_blocks == [(48, 3)] * 3
-    assert fused.blocks[0].attn.qkv.row_blocks == [(144, int(0.25 * 0.5 * 144 * 48 / 192))]
+    assert apart.blocks[0].attn.qkv.parts == [(48, 3)] * 3
+    assert fused.blocks[0].attn.qkv.parts == [(144, int(0.25 * 0.5 * 144 * 48 / 192))]
 
 
 def test_batch_size_and_a_mapped_file_change_nothing_that_matters(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError, RunError
-from vitoats.methods.statistics import InputStatistics, Needs
+from vitoats.methods.statistics import InputStatistics, StatisticsLevel
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 from vitoats.models.units import find_units
 
@@ -73,7 +73,7 @@ class HiddenStates:
 
     @torch.inference_mode()
     def statistics(
-        self, adapter: ModelAdapter, block: int, linears: list[LinearLayer], needs: Needs = "diagonal"
+        self, adapter: ModelAdapter, block: int, linears: list[LinearLayer], needs: StatisticsLevel = "diagonal"
     ) -> dict[str, InputStatistics]:
         """Runs a block over all images and measures the input of each linear layer.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.common.memory import KeptApart
+from vitoats.common.memory import PageBuffers
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 from vitoats.models.stream import StreamAddition, stream_additions
 
@@ -42,7 +42,7 @@ class DensePath:
         self.additions = stream_additions(adapter, index, linears, images) if residual else {}
         if not self._keep:
             return
-        self._kept, apart = [], KeptApart(self.hidden.n_batches)
+        self._kept, apart = [], PageBuffers(self.hidden.n_batches)
 
         def keep(name: str, x: Tensor) -> None:
             self._kept[-1][name] = apart.copy(name, x)
@@ -95,7 +95,7 @@ class CompressedPath:
         self._keep = keep
         self._finished: list[str] = []  # modules in the current block that will not change any more
         self._outputs: list[dict[str, Tensor]] = []  # of such modules, by batch
-        self._apart = KeptApart(0)
+        self._apart = PageBuffers(0)
 
     def finish(self, adapter: ModelAdapter, index: int, compressed: list[LinearLayer], pending: list[LinearLayer]) -> None:
         """Notes which modules of a block will not change any more: the outermost that hold compressed layers alone."""
@@ -103,7 +103,7 @@ class CompressedPath:
             return
         if not compressed:
             self._outputs = [{} for _ in range(self.hidden.n_batches)]
-            self._apart = KeptApart(self.hidden.n_batches)
+            self._apart = PageBuffers(self.hidden.n_batches)
         done, left = ([adapter.name_in_block(index, x) for x in layers] for layers in (compressed, pending))
         self._finished = []
         for name, _ in adapter.block(index).named_modules():
@@ -124,7 +124,7 @@ class CompressedPath:
                 return adapter.run_block(index, hidden)
 
         self.hidden.advance(adapter, index, run)
-        self._finished, self._outputs, self._apart = [], [], KeptApart(0)
+        self._finished, self._outputs, self._apart = [], [], PageBuffers(0)
 
     @contextmanager
     def _shortcuts(self, block: nn.Module, batch: int) -> Iterator[None]:

@@ -28,7 +28,7 @@ from vitoats.calibration.hidden_states import gram, input_moments
 from vitoats.calibration.paths import CompressedPath, DensePath
 from vitoats.common.errors import InputError
 from vitoats.methods.hessian import cholesky
-from vitoats.methods.statistics import InputStatistics, Needs
+from vitoats.methods.statistics import InputStatistics, StatisticsLevel
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 
 Target = Literal["block", "sequential", "dense", "residual"]
@@ -61,7 +61,7 @@ def layer_inputs(
     path: CompressedPath,
     dense: DensePath | None,
     target: Target,
-    needs: Needs,
+    needs: StatisticsLevel,
 ) -> Iterator[tuple[LinearLayer, InputStatistics, OutputError | None]]:
     """Yields each layer of a block with what is known of its input; the caller compresses a layer before it asks for the next.
 

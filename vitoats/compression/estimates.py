@@ -31,7 +31,7 @@ from typing import Any
 from vitoats.calibration.targets import token_stride
 from vitoats.format.counts import count_flops
 from vitoats.methods.hessian import REFIT_BYTES
-from vitoats.methods.statistics import Needs
+from vitoats.methods.statistics import StatisticsLevel
 from vitoats.models.adapter import LinearLayer, ModelAdapter
 
 PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
@@ -78,7 +78,7 @@ def estimate_memory(
     batch_size: int,
     factors: int,
     compression: float,
-    needs: Needs = "diagonal",
+    needs: StatisticsLevel = "diagonal",
     paths: int = 1,
 ) -> MemoryEstimate:
     """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
@@ -139,7 +139,7 @@ def estimate_work(
     configs: dict[str, Any],
     nsamples: int,
     img_size: int,
-    needs: Needs,
+    needs: StatisticsLevel,
     passes: float,
     two_paths: bool,
 ) -> WorkEstimate:

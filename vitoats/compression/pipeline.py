@@ -19,7 +19,7 @@ from vitoats.common.memory import return_freed_memory
 from vitoats.compression.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
 from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.methods.registry import Decomposition, Method, get_method, measured
-from vitoats.methods.statistics import InputStatistics, Needs
+from vitoats.methods.statistics import InputStatistics, StatisticsLevel
 from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
 from vitoats.models.units import places
 
@@ -134,7 +134,7 @@ def compress(
     linears, left_dense = chosen_layers(adapter, linears, solver, config)
     configs = {x.name: replace(config, **(budgets or {}).get(x.name, {})) for block in linears for x in block}
     two_paths = target in FROM_DENSE_PATH
-    needs: Needs = "full" if two_paths or refit_bias else solver.needs
+    needs: StatisticsLevel = "full" if two_paths or refit_bias else solver.needs
     if solver.needs == "neurons" and needs == "full":
         raise InputError(f"the method {method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
     factors = 0
