@@ -5,7 +5,7 @@ import json
 import pytest
 
 import vitoats
-from vitoats.allocation.cost import Content, CostTable, LayerShape, layer_shapes
+from vitoats.allocation.cost import Content, CostTable
 from vitoats.cli import benchmark_costs
 from vitoats.cli.benchmark import main as benchmark
 from vitoats.cli.compress import main as compress
@@ -13,6 +13,8 @@ from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import about
 from vitoats.models.adapter import adapt
+from vitoats.models.inputs import ImageInputs
+from vitoats.models.shapes import LayerShape, layer_shapes
 
 SHAPES = [LayerShape(144, 48, 3, 17), LayerShape(48, 48, 1, 17), LayerShape(192, 48, 1, 17), LayerShape(48, 192, 1, 17)]
 DENSE_MS, REST_MS = 10.0, 1.0
@@ -162,7 +164,7 @@ def test_a_measured_table_is_of_its_model(small_cache, succeed, tiny_folder, tin
     assert json.loads(path.read_text()) == result
     assert (result["threads"], result["batch"], result["img_size"]) == (1, 2, 32)
     table = CostTable.read(path)
-    shapes = list(layer_shapes(adapt(tiny, 32), 32).values())
+    shapes = list(layer_shapes(adapt(tiny, ImageInputs(32))).values())
     table.check(shapes, path)
     assert len(result["rows"]) == 4 * (len(benchmark_costs.ZEROS) + len(benchmark_costs.LOW_RANK))
     assert all(row["dense_ms"] > 0 and row["sparse_ms"] > 0 for row in result["rows"])

@@ -13,13 +13,16 @@ from vitoats.format.layers import compressed_layers
 from vitoats.methods.mrp import MRPConfig, mrp
 from vitoats.methods.oats import OATSConfig, oats
 from vitoats.methods.statistics import InputStatistics
+from vitoats.models.inputs import ImageInputs
 
 CONFIG = OATSConfig(compression=0.5, rank_ratio=0.25, iterations=6)
 
 
 def run(model, images, config=CONFIG, **kwargs):
     stream = iter(images.split(3))
-    return compress(model, stream, method="oats", config=config, img_size=32, nsamples=len(images), batch_size=4, **kwargs)
+    return compress(
+        model, stream, method="oats", config=config, inputs=ImageInputs(32), nsamples=len(images), batch_size=4, **kwargs
+    )
 
 
 def statistics(model, names, images) -> dict[str, InputStatistics]:
@@ -80,7 +83,7 @@ def test_methods_that_need_the_full_second_moment_report_the_true_output_error()
     model, dense = make_tiny(), make_tiny()
     config = MRPConfig(compression=0.5)
     stream = iter(images.split(3))
-    report = compress(model, stream, method="mrp", config=config, img_size=32, nsamples=8, batch_size=4)
+    report = compress(model, stream, method="mrp", config=config, inputs=ImageInputs(32), nsamples=8, batch_size=4)
     with torch.inference_mode():
         x = dense.blocks[0].norm1(dense._pos_embed(dense.patch_embed(images))).reshape(-1, 48).double()
     weight = dense.blocks[0].attn.qkv.weight.detach()
@@ -150,7 +153,7 @@ class TestResume:
         self.interrupt(tmp_path, torch.randn(8, 3, 32, 32), 1)
         with pytest.raises(InputError, match="another model"):
             BlockStore(tmp_path / "state", "different", resume=True)
-        with pytest.raises(InputError, match="--resume"):
+        with pytest.raises(InputError, match="`resume`"):
             BlockStore(tmp_path / "state", "same", resume=False)
 
     def test_a_block_without_linear_layers_is_kept_as_well(self, tmp_path):

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitoats.allocation.cost import Content, CostTable, LayerShape, layer_shapes
+from vitoats.allocation.cost import Content, CostTable
 from vitoats.cli import common
 from vitoats.cli.benchmark_op import MOST_COPIES, check, dense_model, last_level_cache, open_model, pruned, sparse_model
 from vitoats.common.errors import InputError
+from vitoats.models.shapes import LayerShape, layer_shapes
 
 if TYPE_CHECKING:
     from vitoats.loading.load import LoadedModel
@@ -82,8 +83,7 @@ def measure_costs(
 
     kernels = isa()  # without a native library it ends here
     random = np.random.default_rng(seed)
-    size = loaded.preprocessing.img_size
-    shapes = layer_shapes(adapt(loaded.timm_model, size), size)
+    shapes = layer_shapes(adapt(loaded.timm_model, loaded.inputs))
     distinct = sorted(set(shapes.values()))
     rows: list[dict[str, Any]] = []
     for done, shape in enumerate(distinct):
@@ -92,7 +92,7 @@ def measure_costs(
     progress(len(distinct), len(distinct) + 1, "whole models")
     dense_ms, sparse_ms = measure_models(loaded, shapes, batch, threads, random)
     table = {
-        "img_size": size,
+        **loaded.inputs.to_dict(),
         "processor": common.processor(),
         "isa": kernels,
         "threads": threads,
@@ -160,8 +160,7 @@ def measure_models(
         stacked = random_low_rank(shape, rank_of(shape, LOW_RANK[-1]), random)
         U, V = ([torch.from_numpy(term) for term in stack] for stack in stacked)
         replace_module(sparse.timm_model, name, SparseLowRankLinear(torch.from_numpy(S), U, V, module.bias))
-    size = loaded.preprocessing.img_size
-    images = random.standard_normal((batch, 3, size, size), np.float32)
+    images = random.standard_normal(loaded.inputs.shape(batch), np.float32)
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
         calls = []
         for name, model in (("dense", loaded), ("sparse", sparse)):

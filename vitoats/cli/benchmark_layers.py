@@ -85,26 +85,27 @@ def layer_error(weight: "Tensor", approximation: "Tensor", statistics: "InputSta
 def _layers(args: argparse.Namespace) -> "list[tuple[str, Tensor, InputStatistics]]":
     """Name, weight [d_out, d_in] and inputs of every matrix of the blocks, q, k and v apart, in the dense model."""
     from vitoats.calibration.hidden_states import HiddenStates
+    from vitoats.calibration.moments import input_statistics
+    from vitoats.calibration.walk import walk
     from vitoats.data.images import calibration_batches, open_images
     from vitoats.models.adapter import adapt
 
     loaded = common.load(args)
-    adapter = adapt(loaded.timm_model, loaded.preprocessing.img_size)
-    if max(args.blocks) >= len(adapter.linears):
-        raise InputError(f"{args.model} has {len(adapter.linears)} blocks: give --blocks smaller numbers")
+    adapter = adapt(loaded.timm_model, loaded.inputs)
+    if max(args.blocks) >= len(adapter.blocks):
+        raise InputError(f"{args.model} has {len(adapter.blocks)} blocks: give --blocks smaller numbers")
     dataset = open_images(args.data_dir, "train", loaded.preprocessing.transform())
     stream = calibration_batches(dataset, args.nsamples, args.seed, args.batch_size, args.workers)
     hidden = HiddenStates.collect(adapter, stream, min(args.nsamples, len(dataset)), args.batch_size)
     found = []
-    for index in range(max(args.blocks) + 1):
+    for index, block in enumerate(walk(adapter.blocks[: max(args.blocks) + 1], hidden)):
         if index in args.blocks:
-            statistics = hidden.statistics(adapter, index, adapter.linears[index], "full")
-            for linear in adapter.linears[index]:
-                parts = adapter.linear(linear).weight.detach().float().chunk(linear.parts)
+            statistics = input_statistics(hidden, block, "full")
+            for linear in block.linears:
+                parts = linear.module.weight.detach().float().chunk(linear.parts)
                 for i, weight in enumerate(parts):
                     name = f"{linear.name}[{i}]" if linear.parts > 1 else linear.name
                     found.append((name, weight, statistics[linear.name]))
-        hidden.advance(adapter, index)
     return found
 
 

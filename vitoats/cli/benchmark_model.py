@@ -121,19 +121,18 @@ def measure(name: str, args, configs: list["OATSConfig"], scratch: Path) -> list
 
     args.model = name
     loaded, weights = common.load_or_randomise(args)
-    size = loaded.preprocessing.img_size
     variants = write_variants(loaded, configs, args.seed, scratch)
     rows = []
     for threads, batch in itertools.product(args.threads or (1, 2), args.batch or (1, 8)):
         common.log.info("measuring %s: batch %d, %d threads", name, batch, threads)
-        images = np.random.default_rng(args.seed).standard_normal((batch, 3, size, size), np.float32)
+        images = np.random.default_rng(args.seed).standard_normal(loaded.inputs.shape(batch), np.float32)
         times = median_ms([variant.open(threads, images) for variant in variants], turn_seconds=0.5)
         for variant, ms in zip(variants, times, strict=True):
             rows.append(
                 {
                     "model": name,
                     "weights": weights,
-                    "img_size": size,
+                    "img_size": loaded.inputs.img_size,
                     "batch": batch,
                     "threads": threads,
                     "variant": variant.name,
@@ -148,14 +147,12 @@ def measure(name: str, args, configs: list["OATSConfig"], scratch: Path) -> list
 
 def write_variants(loaded, configs: list["OATSConfig"], seed: int, scratch: Path) -> list[Variant]:
     """Exports the model dense, quantized, and compressed in all forms; the dense one comes first."""
-    import torch
 
     from vitoats.compression.pipeline import compress
     from vitoats.export.int8 import quantize
     from vitoats.export.onnx_file import export_onnx
 
-    size = loaded.preprocessing.img_size
-    noise = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    noise = loaded.inputs.noise(4, seed)
     common.log.info("exporting %s", loaded.name)
     dense, int8 = scratch / "dense.onnx", scratch / "int8.onnx"
     export_onnx(loaded, dense)
@@ -165,7 +162,7 @@ def write_variants(loaded, configs: list["OATSConfig"], seed: int, scratch: Path
         label = f"oats-{100 * config.total_compression():g}"
         common.log.info("compressing by %g %%", 100 * config.total_compression())
         small = copy.deepcopy(loaded)
-        compress(small.timm_model, iter([noise]), method="oats", config=config, img_size=size, nsamples=len(noise))
+        compress(small.timm_model, iter([noise]), method="oats", config=config, inputs=loaded.inputs, nsamples=len(noise))
         forms: list[tuple[str, Form, bool]] = [("", "sparse", False), ("-float16", "sparse", True)]
         if config is configs[0]:  # a dense matrix does not care how much was removed
             forms.append(("-folded", "dense", False))

@@ -24,9 +24,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--iterations", type=int, default=80, metavar="N", help="alternating steps")
     args = config_file.parse(parser, argv)
 
-    import torch
-
     from vitoats.calibration.hidden_states import HiddenStates
+    from vitoats.calibration.moments import input_statistics
+    from vitoats.calibration.walk import walk
     from vitoats.methods.oats import OATSConfig, Solver, oats
     from vitoats.models.adapter import adapt
     from vitoats.report.tables import print_table
@@ -39,22 +39,19 @@ def main(argv: list[str]) -> dict[str, Any]:
         threads,
         common.processor(),
     )
-    size = loaded.preprocessing.img_size
-    adapter = adapt(loaded.timm_model, size)
-    if args.block >= len(adapter.linears):
-        raise InputError(f"{args.model} has {len(adapter.linears)} blocks: give --block a smaller number")
-    noise = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(args.seed))
-    hidden = HiddenStates.collect(adapter, iter([noise]), 4, 4)
-    for i in range(args.block):
-        hidden.advance(adapter, i)
-    inputs = hidden.statistics(adapter, args.block, adapter.linears[args.block])
+    adapter = adapt(loaded.timm_model, loaded.inputs)
+    if args.block >= len(adapter.blocks):
+        raise InputError(f"{args.model} has {len(adapter.blocks)} blocks: give --block a smaller number")
+    hidden = HiddenStates.collect(adapter, iter([loaded.inputs.noise(4, args.seed)]), 4, 4)
+    *_, block = walk(adapter.blocks[: args.block + 1], hidden)
+    inputs = input_statistics(hidden, block)
 
     solvers: tuple[Solver, ...] = ("exact", "fast")
     rows, seconds, objectives, shapes = [], dict.fromkeys(solvers, 0.0), dict.fromkeys(solvers, 0.0), []
     work = [
         (f"{linear.name}[{i}]" if linear.parts > 1 else linear.name, part, inputs[linear.name])
-        for linear in adapter.linears[args.block]
-        for i, part in enumerate(loaded.timm_model.get_submodule(linear.name).weight.float().chunk(linear.parts))
+        for linear in block.linears
+        for i, part in enumerate(linear.module.weight.float().chunk(linear.parts))
     ]
     settings: dict[str, Any] = {"compression": args.compression, "rank_ratio": args.rank_ratio, "seed": args.seed}
     settings |= {"iterations": args.iterations, "tolerance": 0.0}

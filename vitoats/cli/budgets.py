@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from vitoats.allocation.sensitivity import Sensitivity
     from vitoats.data.calibration import CalibrationImages
     from vitoats.methods.registry import Recipe
-    from vitoats.models.adapter import ModelAdapter
+    from vitoats.models.blocks import ModelAdapter
+    from vitoats.models.inputs import ImageInputs
 
 ALLOCATION_IMAGES = 96  # of the calibration images, that budgets are split with
 GOAL_FEATURE_IMAGES = 48  # of these, for a goal: which layers stay dense is decided by small errors
@@ -23,7 +24,7 @@ def make_budgets(
     recipe: "Recipe",
     config: Any,
     model: Any,
-    img_size: int,
+    inputs: "ImageInputs",
     images: "CalibrationImages",
     goal: "Goal | None" = None,
 ) -> tuple[Any, "Budgets | None"]:
@@ -44,16 +45,16 @@ def make_budgets(
     from vitoats.calibration.targets import FROM_DENSE_PATH
     from vitoats.models.adapter import adapt
 
-    adapter = adapt(model, img_size)
+    adapter = adapt(model, inputs)
     few = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
     if recipe.allocation == "owl":
         return config, _owl(args, adapter, few, config.total_compression())
     if goal is None:
         check_compression(config.total_compression())
     free = goal is not None and len(goal.rank_ratios) > 1
-    sensitivities = _sensitivities(args, recipe, config, pattern, adapter, img_size, few, free, goal is not None)
+    sensitivities = _sensitivities(args, recipe, config, pattern, adapter, few, free, goal is not None)
     if recipe.target in FROM_DENSE_PATH:
-        sensitivities = counted_by_depth(sensitivities, adapter.linears)
+        sensitivities = counted_by_depth(sensitivities, [[x.name for x in block.linears] for block in adapter.blocks])
     if goal is None:
         return config, allocate(sensitivities, (1 - config.total_compression()) * sum(s.parameters for s in sensitivities))
     budgets = goal.allocate(sensitivities)
@@ -61,13 +62,15 @@ def make_budgets(
 
 
 def _owl(args: Namespace, adapter: "ModelAdapter", images: "CalibrationImages", compression: float) -> "Budgets":
-    from vitoats.allocation.owl import outlier_shares, owl
+    from vitoats.allocation.owl import owl
     from vitoats.calibration.hidden_states import HiddenStates
+    from vitoats.compression.outliers import outlier_shares
 
     hidden = HiddenStates.collect(adapter, images.batches(args.batch_size, args.workers), images.nsamples, args.batch_size)
     with common.Bar("allocation: block", args.quiet) as bar:
-        shares = outlier_shares(adapter, hidden, progress=lambda i: bar.update(i, len(adapter.linears), "outliers"))
-    return owl(adapter, shares, compression)
+        shares = outlier_shares(adapter.blocks, hidden, progress=lambda i: bar.update(i, len(adapter.blocks), "outliers"))
+    weights = [{x.name: x.module.weight.numel() for x in block.linears} for block in adapter.blocks if block.linears]
+    return owl(shares, weights, compression)
 
 
 def _sensitivities(
@@ -76,16 +79,16 @@ def _sensitivities(
     config: Any,
     pattern: str,
     adapter: "ModelAdapter",
-    img_size: int,
     images: "CalibrationImages",
     without_rank: bool,
     for_goal: bool,
 ) -> "list[Sensitivity]":
     """From the cache, or measured now."""
-    from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, measure
+    from vitoats.allocation.sensitivity import RATES, Sensitivity
     from vitoats.calibration.hidden_states import HiddenStates
     from vitoats.common.cache import cached
     from vitoats.compression.resume import fingerprint
+    from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities
     from vitoats.methods.oats_h import OATSHConfig
 
     feature_images = GOAL_FEATURE_IMAGES if for_goal else FEATURE_IMAGES
@@ -94,15 +97,15 @@ def _sensitivities(
         "data": [args.data_dir, args.general_images, recipe.calibration_mix, images.nsamples, args.seed],
         "config": dataclasses.asdict(measured_with),
         "refit_bias": recipe.refit_bias,
-        "img_size": img_size,
+        **adapter.inputs.to_dict(),
         "rates": [RATES, feature_images, without_rank],
     }
 
     def make() -> list[dict[str, Any]]:
         hidden = HiddenStates.collect(adapter, images.batches(args.batch_size, args.workers), images.nsamples, args.batch_size)
         with common.Bar("allocation: block", args.quiet) as bar:
-            n_blocks = len(adapter.linears)
-            found = measure(
+            n_blocks = len(adapter.blocks)
+            found = measure_sensitivities(
                 adapter,
                 hidden,
                 measured_with,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitoats.data.images import ImageDataset
-    from vitoats.evaluation.fidelity import Observe
+    from vitoats.evaluation.fidelity import LogitsAndFeatures
     from vitoats.loading.load import LoadedModel
 
 Row = tuple[dict[str, Any], dict[str, np.ndarray]]  # figures, figures of each image
@@ -121,7 +121,7 @@ def open_bench(args: Namespace) -> Bench:
     from vitoats.compression.resume import fingerprint
     from vitoats.data.crops import Crops
     from vitoats.data.images import SAMPLE, batches, digest, open_images
-    from vitoats.evaluation.fidelity import observer
+    from vitoats.evaluation.fidelity import logits_and_features
     from vitoats.loading.names import EMBEDDED
 
     if args.data_dir is None:
@@ -129,7 +129,7 @@ def open_bench(args: Namespace) -> Bench:
             raise InputError("there are no images: give --data-dir a folder with train and val, each one folder a class")
         args.data_dir = SAMPLE
     dense = common.load(args)
-    observer(dense, args.device)  # a model without a classifier is refused before the work
+    logits_and_features(dense, args.device)  # a model without a classifier is refused before the work
     transform = dense.preprocessing.transform()
     calibration, test = (open_images(args.data_dir, split, transform) for split in ("train", "test"))
     if not test.classes:
@@ -178,16 +178,16 @@ def _described(dataset: "ImageDataset") -> str:
 # ---- rows
 
 
-def figures(bench: Bench, observe: "Observe", name: str) -> Row:
+def figures(bench: Bench, forward: "LogitsAndFeatures", name: str) -> Row:
     """What the test images say of a model, beside the dense one; of the dense one itself where there is no reference yet."""
     from vitoats.evaluation import fidelity
     from vitoats.evaluation.paired import binomial_se, paired_difference
 
     with common.Bar(f"evaluating {name}", bench.quiet) as bar:
-        found = fidelity.outcome(observe, bench.images(), bench.n_classes, lambda done: bar.update(done, bench.n_images))
+        found = fidelity.outcome(forward, bench.images(), bench.n_classes, lambda done: bar.update(done, bench.n_images))
     if not np.isfinite(found.features).all():
         raise RunError(f"the features of {name} are not finite (NaN or Inf)")
-    ood = None if bench.ood is None else fidelity.stacked_features(observe, bench.ood())
+    ood = None if bench.ood is None else fidelity.stacked_features(forward, bench.ood())
     arrays = {"features": found.features} | ({} if ood is None else {"ood_features": ood})
     dense = bench.reference[1] if bench.reference else {**arrays, "hits1": found.hits1}
     if len(dense["hits1"]) != len(found.hits1):
@@ -212,17 +212,17 @@ def figures(bench: Bench, observe: "Observe", name: str) -> Row:
 
 def dense_row(bench: Bench, output: Path) -> Row:
     """The model before compression."""
-    from vitoats.evaluation.fidelity import observer
-    from vitoats.format.counts import count_flops
+    from vitoats.evaluation.fidelity import logits_and_features
     from vitoats.loading.checkpoint import save_checkpoint
+    from vitoats.models.flops import count_flops
 
-    row, arrays = figures(bench, observer(bench.dense, bench.device), "dense")
+    row, arrays = figures(bench, logits_and_features(bench.dense, bench.device), "dense")
     folder = output / "models" / "dense"
     save_checkpoint(bench.dense, folder, {"method": "dense"}, overwrite=True)
     row |= {
         **described("dense"),
         "bytes": weight_bytes(folder),
-        "flops": count_flops(bench.dense.model, bench.dense.preprocessing.img_size),
+        "flops": count_flops(bench.dense.model, bench.dense.inputs),
     }
     _remove(folder)
     return row, arrays
@@ -249,11 +249,11 @@ def int8_row(bench: Bench, output: Path) -> Row:
         onnx.save(with_output(onnx.load(str(int8)), name), str(both))
         opened = session(both, bench.threads)
 
-        def observe(images: "Tensor") -> "tuple[Tensor, Tensor]":
+        def forward(images: "Tensor") -> "tuple[Tensor, Tensor]":
             logits, features = opened.run(None, {opened.get_inputs()[0].name: images.numpy()})
             return torch.from_numpy(np.asarray(logits)), torch.from_numpy(np.asarray(features))
 
-        row, arrays = figures(bench, observe, "int8")
+        row, arrays = figures(bench, forward, "int8")
         size = int8.stat().st_size
     finally:
         _remove(folder)
@@ -262,14 +262,14 @@ def int8_row(bench: Bench, output: Path) -> Row:
 
 def compressed_row(bench: Bench, run: Run, args: Namespace) -> Row:
     """Compresses as compress does, from the same flags, and measures what comes out."""
-    from vitoats.evaluation.fidelity import layer_error, observer
-    from vitoats.format.counts import count_flops
+    from vitoats.evaluation.fidelity import layer_error, logits_and_features
     from vitoats.loading.checkpoint import save_checkpoint
+    from vitoats.models.flops import count_flops
 
     folder = run.args.output = args.output / "models" / run.name
     try:
         loaded, about, report = compress_command.compress_model(run.args)
-        row, arrays = figures(bench, observer(loaded, bench.device), run.name)
+        row, arrays = figures(bench, logits_and_features(loaded, bench.device), run.name)
         save_checkpoint(loaded, folder, about, overwrite=True)
         row |= {
             **described(run.label, report.compression, about["config"].get("pattern"), report.seconds),
@@ -277,7 +277,7 @@ def compressed_row(bench: Bench, run: Run, args: Namespace) -> Row:
             "asked_pattern": run.pattern,
             "layer_error": layer_error(bench.dense.timm_model, loaded.timm_model, bench.few_images()),
             "bytes": weight_bytes(folder),
-            "flops": count_flops(loaded.model, loaded.preprocessing.img_size),
+            "flops": count_flops(loaded.model, loaded.inputs),
         }
     finally:
         if not args.keep_models:

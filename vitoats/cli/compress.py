@@ -38,8 +38,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     result, report = run(args)
     if not args.quiet:
         from vitoats.compression.structural import PruningReport
-        from vitoats.format.counts import FLOPS
         from vitoats.loading.checkpoint import about
+        from vitoats.models.flops import FLOPS
         from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
 
         if isinstance(report, PruningReport):
@@ -107,9 +107,10 @@ def compress_model(
     from vitoats.data.calibration import calibration_images
     from vitoats.data.images import SAMPLE
     from vitoats.evaluation.fidelity import Fidelity
-    from vitoats.format.counts import count, count_flops
+    from vitoats.format.counts import count
     from vitoats.loading.names import EMBEDDED
     from vitoats.methods.registry import StructuralMethod, find_method
+    from vitoats.models.flops import count_flops
 
     method = find_method(args.method)
     structural = isinstance(method, StructuralMethod)
@@ -127,7 +128,7 @@ def compress_model(
         reuse_freed_memory()
     device = common.check_device(args.device)
     loaded = common.load(args)
-    model, img_size = loaded.timm_model.to(device), loaded.preprocessing.img_size
+    model, inputs = loaded.timm_model.to(device), loaded.inputs
     images = calibration_images(
         args.data_dir,
         args.general_images,
@@ -135,13 +136,13 @@ def compress_model(
         nsamples,
         HELD_OUT,
         args.seed,
-        img_size,
+        inputs.img_size,
         loaded.preprocessing.transform(),
     )
 
     goal = None if isinstance(method, StructuralMethod) else make_goal(args, method, recipe, config, loaded)
     buffers = {name for name, _ in model.named_buffers()}
-    before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, img_size)
+    before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, inputs)
     settings = {
         "model": args.model,
         "method": args.method,
@@ -165,7 +166,7 @@ def compress_model(
     args.output.parent.mkdir(parents=True, exist_ok=True)
     work = {
         "method": args.method,
-        "img_size": img_size,
+        "inputs": inputs,
         "nsamples": images.nsamples,
         "batch_size": args.batch_size,
         "memory_limit": None if args.memory_limit is None else args.memory_limit * 1e9,
@@ -174,8 +175,8 @@ def compress_model(
     stream = images.batches(args.batch_size, args.workers)
     report: CompressionReport | PruningReport
     try:
-        fidelity = Fidelity(model, images.held_out, args.batch_size, args.workers)
-        config, budgets = make_budgets(args, recipe, config, model, img_size, images, goal)
+        fidelity = Fidelity(model, inputs, images.held_out, args.batch_size, args.workers)
+        config, budgets = make_budgets(args, recipe, config, model, inputs, images, goal)
         predicted = {} if goal is None else say_prediction(goal, config, budgets)
         with common.Bar("block", args.quiet) as bar:
             if structural:
@@ -206,7 +207,7 @@ def compress_model(
         **report.to_dict(),
         "counts_before": dataclasses.asdict(before),
         "flops_before": flops_before,
-        "flops": count_flops(model, img_size),
+        "flops": count_flops(model, inputs),
         "feature_error": fidelity.errors(model),
     }
     warn_of_other_domains(about["feature_error"])

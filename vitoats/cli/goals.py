@@ -12,9 +12,10 @@ from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
     from vitoats.allocation.constraint import Budgets, Goal
-    from vitoats.allocation.cost import CostTable, LayerShape
+    from vitoats.allocation.cost import CostTable
     from vitoats.loading.load import LoadedModel
     from vitoats.methods.registry import Method, Recipe
+    from vitoats.models.shapes import LayerShape
 
 GOAL_FLAGS = ("speedup", "max_ms", "max_mb")
 GRAPH_BYTES, NODE_BYTES = 10_000, 1_500  # of an exported file, all but weights: in all, and for each linear layer in a block
@@ -48,16 +49,16 @@ def make_goal(args: Namespace, method: "Method", recipe: "Recipe", config: Any, 
     if recipe.allocation == "owl":
         refuse_goal(args, "owl splits a compression: give --allocation sensitivity, or uniform")
     from vitoats.allocation.constraint import Goal
-    from vitoats.allocation.cost import exported_bytes, layer_shapes
-    from vitoats.compression.pipeline import chosen_layers
+    from vitoats.allocation.cost import exported_bytes
+    from vitoats.compression.plan import chosen_blocks
     from vitoats.models.adapter import adapt
+    from vitoats.models.shapes import layer_shapes
 
-    model, size = loaded.timm_model, loaded.preprocessing.img_size
-    adapter = adapt(model, size)
-    shapes = layer_shapes(adapter, size)
-    chosen = {x.name for block in chosen_layers(adapter, adapter.linears, method, config)[0] for x in block}
+    adapter = adapt(loaded.timm_model, loaded.inputs)
+    shapes = layer_shapes(adapter)
+    chosen = {x.name for block in chosen_blocks(adapter, method, config)[0] for x in block.linears}
     left_dense = [shape for name, shape in shapes.items() if name not in chosen]
-    own = {n: s for n, s in layer_shapes(adapter, size, args.fused_qkv).items() if n in chosen}
+    own = {n: s for n, s in layer_shapes(adapter, args.fused_qkv).items() if n in chosen}
     flag, value = next(iter(asked.items()))
     common_parts: dict[str, Any] = {
         "asked": asked,

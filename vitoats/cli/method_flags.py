@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vitoats.methods.registry import Method, Recipe, StructuralMethod
 
 METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
-CLOSED_DOMAIN_DAMPING = 0.1  # where a method that mixes images is told not to: damping stands in a little for the mix
+CLOSED_DOMAIN_DAMPING = 0.1  # where a method that mixes images is told not to (docs/oats-h.md, Images of other kinds)
 RECIPE_FLAGS = ("target", "refit_bias", "allocation", "calibration_mix")
 NSAMPLES = 512
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: what flags are where they are not given

@@ -17,6 +17,7 @@ from vitoats.loading import embedded
 from vitoats.loading.names import DINOV2, EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
 from vitoats.loading.weights import announce_fetch, cannot_fetch, check_folder, hub_folder, one_line, read_weights
 from vitoats.models.heads import LinearHeadClassifier, attach_head
+from vitoats.models.inputs import ImageInputs
 from vitoats.models.positions import set_image_size
 
 import timm  # isort: skip
@@ -52,6 +53,11 @@ class LoadedModel:
     def timm_model(self) -> Any:
         """The timm model inside: ``model`` itself, or the backbone under a linear head."""
         return self.model.backbone if isinstance(self.model, LinearHeadClassifier) else self.model
+
+    @property
+    def inputs(self) -> ImageInputs:
+        """What the model takes."""
+        return ImageInputs(self.preprocessing.img_size)
 
     @property
     def classes(self) -> tuple[str, ...]:
