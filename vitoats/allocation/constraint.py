@@ -7,10 +7,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from vitoats.allocation.cost import Content, LayerShape, content, dense, exported_dense
+from vitoats.allocation.cost import Content, content, dense, exported_dense
 from vitoats.allocation.lagrange import LEAST_KEPT, allocate
 from vitoats.allocation.sensitivity import Sensitivity
 from vitoats.common.errors import InputError
+from vitoats.models.shapes import LayerShape
 
 ROUNDING = 1e6  # compressions are whole multiples of one over it
 

@@ -88,7 +88,7 @@ def save_checkpoint(
         "n_classes": loaded.n_classes,
         "counts": asdict(count(state, not_parameters={name for name, _ in backbone.named_buffers()})),
         "preprocessing": loaded.preprocessing.to_dict(),
-        "row_blocks": {} if dense else {name: layer.row_blocks for name, layer in layers.items()},
+        "row_blocks": {} if dense else {name: layer.parts for name, layer in layers.items()},
         "kept_units": units.kept_units(backbone),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__, "timm": timm.__version__},
     }
