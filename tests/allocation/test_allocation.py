@@ -78,7 +78,7 @@ def test_any_cost_that_rises_can_be_the_budget():
 
 @pytest.mark.parametrize("budget", [10, 6900])
 def test_a_budget_out_of_range_is_refused(budget):
-    with pytest.raises(InputError, match="--allocation uniform"):
+    with pytest.raises(InputError, match="`allocation='uniform'`"):
         allocate(LAYERS, budget)
 
 
@@ -196,7 +196,7 @@ def test_an_option_that_is_not_there_is_not_chosen():
     errors, costs = np.array([[0.5, 0.1, 0.0]]), np.array([[1.0, np.inf, 3.0]])
     assert split(errors, costs, 2.9).tolist() == [0]
     assert split(errors, costs, 3.0).tolist() == [2]
-    with pytest.raises(InputError, match="--allocation uniform"):
+    with pytest.raises(InputError, match="`allocation='uniform'`"):
         split(errors, costs, 0.9)
 
 
@@ -270,13 +270,13 @@ def test_rates_span_what_is_allocated():
 
 @pytest.mark.parametrize("compression", [0.01, 0.97])
 def test_a_compression_out_of_range_is_refused_before_anything_is_measured(compression):
-    with pytest.raises(InputError, match="--allocation uniform"):
+    with pytest.raises(InputError, match="`allocation='uniform'`"):
         check_compression(compression)
 
 
 def test_one_image_gives_no_budgets(tiny):
     adapter, hidden = hidden_of(tiny, torch.randn(1, 3, 32, 32))
-    with pytest.raises(InputError, match="--allocation uniform"):
+    with pytest.raises(InputError, match="`allocation='uniform'`"):
         measure(adapter, hidden, OATSHConfig())
     found = measure(*hidden_of(tiny, torch.randn(2, 3, 32, 32)), OATSHConfig())
     assert np.isfinite([s.errors for s in found]).all()

@@ -10,19 +10,19 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from vitoats.cli.goals import GRAPH_BYTES, NODE_BYTES
 
 from tests.conftest import make_tiny
 from vitoats.allocation.constraint import Goal
 from vitoats.allocation.cost import Content, CostTable, LayerShape, content, exported_bytes, exported_dense, layer_shapes
 from vitoats.allocation.lagrange import LEAST_KEPT
 from vitoats.allocation.sensitivity import RATES, Sensitivity
-from vitoats.cli.goals import GRAPH_BYTES, NODE_BYTES
 from vitoats.common.errors import InputError
 from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import compressed_layers
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.oats import OATSConfig
 from vitoats.methods.oats_h import OATSHConfig
@@ -229,7 +229,7 @@ def test_one_compression_for_all_layers():
 @pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
 def test_what_cannot_be_reached_is_refused_with_what_can(allocation):
     whole = goal().dense
-    with pytest.raises(InputError, match=r"--max-mb .* asks for nothing"):
+    with pytest.raises(InputError, match=r"`max_mb` .* asks for nothing"):
         goal(limit=whole).check(allocation)
     with pytest.raises(InputError, match="ask for at least") as refusal:
         goal(limit=0.05 * whole).check(allocation)

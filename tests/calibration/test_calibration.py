@@ -135,7 +135,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     _allocate((1000, 1000), Path({str(tmp_path)!r}))
 except RunError as error:
-    assert "--nsamples" in str(error), error
+    assert "`nsamples`" in str(error), error
     print("refused")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent.parent)

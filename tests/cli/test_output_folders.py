@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import heed_ctrl_c
+from tests.conftest import heed_ctrl_c, write_image
 from tests.jobs import same, small_job, weights
 from vitoats.cli.compress import main as compress
 
@@ -83,13 +83,12 @@ def test_resume_without_an_interrupted_run_just_starts(succeed, job, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.fixture(scope="module")
-def interrupted(tiny_folder, flat_images, tmp_path_factory):
-    """A real process that got a Ctrl-C after its first block: its flags, its folder, and how it ended."""
-    root = tmp_path_factory.mktemp("interrupted")
-    slow = [*small_job(tiny_folder, flat_images, root / "out"), "--solver", "exact", "--iterations", "200"]
+def stopped_after_first_block(flags, sent=signal.SIGINT):
+    """Sends a signal to a real process when it has finished a block: exit status, stdout, stderr."""
+    flags = list(map(str, flags))
+    output = Path(flags[flags.index("--output") + 1])
     process = subprocess.Popen(
-        [sys.executable, "tools/compress.py", *slow],
+        [sys.executable, "tools/compress.py", *flags],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -97,12 +96,20 @@ def interrupted(tiny_folder, flat_images, tmp_path_factory):
         preexec_fn=heed_ctrl_c,
     )
     for _ in range(6000):
-        if (root / "out.partial" / "block_0.safetensors").is_file():
+        if (output.with_name(output.name + ".partial") / "block_0.safetensors").is_file():
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    return slow, root, (process.returncode, out, err)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_folder, flat_images, tmp_path_factory):
+    """A real process that got a Ctrl-C after its first block: its flags, its folder, and how it ended."""
+    root = tmp_path_factory.mktemp("interrupted")
+    slow = [*small_job(tiny_folder, flat_images, root / "out"), "--solver", "exact", "--iterations", "200"]
+    return slow, root, stopped_after_first_block(slow)
 
 
 @pytest.fixture
@@ -147,9 +154,34 @@ def test_blocks_of_another_run_are_not_mixed_in(left, refuse, image_tree, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
 
 
-@pytest.mark.parametrize("damaged", ["state.json", "block_0.safetensors"])
-def test_a_damaged_interrupted_run_is_reported(left, refuse, tmp_path, damaged):
-    (tmp_path / "out.partial" / damaged).write_bytes(b"{")
+def test_a_damaged_interrupted_run_is_reported(left, refuse, tmp_path):
+    (tmp_path / "out.partial" / "state.json").write_bytes(b"{")
     line = refuse(compress, *left, "--resume", warnings=True)
     assert str(tmp_path / "out.partial") in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_block_is_made_anew(left, call, succeed, tmp_path):
+    (tmp_path / "out.partial" / "block_0.safetensors").write_bytes(b"{")
+    status, _, err = call(compress, *left, "--resume")
+    assert status == 0
+    assert "block 0 is made anew" in err
+    succeed(compress, *left, "--output", tmp_path / "whole")
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("which", ["own", "general"])
+def test_images_that_were_replaced_are_not_mixed_in(tiny_folder, refuse, succeed, tmp_path, which):
+    """Other images under the same names, of which there are as many."""
+    for i in range(16):
+        write_image(tmp_path / "own" / f"{i}.png", i)
+        write_image(tmp_path / "general" / f"{i}.png", 100 + i)
+    flags = [*small_job(tiny_folder, tmp_path / "own", tmp_path / "out"), "--general-images", tmp_path / "general"]
+    flags += ["--calibration-mix", "general"]
+    stopped_after_first_block(flags)
+    for i in range(16):
+        write_image(tmp_path / which / f"{i}.png", 200 + i)
+    assert "other images" in refuse(compress, *flags, "--resume")
+    for i in range(16):
+        write_image(tmp_path / which / f"{i}.png", i if which == "own" else 100 + i)
+    succeed(compress, *flags, "--resume")

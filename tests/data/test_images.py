@@ -3,8 +3,10 @@
 import gzip
 import json
 import logging
+import os
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import write_image
 from vitoats.common.errors import InputError
-from vitoats.data.images import batches, calibration_batches, open_images
+from vitoats.data.images import batches, calibration_batches, digest, open_images, shuffled
 from vitoats.data.transforms import Preprocessing
 
 PREPROCESSING = Preprocessing(img_size=32)
@@ -134,7 +136,7 @@ def test_nothing_to_read_is_one_clear_error(tmp_path, kind):
     if kind == "empty classes":
         (root / "a").mkdir()
         (root / "b").mkdir()
-    with pytest.raises(InputError, match=r"there (is|are) no image.*--data-dir") as error:
+    with pytest.raises(InputError, match=r"there (is|are) no image.*`images`") as error:
         open_images(str(root), "test", TRANSFORM)
     assert str(root) in str(error.value)
 
@@ -329,9 +331,9 @@ def test_too_few_images_left(with_broken, kept, asked, enough):
     with pytest.raises(InputError, match=rf"only {kept} images can be read.*add images") as error:
         draw(dataset, asked)
     if kept:
-        assert f"--nsamples {kept}" in str(error.value)
+        assert f"`nsamples` {kept}" in str(error.value)
     else:  # no number of samples helps where no image can be read
-        assert "--nsamples" not in str(error.value)
+        assert "`nsamples`" not in str(error.value)
 
 
 def test_a_folder_that_vanishes_meanwhile_is_reported(tmp_path):
@@ -340,3 +342,49 @@ def test_a_folder_that_vanishes_meanwhile_is_reported(tmp_path):
     shutil.rmtree(tmp_path / "set")
     with pytest.raises(InputError, match="only 0 images can be read"):
         draw(dataset, 1)
+
+
+# ---- digests
+
+
+def digest_of(folder, indices=range(24)):
+    return digest(open_images(str(folder), "train", None), indices)
+
+
+def test_a_digest_tells_images_their_order_and_their_classes_apart(image_tree, tmp_path):
+    shutil.copytree(image_tree, tmp_path / "copy")
+    before = digest_of(image_tree)
+    assert digest_of(tmp_path / "copy") == before
+    assert digest_of(image_tree, reversed(range(24))) != before
+    assert digest_of(image_tree, range(23)) != before
+    (tmp_path / "copy/class1").rename(tmp_path / "copy/class9")
+    assert digest_of(tmp_path / "copy") != before
+
+
+def test_a_digest_sees_a_file_of_the_same_name_size_and_time(image_tree, tmp_path):
+    shutil.copytree(image_tree, tmp_path / "copy")
+    before = digest_of(tmp_path / "copy")
+    file = tmp_path / "copy/class1/01.png"
+    content, stat = bytearray(file.read_bytes()), file.stat()
+    content[-20] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert digest_of(tmp_path / "copy") != before
+
+
+def test_a_digest_is_of_the_drawn_images_alone(image_tree, tmp_path):
+    shutil.copytree(image_tree, tmp_path / "copy")
+    dataset = open_images(str(tmp_path / "copy"), "train", None)
+    drawn, rest = shuffled(dataset, 3)[:10], shuffled(dataset, 3)[10:]
+    before = digest(dataset, drawn)
+    Path(dataset.paths[rest[0]]).write_bytes(b"x")
+    assert digest(dataset, drawn) == before
+    Path(dataset.paths[drawn[0]]).unlink()  # an image that cannot be read is skipped
+    assert digest(dataset, drawn) != before
+
+
+def test_a_digest_of_images_in_memory():
+    train, test = (open_images("sample", split, None) for split in ("train", "test"))
+    first = digest(train, range(50))
+    assert first == digest(open_images("sample", "train", None), range(50))
+    assert len({first, digest(test, range(50)), digest(train, range(1, 51))}) == 3

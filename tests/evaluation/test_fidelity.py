@@ -17,7 +17,7 @@ from vitoats.evaluation.fidelity import Fidelity, cosines, layer_error, observer
 from vitoats.export.int8 import classifier_input, quantize, with_output
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import SparseLowRankLinear, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.models.heads import HeadInfo, LinearHeadClassifier
 
 SIZE = Preprocessing(img_size=32)
@@ -70,7 +70,7 @@ def test_a_file_that_ends_in_no_linear_layer_is_refused():
 def test_a_model_without_classifier_is_refused():
     loaded = models("own classifier")
     loaded.model.reset_classifier(0)
-    with pytest.raises(InputError, match="--head"):
+    with pytest.raises(InputError, match="`head`"):
         observer(loaded, "cpu")
 
 

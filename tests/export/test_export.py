@@ -24,7 +24,8 @@ from vitoats.export.sparse_matmul import DOMAIN, NAME
 from vitoats.export.verify import verify
 from vitoats.format.layers import compressed_layers, replace_module
 from vitoats.loading.checkpoint import save_checkpoint
-from vitoats.loading.load import LoadedModel, load_model
+from vitoats.loading.load import load_model
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
 from vitoats.runtime import metadata, session
 
@@ -111,7 +112,7 @@ def test_float16_halves_the_compressed_layers(exported, tiny_compressed, form, t
 def test_a_weight_too_large_for_float16_is_refused(tiny_compressed, tmp_path):
     large = copy.deepcopy(tiny_compressed)
     next(iter(compressed_layers(large.model).values())).S.data *= 1e6
-    with pytest.raises(InputError, match="--float16"):
+    with pytest.raises(InputError, match="`float16`"):
         export_onnx(large, tmp_path / "half.onnx", float16=True)
     assert not list(tmp_path.iterdir())
 

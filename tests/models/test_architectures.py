@@ -10,7 +10,7 @@ from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import load_checkpoint, save_checkpoint
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
 from vitoats.runtime import session
 

@@ -1,32 +1,70 @@
-"""Measurements that are worth keeping between commands: JSON files in ~/.cache/vitoats, or below XDG_CACHE_HOME."""
+"""What is worth keeping between commands. It is checked when it is read again, and made anew where it does not fit."""
 
-import json
-import os
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from platformdirs import user_cache_path
+from torch import Tensor
+
+from vitoats.common.errors import RunError
+from vitoats.common.kept_files import read_tensors, read_values, write_tensors, write_values
+
 T = TypeVar("T")
+log = logging.getLogger("vitoats")
 
 
 def cached(name: str, read: Callable[[Any], T], make: Callable[[], Any]) -> T:
-    """A measurement from the user's cache, or made and put there.
+    """A measurement from the user's cache folder, or made and put there: ~/.cache/vitoats on Linux, or below XDG_CACHE_HOME.
 
     Args:
         name: of the file, which identifies all that the measurement depends on.
-        read: from plain values to the measurement; a file that it fails on is made anew.
+        read: from plain values to the measurement; raises ValueError for others than ``make`` gives.
         make: measures; gives plain values, for JSON.
     """
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitoats" / f"{name}.json"
+    path = user_cache_path("vitoats", appauthor=False) / f"{name}.json"
+    values = _kept(
+        path,
+        load=lambda: _accepted(read_values(path, name), read),
+        make=make,
+        save=lambda made: write_values(path, name, made),
+    )
+    return read(values)
+
+
+def cached_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from a file, or made and put there.
+
+    Args:
+        path: of the file, whose name identifies all that the tensors depend on.
+        make: makes them.
+    """
+    return _kept(
+        path,
+        load=lambda: read_tensors(path, path.name)[0],
+        make=make,
+        save=lambda made: write_tensors(path, path.name, made, None, "free some space"),
+    )
+
+
+def _accepted(values: Any, read: Callable[[Any], Any]) -> Any:
+    read(values)
+    return values
+
+
+def _kept(path: Path, load: Callable[[], T], make: Callable[[], T], save: Callable[[T], None]) -> T:
     try:
-        return read(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        made = make()
+        found = load()
+        log.info("read from the cache: %s", path)
+        return found
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except ValueError as error:
+        log.warning("%s does not fit and is made anew: %s", path, error)
+    made = make()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.writing")
-        partial.write_text(json.dumps(made))
-        partial.replace(path)
-    except OSError:
-        pass  # a cache that cannot be written is no reason to stop
-    return read(made)
+        save(made)
+    except (RunError, ValueError) as error:  # a cache that cannot be written is no reason to stop
+        log.warning("not kept: %s", error)
+    return made

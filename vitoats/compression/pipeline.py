@@ -156,7 +156,7 @@ def compress(
 
     rows: list[LayerRow] = []
     for index, block in enumerate(linears):
-        finished = state.load(index) if state else None
+        finished = state.load(index, [x.name for x in block]) if state else None
         if dense:
             dense.enter(adapter, index, [] if finished else block, residual=target == "residual")
         return_freed_memory()

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
 from vitoats.common.errors import InputError
-from vitoats.data.images import calibration_batches, open_images
+from vitoats.data.images import calibration_batches, digest, open_images, shuffled
+from vitoats.data.in_memory import ImagesInMemory
 from vitoats.data.synthetic import SyntheticImages
 
 Mix = Literal["none", "synthetic", "general", "both"]
@@ -41,9 +41,19 @@ class CalibrationImages:
             if share:
                 yield from calibration_batches(source, share, self.seed, batch_size, workers)
 
+    def digests(self) -> dict[str, str]:
+        """Identifies the images of each source: those that calibrate, and those held out, the next in line."""
+        found = {}
+        for (name, source), share in zip(self.sources.items(), shares(self.nsamples, len(self.sources)), strict=True):
+            if isinstance(source, SyntheticImages):
+                found[name] = f"{share} of {source}"
+            else:
+                found[name] = digest(source, shuffled(source, self.seed)[: share + len(self.held_out.get(name, []))])
+        return found
+
 
 def calibration_images(
-    data_dir: str,
+    own: Any,
     general_images: str | None,
     mix: Mix,
     nsamples: int,
@@ -55,7 +65,8 @@ def calibration_images(
     """Opens and splits the images.
 
     Args:
-        data_dir: the user's images (``open_images``, its training split).
+        own: the user's images: what ``open_images`` takes, of which the training split counts, or images in memory
+            (``data.in_memory``).
         general_images: a folder of varied images, for the mixes "general" and "both".
         mix: "none", or what is mixed in, each kind as much as the user's images: "synthetic" (``vitoats.data.synthetic``),
             "general", or "both".
@@ -73,7 +84,8 @@ def calibration_images(
     if (mix in ("general", "both")) != (general_images is not None):
         remedy = "leave `general_images` out, or `calibration_mix`" if general_images else "give `general_images` a folder"
         raise InputError(f"the calibration mix is {mix}: {remedy}")
-    sources: dict[str, Any] = {"own": open_images(data_dir, "train", transform)}
+    opened: Any = open_images(own, "train", transform) if isinstance(own, str) else ImagesInMemory(own, transform, img_size)
+    sources: dict[str, Any] = {"own": opened}
     if general_images is not None:
         sources["general"] = open_images(general_images, "train", transform)
     if mix in ("synthetic", "both"):
@@ -81,8 +93,7 @@ def calibration_images(
     rest: dict[str, Any] = {}
     for (name, source), share in zip(sources.items(), shares(nsamples, len(sources)), strict=True):
         if name != "synthetic":
-            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
-            rest[name] = Subset(source, order[share : share + held_out])
+            rest[name] = Subset(source, shuffled(source, seed)[share : share + held_out])
     rest["synthetic"] = SyntheticImages(held_out, img_size, seed, transform, first=nsamples)
     total = sum(min(share, len(s)) for s, share in zip(sources.values(), shares(nsamples, len(sources)), strict=True))
     return CalibrationImages(sources, {k: v for k, v in rest.items() if len(v)}, total, seed)

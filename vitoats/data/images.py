@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,13 @@ class ImageFiles(Dataset):
         except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
             return Unreadable(path, str(error) or type(error).__name__)
 
+    def content(self, index: int) -> bytes:
+        """The file's bytes; none where it cannot be read, which is an image that is skipped."""
+        try:
+            return Path(self.paths[index]).read_bytes()
+        except OSError:
+            return b""
+
 
 class ImageArrays(Dataset):
     """Greyscale images in memory, uint8 [n, height, width]; an item is (image tensor, label)."""
@@ -71,6 +79,10 @@ class ImageArrays(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.images[index]).convert("RGB")), int(self.labels[index])
+
+    def content(self, index: int) -> bytes:
+        """The image as it is kept."""
+        return self.images[index].tobytes()
 
 
 ImageDataset = ImageFiles | ImageArrays
@@ -122,17 +134,22 @@ def image_folder(root: Path, transform: Callable) -> ImageFiles:
     return ImageFiles(paths, labels if classes else None, classes, transform)
 
 
-def digest(dataset: ImageDataset) -> str:
-    """Identifies a set of images: by what is in memory, or by names, sizes and labels of its files."""
-    found = hashlib.sha256(json.dumps(dataset.classes).encode())
-    if isinstance(dataset, ImageArrays):
-        found.update(dataset.images.tobytes())
-        found.update(dataset.labels.tobytes())
-    else:
-        root = os.path.commonpath(dataset.paths)
-        files = [(os.path.relpath(path, root), os.path.getsize(path)) for path in dataset.paths]
-        found.update(json.dumps([files, dataset.labels]).encode())
+def digest(dataset: ImageDataset, indices: Iterable[int]) -> str:
+    """Identifies images in their order, by their content: the bytes of their files or of what is in memory, labels, classes.
+
+    Where the files lie plays no part, and neither do images that are not among them.
+    """
+    indices = list(indices)
+    labels = [] if dataset.labels is None else [int(dataset.labels[i]) for i in indices]
+    found = hashlib.sha256(json.dumps([dataset.classes, labels]).encode())
+    for i in indices:
+        found.update(hashlib.sha256(dataset.content(i)).digest())
     return found.hexdigest()
+
+
+def shuffled(dataset: Any, seed: int) -> list[int]:
+    """The indices of all images, in the order in which they are drawn."""
+    return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def read_idx(path: Path, header: int, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -222,9 +239,8 @@ def calibration_batches(dataset: ImageDataset, nsamples: int, seed: int, batch_s
     Raises:
         InputError: too few are left, fewer than asked for and fewer than 16.
     """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     missing = nsamples
-    for images, _ in batches(dataset, order, min(batch_size, nsamples), workers):
+    for images, _ in batches(dataset, shuffled(dataset, seed), min(batch_size, nsamples), workers):
         yield images[:missing]
         missing -= min(missing, len(images))
         if missing == 0:

@@ -36,6 +36,9 @@ class SyntheticImages(Dataset):
     def __len__(self) -> int:
         return self.n
 
+    def __str__(self) -> str:
+        return f"{self.n} images from {self.first} on, {self.img_size} px, seed {self.seed}"
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(synthetic_image(self.img_size, self.seed, self.first + index)), -1
 

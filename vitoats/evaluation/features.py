@@ -1,23 +1,15 @@
 """Features of a frozen backbone: computed once, for every head that is trained on them, and kept in a file if asked."""
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vitoats.common.cache import cached_tensors
 from vitoats.common.errors import InputError
-from vitoats.common.files import save_tensors
-from vitoats.data.transforms import Preprocessing
 from vitoats.models import heads
-
-log = logging.getLogger("vitoats")
 
 MOST_LAYERS = 4  # as DINOv2's linear evaluation
 
@@ -80,32 +72,9 @@ def cached(folder: Path | None, key: str, compute: Callable[[], Features]) -> Fe
     """Reads the features that a key stands for from ``folder``, or computes them and leaves them there."""
     if folder is None:
         return compute()
-    path = folder / f"features-{key[:20]}.safetensors"
-    if path.is_file():
-        try:
-            held = safetensors.torch.load_file(str(path))
-            log.info("features: read from %s", path)
-            return Features(held["tokens"], held["labels"])
-        except (safetensors.SafetensorError, KeyError):
-            log.warning("%s is damaged and is computed again", path)
-    found = compute()
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.writing")
-    save_tensors(partial, {"tokens": found.tokens.contiguous(), "labels": found.labels}, {})
-    partial.replace(path)
-    return found
 
+    def make() -> dict[str, Tensor]:
+        found = compute()
+        return {"tokens": found.tokens.contiguous(), "labels": found.labels}
 
-def fingerprint(backbone: nn.Module, preprocessing: Preprocessing, dataset: Any, order: list[int]) -> str:
-    """A digest of all that features depend on: weights, preprocessing, and the images in their order."""
-    digest = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    digest.update(json.dumps([preprocessing.to_dict(), order]).encode())
-    if hasattr(dataset, "images"):  # in memory
-        digest.update(dataset.images.tobytes() + dataset.labels.tobytes())
-    else:
-        about = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in dataset.paths]
-        digest.update(json.dumps([about, dataset.labels]).encode())
-    return digest.hexdigest()
+    return Features(**cached_tensors(folder / f"features-{key[:20]}.safetensors", make))

@@ -12,7 +12,7 @@ from vitoats.common.errors import InputError
 from vitoats.data.images import batches
 from vitoats.evaluation.accuracy import evaluate
 from vitoats.format.layers import compressed_layers
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 
 Observe = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, 3, h, w] -> logits [b, n_classes], features [b, d]
 

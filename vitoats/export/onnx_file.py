@@ -22,7 +22,7 @@ from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
 from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
 from vitoats.format import bitmask
 from vitoats.format.layers import compressed_counts, compressed_layers, parameter_count, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
@@ -93,6 +93,16 @@ def export_onnx(
     onnx.checker.check_model(proto, full_check=True)
     _write(proto, path)
     return proto
+
+
+def described_by(about: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a file says of its origin: the model before compression, and how it was compressed.
+
+    Args:
+        about: what vitoats.json says; empty for a dense model.
+        name: of the model.
+    """
+    return {"model": about.get("model", name)} | {key: about[key] for key in ("method", "compression") if key in about}
 
 
 def _parts(graph: onnx.GraphProto) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import Session
 
 BATCHES = (1, 2, 7)

@@ -11,30 +11,26 @@
 Format "dense" folds S + U V into plain weights: timm opens that folder by ``local-dir:``.
 """
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import nn
 
 import vitoats
 import vitoats.common.torchvision_ops  # (before timm)
-from vitoats.common.errors import InputError, RunError, one_line
-from vitoats.common.files import save_tensors
+from vitoats.common.errors import InputError, one_line
+from vitoats.common.files import whole_folder
+from vitoats.common.fingerprint import tensors_sha256
 from vitoats.common.json_files import read_json
+from vitoats.common.tensor_files import save_tensors
 from vitoats.data.transforms import Preprocessing
 from vitoats.format import factored
 from vitoats.format.counts import count
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers, replace_module
-from vitoats.loading.checksum import tensors_sha256
 from vitoats.loading.head_files import save_head
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.model_card import model_card
@@ -111,37 +107,6 @@ def save_checkpoint(
 def dense_tensors(name: str, layer: SparseLowRankLinear) -> dict[str, torch.Tensor]:
     """The tensors of the dense layer it stands for."""
     return {f"{name}.weight": layer.weight.detach()} | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a hidden folder beside ``folder`` to write to, and moves it into place if all went well.
-
-    Raises:
-        RunError: something could not be written; nothing is left behind.
-    """
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.writing-"))
-        yield partial
-        for file in partial.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        partial.chmod(0o755)
-        if overwrite and folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old-"))
-            os.rename(folder, old / "old")
-            os.rename(partial, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{folder} cannot be written ({reason}): free some space or give another `output`") from None
-    finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> LoadedModel:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError
-from vitoats.common.files import save_tensors
+from vitoats.common.fingerprint import tensors_sha256
 from vitoats.common.json_files import parse_json
-from vitoats.loading.checksum import tensors_sha256
+from vitoats.common.tensor_files import save_tensors
 from vitoats.loading.names import DINOV2
 from vitoats.loading.weights import open_tensors, read_weights
 from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_token

@@ -18,6 +18,10 @@ COMPRESSED = ("config.json", "vitoats.json", "model.safetensors", "head.safetens
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a timm repository, as timm prefers them
 
 
+class WeightsUnavailableError(InputError):
+    """A model's weights cannot be fetched. Where only its shapes matter, random ones can take their place."""
+
+
 def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
     """Says where weights are about to come from, and fails at once where that cannot work.
 
@@ -25,7 +29,8 @@ def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
         the source in words.
 
     Raises:
-        InputError: there are no such weights, or they are not cached and the Hub cannot be reached.
+        InputError: there are no such weights.
+        WeightsUnavailableError: they are not cached and the Hub cannot be reached.
     """
     if timm_name.startswith("local-dir:"):
         return timm_name
@@ -126,10 +131,10 @@ def unreachable(endpoint: str) -> str:
     return ""
 
 
-def cannot_fetch(name: str, repo: str, named: NamedModel | None, reason: str) -> InputError:
+def cannot_fetch(name: str, repo: str, named: NamedModel | None, reason: str) -> WeightsUnavailableError:
     """The error for weights that are not to be had; names the file and the flags that give it."""
     file = named.weights_file if named else f"model.safetensors of {repo}"
-    return InputError(
+    return WeightsUnavailableError(
         f"the weights of {name} ({file}) cannot be fetched: {reason}; "
         f"give the file with `checkpoint`, or a timm folder with `model` local-dir:PATH"
     )

@@ -18,9 +18,9 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -100,6 +100,14 @@ class Recipe:
     refit_bias: bool = False
     allocation: Literal["uniform", "owl", "sensitivity"] = "uniform"
     calibration_mix: Literal["none", "synthetic", "general", "both"] = "none"
+
+    def __post_init__(self):
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if choices and value not in choices:
+                raise InputError(f"{value!r} is wrong: `{field.name}` takes {', '.join(choices)}")
+        if not isinstance(self.refit_bias, bool):
+            raise InputError(f"{self.refit_bias!r} is wrong: `refit_bias` takes True or False")
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,12 @@ python tools/benchmark.py files dense.onnx small.onnx               files that w
 python tools/benchmark.py layers                                    what single matrices lose by several methods
 """
 
+import importlib
 from typing import Any
 
-from vitoats.cli import benchmark_files, benchmark_layers, benchmark_model, benchmark_op, benchmark_solver
 from vitoats.common.errors import InputError
 
-BENCHMARKS = {
-    "op": benchmark_op.main,
-    "model": benchmark_model.main,
-    "solver": benchmark_solver.main,
-    "files": benchmark_files.main,
-    "layers": benchmark_layers.main,
-}
+BENCHMARKS = ("op", "model", "solver", "files", "layers")  # a file of this folder each
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -28,4 +22,4 @@ def main(argv: list[str]) -> dict[str, Any]:
             print(__doc__)
             raise SystemExit(0)
         raise InputError(f"name a benchmark: {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[argv[0]](argv[1:])
+    return importlib.import_module(f"vitoats.cli.benchmark.{argv[0]}").main(argv[1:])

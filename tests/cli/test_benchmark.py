@@ -1,28 +1,35 @@
-"""The benchmark commands: their JSON lines, their flags, and that what they time is right. Never how long it took."""
+"""The benchmark commands: their flags, their tables and the keys of their JSON lines. Never how long anything took."""
 
 import json
-import math
 
-import numpy as np
 import pytest
 import torch
 
-from vitoats.cli import benchmark_op
+from vitoats.allocation.cost import CostTable
 from vitoats.cli.benchmark import main
-from vitoats.cli.benchmark_op import check, dense_model, int8_model, open_model, pruned, sparse_model
 from vitoats.cli.common import run
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.data.images import calibration_batches, open_images
 from vitoats.loading.load import load_model
 
-OP_FIELDS = {"n", "k", "tokens", "zeros", "threads", "dense_ms", "int8_ms", "sparse_ms", "speedup", "nnz_gflops"}
-MODEL_FIELDS = {"model", "batch", "threads", "variant", "ms", "speedup", "file_mb", "rss_mb"}
+# keys of the JSON lines, and of their rows, which scripts read
+OP = "processor isa fma_peak_gflops rows"
+OP_ROW = "n k tokens batch zeros pattern threads dense_ms int8_ms sparse_ms speedup nnz_gflops fma_share"
+COSTS = "model weights img_size processor isa threads batch dense_ms sparse_ms rest_ms rows"
+COSTS_ROW = "n k blocks tokens layers zeros rank dense_ms sparse_ms"
+MODEL = "processor rank_ratio rows"
+MODEL_ROW = "model weights img_size batch threads variant ms speedup file_mb rss_mb"
+SOLVER = "model weights iterations threads exact_seconds fast_seconds speedup objective_gap shapes"
+FILES = "processor rows"
+FILES_ROW = "file batch threads ms speedup native_nodes file_mb"
+LAYERS = "model compression threads geometric_means rows"
+LAYERS_ROW = "layer method error seconds"
 
 
-@pytest.fixture
-def small_cache(monkeypatch):
-    """A cache so small that few copies of the weights exceed it."""
-    monkeypatch.setattr(benchmark_op, "last_level_cache", lambda: 10_000)
+def check_keys(result, keys, row_keys=""):
+    assert " ".join(result) == keys
+    if row_keys:
+        assert {" ".join(row) for row in result["rows"]} == {row_keys}
 
 
 def test_op_measures_what_was_asked(small_cache, tmp_path, capsys):
@@ -35,8 +42,8 @@ def test_op_measures_what_was_asked(small_cache, tmp_path, capsys):
     rows = result["rows"]
     found = {(r["n"], r["k"], r["tokens"], r["zeros"], r["threads"]) for r in rows}
     assert found == {(n, k, t, z, 1) for n, k in ((24, 40), (16, 8)) for t in (3, 18) for z in (50, 75)}
+    check_keys(result, OP, OP_ROW)
     for row in rows:
-        assert row.keys() >= OP_FIELDS
         assert row["speedup"] == pytest.approx(row["dense_ms"] / row["sparse_ms"], rel=0.1)  # of rounded times
     assert sum("24 x 40" in line for line in printed) == 4
 
@@ -46,48 +53,48 @@ def test_op_with_float16_values(small_cache, capsys):
     assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == 2
 
 
-@pytest.mark.parametrize("pattern", ["row", "layer"])
-@pytest.mark.parametrize("zeros", [0, 50, 62.5, 90])
-def test_patterns_have_the_zeros_that_they_say(pattern, zeros):
-    dense = np.ones((40, 48), np.float32)
-    S = pruned(dense, zeros, pattern, np.random.default_rng(0))
-    assert np.count_nonzero(S == 0) == pytest.approx(zeros / 100 * S.size, abs=0.5 if pattern == "layer" else 20)
-    counts = np.count_nonzero(S, axis=1)
-    assert (len(set(counts)) == 1) == (pattern == "row" or zeros == 0)
-    assert dense.all()
+def test_op_with_a_model_gives_its_table_of_costs(small_cache, tiny_folder, capsys, tmp_path):
+    flags = ["--threads", "1", "--batch", "2", "--results-file", str(tmp_path / "costs.json")]
+    assert run(main, ["op", "--model", f"local-dir:{tiny_folder}", *flags]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    result = json.loads(printed[-1])
+    check_keys(result, COSTS, COSTS_ROW)
+    assert (result["threads"], result["batch"], result["img_size"]) == (1, 2, 32)
+    assert CostTable.read(tmp_path / "costs.json") == CostTable.from_json(result)
+    assert "are not linear layers" in printed[0]
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-def test_all_variants_compute_the_same_product(copies):
-    random = np.random.default_rng(0)
-    W = random.standard_normal((24, 40), np.float32) / math.sqrt(40)
-    x = random.standard_normal((2, 5, 40), np.float32)
-    expected = x @ W.T
-    for model, tolerance in (
-        (dense_model(W, copies), 1e-5),
-        (sparse_model(W, copies, False), 1e-5),
-        (int8_model(W, copies), 0.05),
-    ):
-        outputs = open_model(model, 1).run(None, {"x": x})
-        assert np.abs(outputs[0] - expected).max() < tolerance * np.abs(expected).max()
-        if copies > 1:
-            assert outputs[1].shape == (copies - 1, 1, 1)
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("op --model vit_tiny_patch16_224 --shape 8x8", "--shape"),
+        ("op --model vit_tiny_patch16_224 --zeros 50", "--zeros"),
+        ("op --model vit_tiny_patch16_224 --threads 1 --threads 2", "--threads once"),
+        ("op --model vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+        ("op --random-weights", "--model"),
+        ("op --img-size 32", "--model"),
+    ],
+)
+def test_flags_of_a_table_of_costs(refuse, flags, said):
+    assert said in refuse(main, *flags.split())
 
 
-def test_no_two_copies_are_alike():
-    """Of equal weights ONNX Runtime keeps one, and they would not come from memory."""
-    W = np.random.default_rng(0).standard_normal((24, 40)).astype(np.float32)
-    for model in (dense_model(W, 3), int8_model(W, 3), sparse_model(pruned(W, 50, "row", np.random.default_rng(1)), 3, False)):
-        weights = [t.raw_data for t in model.graph.initializer if t.name.startswith(("w", "values", "mask"))]
-        assert len(set(weights)) == len(weights)
+def test_solver_times_the_matrices_of_a_block(tiny_folder, capsys):
+    flags = ["--threads", "1", "--iterations", "2", "--block", "1"]
+    assert run(main, ["solver", "--model", f"local-dir:{tiny_folder}", *flags]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    result = json.loads(printed[-1])
+    check_keys(result, SOLVER)
+    assert result["shapes"] == [[48, 48]] * 4 + [[192, 48], [48, 192]]
+    assert abs(result["objective_gap"]) < 0.05
+    assert [line.split()[0] for line in printed[2:-1]] == [
+        *(f"blocks.1.{name}" for name in ("attn.qkv[0]", "attn.qkv[1]", "attn.qkv[2]", "attn.proj", "mlp.fc1", "mlp.fc2")),
+        "all",
+    ]
 
 
-def test_a_wrong_kernel_has_no_speed():
-    S = np.eye(3, dtype=np.float32)
-    x = np.ones((1, 1, 3), np.float32)
-    check(S, x, x, 1e-4)
-    with pytest.raises(AssertionError):
-        check(S, x, 2 * x, 1e-4)
+def test_solver_refuses_a_block_that_is_none(tiny_folder, refuse):
+    assert "blocks are 0 to 2" in refuse(main, "solver", "--model", f"local-dir:{tiny_folder}", "--block", "3")
 
 
 @pytest.mark.parametrize(
@@ -121,11 +128,13 @@ def test_bad_flags_are_one_line(flags, named, capsys):
 def test_model_measures_all_variants(capsys):
     flags = "model --model vit_tiny_patch16_224 --random-weights --img-size 64 --batch 2 --threads 1 --compression 0.5"
     assert run(main, flags.split()) == 0
-    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    check_keys(result, MODEL, MODEL_ROW)
+    rows = result["rows"]
     variants = [r["variant"] for r in rows if not r["variant"].startswith("openvino")]
     assert variants == ["dense", "int8", "oats-50", "oats-50-float16", "oats-50-folded"]
     by = {r["variant"]: r for r in rows}
-    assert all(r.keys() >= MODEL_FIELDS and r["model"] == "vit_tiny_patch16_224" for r in rows)
+    assert {(r["model"], r["weights"]) for r in rows} == {("vit_tiny_patch16_224", "random weights")}
     assert by["oats-50-float16"]["file_mb"] < by["oats-50"]["file_mb"] < by["dense"]["file_mb"]
     assert by["oats-50-folded"]["file_mb"] == pytest.approx(by["dense"]["file_mb"], rel=0.01)
     assert all(r["rss_mb"] > 20 for r in rows if r["rss_mb"] is not None)
@@ -135,6 +144,7 @@ def test_layer_errors_are_those_of_the_outputs(tiny_folder, flat_images, capsys)
     """Every method's error, recomputed from inputs that a plain hook caught, for one that looks at nothing: magnitude."""
     flags = f"layers --model local-dir:{tiny_folder} --data-dir {flat_images} --nsamples 8 --blocks 1 --threads 1"
     result = main([*flags.split(), "--methods", "magnitude,alps", "--compression", "0.5"])
+    check_keys(result, LAYERS, LAYERS_ROW)
     assert "geometric mean" in capsys.readouterr().out
     errors = {(row["layer"], row["method"]): row["error"] for row in result["rows"]}
     assert len(errors) == 2 * 6  # q, k, v, proj, fc1, fc2
@@ -166,6 +176,7 @@ def test_files_are_compared_with_the_first(tiny_folder, plain, succeed, refuse, 
         succeed(export_onnx, *source, "-o", tmp_path / f"{name}.onnx")
     files = [tmp_path / "dense.onnx", tmp_path / "small.onnx"]
     result = succeed(main, "files", *files, "--batch", "1", "--batch", "2", "--threads", "1")
+    check_keys(result, FILES, FILES_ROW)
     assert [(row["file"], row["batch"], row["native_nodes"]) for row in result["rows"]] == [
         (str(file), batch, native) for batch in (1, 2) for file, native in zip(files, (0, 12), strict=True)
     ]

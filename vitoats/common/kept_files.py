@@ -1,0 +1,108 @@
+"""Files that we write to read them again ourselves: finished blocks, measurements, features.
+
+Each holds a digest of what is in it and of the key that it was written under, so that a file which was damaged, copied or
+renamed is told from what it should be. What is wrong with a file is an ``UnfitError``, and its reader makes the content anew.
+
+    NAME.json           {"sha256": "...", "values": ...}
+    NAME.safetensors    tensors, and in the metadata "sha256" and "values" (JSON)
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from vitoats.common.files import atomic_write
+from vitoats.common.fingerprint import json_sha256, tensors_sha256
+from vitoats.common.tensor_files import save_tensors
+
+
+class UnfitError(ValueError):
+    """A kept file cannot be read, or holds something else than was kept under its key."""
+
+
+def write_values(path: Path, key: str, values: Any) -> None:
+    """Writes plain values as JSON.
+
+    Raises:
+        RunError: the file cannot be written.
+        ValueError: a value is NaN or infinite.
+    """
+    text = json.dumps({"sha256": json_sha256([key, values]), "values": values}, allow_nan=False)
+    with atomic_write(path) as partial:
+        partial.write_text(text)
+
+
+def read_values(path: Path, key: str) -> Any:
+    """The values that ``write_values`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnfitError: it was not written under this key, or was damaged.
+    """
+    try:
+        held = parse(path.read_text())
+        if held["sha256"] != json_sha256([key, held["values"]]):
+            raise UnfitError("it is not what was written under this name")
+        return held["values"]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unfit(error) from None
+
+
+def write_tensors(path: Path, key: str, tensors: Mapping[str, Tensor], values: Any, remedy: str) -> None:
+    """Writes tensors, and plain values beside them.
+
+    Raises:
+        RunError: the file cannot be written; ``remedy`` is what to do about it.
+    """
+    metadata = {"sha256": _sha256(key, tensors, values), "values": json.dumps(values)}
+    with atomic_write(path, remedy) as partial:
+        save_tensors(partial, tensors, metadata)
+
+
+def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
+    """The tensors and values that ``write_tensors`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnfitError: it was not written under this key, or was damaged.
+    """
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            metadata = file.metadata() or {}
+        values = parse(metadata["values"])
+        if metadata["sha256"] != _sha256(key, tensors, values):
+            raise UnfitError("it is not what was written under this name")
+        return tensors, values
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise _unfit(error) from None
+
+
+def parse(text: str) -> Any:
+    """JSON without the NaN and Infinity that Python adds to it.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def _sha256(key: str, tensors: Mapping[str, Tensor], values: Any) -> str:
+    return json_sha256([key, tensors_sha256(tensors), values])
+
+
+def _unfit(error: Exception) -> UnfitError:
+    return error if isinstance(error, UnfitError) else UnfitError(f"it is damaged, {type(error).__name__}")
