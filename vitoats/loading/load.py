@@ -1,5 +1,6 @@
 """From a name, a folder or a model in memory to a model with its preprocessing."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from vitoats.loading.hub import hub_folder
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
 from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
-from vitoats.loading.timm_model import load_timm
+from vitoats.loading.timm_model import load_timm, resolved_preprocessing
 
 EMBEDDED_HEAD = Path(__file__).parent.parent / "data" / "fashion_mnist_head.safetensors"
 _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {embedded.PACKAGE_VERSION}"
@@ -94,6 +95,35 @@ def load_model(
             raise InputError(f"{name} has a classifier of its own: leave `head` out")
         size = loaded.preprocessing.img_size
         loaded.model = attach_head(loaded.timm_model, head, head_layers, source=loaded.source, img_size=size)
+    loaded.model.eval().requires_grad_(False)
+    return loaded
+
+
+def from_memory(
+    model: nn.Module, *, name: str | None = None, img_size: int | None = None, preprocessing: Preprocessing | None = None
+) -> LoadedModel:
+    """Takes a timm model that is in memory already; a copy of it, so that the caller's stays as it is.
+
+    Args:
+        model: that ``timm.create_model`` made.
+        name: what to call it; timm's name of its architecture and pretrained weights where None.
+        img_size: in pixels; where None, timm's test size, or the size that the model was built for where that is another.
+        preprocessing: what its images go through, instead of what timm recommends.
+
+    Raises:
+        InputError: it is no timm model, takes no square RGB images, or not of that size, or its weights are not finite.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(model, nn.Module) or not isinstance(config, dict) or not config.get("architecture"):
+        raise InputError(f"a {type(model).__name__} is no timm model: give `model` one that timm.create_model made")
+    if preprocessing is not None and img_size not in (None, preprocessing.img_size):
+        raise InputError(f"the preprocessing is for {preprocessing.img_size} px, not {img_size}: leave `img_size` out")
+    size = img_size or (preprocessing.img_size if preprocessing else None)
+    resolved = resolved_preprocessing(model, size)
+    if name is None:
+        name = ".".join(part for part in (config["architecture"], config.get("tag")) if part)
+    loaded = LoadedModel(name, copy.deepcopy(model), preprocessing or resolved, "given in memory")
+    _check_finite(loaded)
     loaded.model.eval().requires_grad_(False)
     return loaded
 

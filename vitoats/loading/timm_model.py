@@ -23,6 +23,7 @@ from vitoats.models.positions import set_image_size
 
 import timm  # isort: skip
 from timm.data.model_config import resolve_input_data_config  # isort: skip
+from timm.models._input import get_model_input_config  # isort: skip
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -168,3 +169,22 @@ def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: An
             f"{checkpoint} holds {held} positions, not those of {patches} patches, so it was resized already: "
             f"use `pos_resample='timm'`"
         )
+
+
+def resolved_preprocessing(model: Any, img_size: int | None) -> Preprocessing:
+    """What timm recommends for a model: at its test size, or at the size that it was built for where that is another.
+
+    Raises:
+        InputError: the model takes no square RGB images, or none of that size.
+    """
+    built = tuple(get_model_input_config(model)["input_size"])
+    published = tuple(model.pretrained_cfg.get("input_size", built))
+    args: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    if img_size is None and built != published:
+        args = {"input_size": built}
+    try:
+        return Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{type(model).__name__} does not take images of {img_size} px: {one_line(error, 150)}") from None
