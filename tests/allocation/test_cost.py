@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vitoats.cli.goals import GRAPH_BYTES, NODE_BYTES
 
 from tests.conftest import make_tiny
 from vitoats.allocation.constraint import Goal
@@ -18,6 +17,7 @@ from vitoats.allocation.cost import Content, CostTable, content, exported_bytes,
 from vitoats.allocation.lagrange import LEAST_KEPT
 from vitoats.allocation.sensitivity import RATES, Sensitivity
 from vitoats.common.errors import InputError
+from vitoats.compression.constraints import GRAPH_BYTES, NODE_BYTES
 from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
@@ -223,7 +223,7 @@ def test_one_compression_for_all_layers():
 @pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
 def test_what_cannot_be_reached_is_refused_with_what_can(allocation):
     whole = goal().dense
-    with pytest.raises(InputError, match=r"`max_mb` .* asks for nothing"):
+    with pytest.raises(InputError, match=r"`max_mb=.*` asks for nothing"):
         goal(limit=whole).check(allocation)
     with pytest.raises(InputError, match="ask for at least") as refusal:
         goal(limit=0.05 * whole).check(allocation)
