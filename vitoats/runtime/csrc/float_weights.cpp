@@ -34,15 +34,15 @@ std::shared_ptr<const void> pack_float_weights(const Weights& weights) {
   owner->group_start.resize(static_cast<size_t>(strips * groups));
   owner->row_start.resize(static_cast<size_t>(S.rows) + 1);
 
-  int64_t counted = 0;
+  int64_t* row_start = owner->row_start.data();
   for (int64_t row = 0; row < S.rows; ++row) {
-    for (int64_t strip = 0; strip < strips; ++strip) counted += __builtin_popcountll(word(S, row, strip));
-    owner->row_start[static_cast<size_t>(row) + 1] = counted;
+    row_start[row + 1] = row_start[row];
+    for (int64_t strip = 0; strip < strips; ++strip) row_start[row + 1] += __builtin_popcountll(word(S, row, strip));
   }
 
   const auto* source = static_cast<const unsigned char*>(S.values);
   unsigned char* target = owner->values.data();
-  std::vector<int64_t> next(owner->row_start.begin(), owner->row_start.end() - 1);  // each row's first value not copied yet
+  int64_t* next = row_start;  // each row's first value that is not copied yet; in the end, where the next row begins
   int64_t copied = 0;
   for (int64_t strip = 0; strip < strips; ++strip)
     for (int64_t row = 0; row < S.rows; ++row) {
@@ -50,13 +50,15 @@ std::shared_ptr<const void> pack_float_weights(const Weights& weights) {
       const uint64_t bits = word(S, row, strip);
       owner->masks[static_cast<size_t>(strip * S.rows + row)] = bits;
       const int64_t n = __builtin_popcountll(bits);
-      int64_t& from = next[static_cast<size_t>(row)];
-      std::copy_n(source + static_cast<size_t>(from) * width, static_cast<size_t>(n) * width,
+      std::copy_n(source + static_cast<size_t>(next[row]) * width, static_cast<size_t>(n) * width,
                   target + static_cast<size_t>(copied) * width);
-      from += n;
+      next[row] += n;
       copied += n;
     }
-  owner->view = {weights, strips, groups, owner->masks.data(), target, owner->group_start.data(), owner->row_start.data()};
+  std::copy_backward(row_start, row_start + S.rows, row_start + S.rows + 1);
+  row_start[0] = 0;
+
+  owner->view = {weights, strips, groups, owner->masks.data(), target, owner->group_start.data(), row_start};
   return {owner, &owner->view};
 }
 
