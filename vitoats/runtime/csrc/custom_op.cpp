@@ -65,7 +65,7 @@ struct Operator : OrtCustomOp {
       return guarded(self->api(), [&] { self->compute(context); });
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
-    InferOutputShape = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
+    InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
       const ort::Api& api = static_cast<const Operator*>(op)->api;
       return guarded(api, [&] { infer_shape(api, context); });
     };
