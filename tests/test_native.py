@@ -54,7 +54,7 @@ def expected_product(x, S, bias=None, low_rank=None):
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(1, 50),
-    blocks=st.integers(1, 3),
+    parts=st.integers(1, 3),
     rank=st.none() | st.integers(0, 70),
     k=st.integers(1, 200),
     tokens=st.integers(0, 140),
@@ -64,16 +64,14 @@ def expected_product(x, S, bias=None, low_rank=None):
     has_bias=st.booleans(),
     threads=st.sampled_from([1, 2]),
 )
-def test_product_is_that_of_float64_algebra(
-    name, seed, n, blocks, rank, k, tokens, batch, zeros, value_type, has_bias, threads
-):
+def test_product_is_that_of_float64_algebra(name, seed, n, parts, rank, k, tokens, batch, zeros, value_type, has_bias, threads):
     """Any number of tokens from none on, any N, K and rank, any density down to nothing; both regimes."""
     random = np.random.default_rng(seed)
-    n *= blocks
+    n *= parts
     S = random_sparse(random, n, k, zeros, value_type)
     x = random.standard_normal((batch, tokens, k), np.float32)
     bias = random.standard_normal(n, np.float32) if has_bias else None
-    low_rank = None if rank is None else random_low_rank(random, n, k, blocks, rank, value_type)
+    low_rank = None if rank is None else random_low_rank(random, n, k, parts, rank, value_type)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(library.ISA_VARIABLE, name)
         opened = open_native(operator_model(S, value_type, bias, low_rank), threads)
@@ -90,6 +88,46 @@ def test_every_number_of_tokens_that_matters(isa, tokens):
     x = random.standard_normal((1, tokens, 330), np.float32)
     y, size = expected_product(x, S, None, low_rank)
     assert np.all(np.abs(open_native(operator_model(S, low_rank=low_rank)).run(None, {"x": x})[0] - y) <= 1e-5 * size)
+
+
+def test_many_tokens_in_several_chunks(isa):
+    """48 MB of activations go through the scratch memory in pieces; each knows its own tokens with NaN."""
+    random = np.random.default_rng(0)
+    n, k, tokens = 24, 3000, 4000
+    S, low_rank = random_sparse(random, n, k, 0.6), random_low_rank(random, n, k, 3, 5)
+    bias = random.standard_normal(n, np.float32)
+    x = random.standard_normal((1, tokens, k), np.float32)
+    hit = [0, 7, 1500, 2999, tokens - 1]
+    opened = open_native(operator_model(S, bias=bias, low_rank=low_rank), threads=2)
+    y, size = expected_product(x, S, bias, low_rank)
+    x[0, hit, random.integers(k, size=len(hit))] = np.nan
+    found = opened.run(None, {"x": x})[0]
+    assert np.array_equal(np.isnan(found).any(-1)[0].nonzero()[0], hit)
+    assert np.isnan(found[0, hit]).all()
+    rest = np.delete(np.arange(tokens), hit)
+    assert np.all(np.abs(found - y)[0, rest] <= 1e-5 * size[0, rest])
+
+
+def test_as_many_parts_as_rows(isa):
+    """U and V have a row and a rank for each output; z is larger than x, and tiles are narrower for it."""
+    random = np.random.default_rng(0)
+    n, k = 60_000, 3
+    S, low_rank = random_sparse(random, n, k, 0.5), random_low_rank(random, n, k, n, 1)
+    opened = open_native(operator_model(S, low_rank=low_rank, function=False))
+    for tokens in (1, 5, 70):
+        x = random.standard_normal((1, tokens, k), np.float32)
+        y, size = expected_product(x, S, None, low_rank)
+        assert np.all(np.abs(opened.run(None, {"x": x})[0] - y) <= 1e-5 * size + 1e-30)
+
+
+def test_no_tokens_in_large_dimensions(isa):
+    S = random_sparse(np.random.default_rng(0), 5, 12, 0.5)
+    model = operator_model(S, function=False)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    opened = open_native(model)
+    for shape in [(0, 2**50), (2**30, 2**20, 0), (0,)]:
+        assert opened.run(None, {"x": np.zeros((*shape, 12), np.float32)})[0].shape == (*shape, 5)
 
 
 def test_all_float16_numbers(isa):
@@ -109,7 +147,7 @@ def test_all_float16_numbers_in_the_low_rank_term(isa):
     numbers = numbers[np.isfinite(numbers)].astype(np.float32)
     ones, k = np.ones((1, 1, 1), np.float32), 512
     in_U = operator_model(np.zeros((len(numbers), 1), np.float32), np.float16, low_rank=(numbers[None, :, None], ones))
-    rows = numbers.reshape(-1, 1, k)  # [124, 1, 512]: a row block for each
+    rows = numbers.reshape(-1, 1, k)  # [124, 1, 512]: a part for each
     in_V = operator_model(np.zeros((len(rows), k), np.float32), np.float16, low_rank=(np.ones((len(rows), 1, 1)), rows))
     for tokens in (1, 20):
         found = open_native(in_U).run(None, {"x": np.ones((1, tokens, 1), np.float32)})[0]

@@ -130,8 +130,8 @@ int main(int argc, char** argv) {
   int failed = 0, done = 0;
   for (const vitoats::Kernels* const* kernels = vitoats::available_kernels(); *kernels; ++kernels)
     for (int i = 0; i < cases; ++i, ++done) {
-      const int64_t parts = 1 + random() % 3, rank = i % 4 ? random() % 20 : random() % 150;
-      const int64_t rows = parts * (1 + random() % (i % 7 ? 20 : 150)), columns = 1 + random() % (i % 5 ? 150 : 400);
+      const int64_t parts = 1 + random() % (i % 11 ? 3 : 200), rank = i % 4 ? random() % 20 : random() % 150;
+      const int64_t rows = parts * (1 + random() % (parts > 3 ? 3 : i % 7 ? 20 : 150)), columns = 1 + random() % (i % 5 ? 150 : 400);
       const int64_t tokens = i % 3 ? 1 + random() % 20 : random() % 260;
       failed += check(**kernels, random, rows, columns, tokens, zeros[random() % 7], random() % 2, parts, rank);
     }
