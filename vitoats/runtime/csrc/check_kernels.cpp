@@ -79,6 +79,7 @@ int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, i
   const vitoats::SparseMatrix S{rows, columns, stride, mask.data(), static_cast<int64_t>(values.size()), stored(values, halves)};
   const vitoats::Weights weights{kernels.value_type, S, {parts, rank, stored(U, U_halves), stored(V, V_halves)}};
   const vitoats::Output output{y.data(), with_bias ? bias.data() : nullptr};
+  std::feclearexcept(FE_ALL_EXCEPT);
   std::feraiseexcept(FE_INEXACT);
   vitoats::Product(weights, kernels).run(x.data(), tokens, output, Serial());
   volatile float tiny = std::numeric_limits<float>::min();
