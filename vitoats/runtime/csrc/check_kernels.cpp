@@ -97,7 +97,8 @@ int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, i
     for (size_t i = 0; i < z.size(); ++i) {
       z[i] = z_size[i] = 0;
       for (int64_t k = 0; k < columns; ++k) {
-        const double product = static_cast<double>(x[static_cast<size_t>(t * columns + k)]) * V[i * static_cast<size_t>(columns) + static_cast<size_t>(k)];
+        const double v = V[i * static_cast<size_t>(columns) + static_cast<size_t>(k)];
+        const double product = v * x[static_cast<size_t>(t * columns + k)];
         z[i] += product;
         z_size[i] += std::fabs(product);
       }
@@ -111,12 +112,14 @@ int check(const vitoats::Kernels& kernels, std::mt19937& random, int64_t rows, i
         size += std::fabs(u) * z_size[at];
       }
       for (int64_t k = 0; k < columns; ++k) {
-        const double product = static_cast<double>(x[static_cast<size_t>(t * columns + k)]) * dense[static_cast<size_t>(r * columns + k)];
+        const double s = dense[static_cast<size_t>(r * columns + k)];
+        const double product = s * x[static_cast<size_t>(t * columns + k)];
         sum += product;
         size += std::fabs(product);
       }
       const double found = y[static_cast<size_t>(t * rows + r)];
-      if (!(std::fabs(found - sum) <= 1e-5 * size + 1e-6 * std::fabs(sum))) return report(kernels, rows, columns, tokens, t, r, y, sum);
+      if (!(std::fabs(found - sum) <= 1e-5 * size + 1e-6 * std::fabs(sum)))
+        return report(kernels, rows, columns, tokens, t, r, y, sum);
     }
   }
   return 0;

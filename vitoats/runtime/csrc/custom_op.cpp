@@ -2,8 +2,8 @@
 //
 //   SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], U[B, N/B, r], V[B, r, K]) -> y[..., N]
 //
-// y = x (S + U V)^T + bias, attribute in_features = K, with U V [B, N/B, K] as [N, K]; bias is optional, and so are U and V, both or
-// none. Everything that a model file says is checked when the session is made; x, and a bias that is no constant, at each call.
+// y = x (S + U V)^T + bias, attribute in_features = K, with U V [B, N/B, K] as [N, K]; bias is optional, and so are U and V, both
+// or none. Everything that a model file says is checked when the session is made; x, and a bias that is no constant, at each call.
 #include <algorithm>
 #include <cstring>
 #include <limits>

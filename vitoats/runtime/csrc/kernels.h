@@ -54,7 +54,8 @@ struct Kernels {
   // z[0..tokens, row..row_end) for 1 to kSpmvTokens tokens; z is [tokens, z_rows].
   void (*spmv_project)(const void* weights, const float* x, int64_t tokens, int64_t row, int64_t row_end, float* z);
   // y[0..tokens, row..row_end).
-  void (*spmv)(const void* weights, const float* x, const float* z, int64_t tokens, int64_t row, int64_t row_end, const Output& y);
+  void (*spmv)(const void* weights, const float* x, const float* z, int64_t tokens, int64_t row, int64_t row_end,
+               const Output& y);
 
   // Arithmetic alone, fused multiply-adds on registers: returns the floating-point operations done.
   double (*fma)(int64_t rounds);

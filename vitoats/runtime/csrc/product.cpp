@@ -2,7 +2,6 @@
 #include "product.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -119,7 +118,8 @@ void Product::spmm(const float* x, int64_t tokens, const Output& y, const Parall
   const int64_t tiles_of_chunk = ceil_div(tiles, chunks);
   const int strips = static_cast<int>(std::clamp<int64_t>(in_cache / vectors_of_tile, 1, kMaxStrips));
 
-  const Scratch scratch(*scratch_, static_cast<size_t>(std::min(tiles_of_chunk * vectors_of_tile, vectors) * floats_of_vector) * sizeof(float));
+  const int64_t vectors_of_chunk = std::min(tiles_of_chunk * vectors_of_tile, vectors);
+  const Scratch scratch(*scratch_, static_cast<size_t>(vectors_of_chunk * floats_of_vector) * sizeof(float));
   std::vector<uint8_t> non_finite(static_cast<size_t>(tiles_of_chunk * tokens_of_tile));
   std::vector<TokenTile> tile;
   const int64_t pack_tasks = ceil_div(columns_, kPackColumns);

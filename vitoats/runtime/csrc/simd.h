@@ -1,8 +1,9 @@
 // What the kernels of all instruction sets share. They are templates over a vector type V, which each instruction set fills in:
 //
-// V has: lanes; registers; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c; add(a, b); sum(v);
-// expand(packed, bits): the packed lanes in order to where bits are set, zero elsewhere; widen(p): lanes of float16 to float;
-// transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or NoTail; half(v): its first half.
+// V has: lanes; registers; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c;
+// add(a, b); sum(v); expand(packed, bits): the packed lanes in order to where bits are set, zero elsewhere; widen(p): lanes of
+// float16 to float; transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or
+// NoTail; half(v): its first half.
 //
 // Everything here has internal linkage and uses no function template of the standard library: the linker keeps one copy of
 // those, and it could be one with instructions that this processor lacks.

@@ -247,8 +247,8 @@ template <class V, class Value>
 const OfWidth& of_width(const TokenTile& tile) {
   using Numbers = std::make_integer_sequence<int, kMaxVectors>;
   const bool half = V::Tail::lanes > 0 && tile.stride - tile.count >= V::Tail::lanes;
-  const OfWidth* table = half ? WidthTable<V, Value, typename V::Tail, Numbers>::entry : WidthTable<V, Value, NoTail, Numbers>::entry;
-  return table[tile.stride / V::lanes - 1];
+  const int64_t i = tile.stride / V::lanes - 1;
+  return half ? WidthTable<V, Value, typename V::Tail, Numbers>::entry[i] : WidthTable<V, Value, NoTail, Numbers>::entry[i];
 }
 
 }  // namespace spmm

@@ -160,7 +160,8 @@ template <class V, class Value, int T>
 void project(const FloatWeights& weights, const float* x, int64_t row, int64_t row_end, float* z) {
   const int64_t columns = weights.model.S.columns, z_rows = weights.model.z_rows();
   const Value* V_rows = static_cast<const Value*>(weights.model.low_rank.V);
-  dense<V, Value, T>({V_rows + row * columns, V_rows + z_rows * columns, columns, x, columns, z + row, z_rows, false}, row_end - row);
+  const Value* end = V_rows + z_rows * columns;
+  dense<V, Value, T>({V_rows + row * columns, end, columns, x, columns, z + row, z_rows, false}, row_end - row);
 }
 
 // y[t, row..row_end) += U z[t].
@@ -169,9 +170,11 @@ void add_low_rank(const FloatWeights& weights, const float* z, int64_t row, int6
   const LowRank& low_rank = weights.model.low_rank;
   const int64_t rows = weights.model.S.rows, rank = low_rank.rank, rows_of_part = rows / low_rank.parts;
   const Value* U_rows = static_cast<const Value*>(low_rank.U);
+  const Value* end = U_rows + rows * rank;
   while (row < row_end) {
     const int64_t part = row / rows_of_part, n = smaller((part + 1) * rows_of_part, row_end) - row;
-    dense<V, Value, T>({U_rows + row * rank, U_rows + rows * rank, rank, z + part * rank, weights.model.z_rows(), y + row, rows, true}, n);
+    const float* z_of_part = z + part * rank;
+    dense<V, Value, T>({U_rows + row * rank, end, rank, z_of_part, weights.model.z_rows(), y + row, rows, true}, n);
     row += n;
   }
 }
