@@ -65,6 +65,40 @@ void run_tasks(const Parallel& parallel, int64_t tiles, int64_t tasks, const Bod
   run_tasks(parallel, tiles * tasks, [&](int64_t i) { body(i / tasks, i % tasks); });
 }
 
+// Tokens in tiles of as many vectors as the first level cache holds, and in chunks of as many tiles as the scratch memory holds.
+struct Tiling {
+  int64_t tokens, lanes, floats_of_token;
+  int64_t vectors_of_tile, tiles_of_chunk;
+  int strips;  // of a pass
+
+  Tiling(int64_t tokens_, int lanes_, int64_t floats_of_token_)
+      : tokens(tokens_), lanes(lanes_), floats_of_token(floats_of_token_) {
+    const int64_t vectors = ceil_div(tokens, lanes), in_cache = vectors_in_cache(lanes_);
+    const int64_t in_scratch = static_cast<int64_t>(kScratchBytes / sizeof(float)) / (lanes * floats_of_token);
+    const int64_t tiles = ceil_div(vectors, std::clamp<int64_t>(std::min(in_cache, in_scratch), 1, kMaxVectors));
+    vectors_of_tile = ceil_div(vectors, tiles);
+    const int64_t chunks = ceil_div(tiles, std::max<int64_t>(in_scratch / vectors_of_tile, 1));
+    tiles_of_chunk = ceil_div(tiles, chunks);
+    strips = static_cast<int>(std::clamp<int64_t>(in_cache / vectors_of_tile, 1, kMaxStrips));
+  }
+
+  int64_t tokens_of_tile() const { return vectors_of_tile * lanes; }
+  int64_t tokens_of_chunk() const { return tiles_of_chunk * tokens_of_tile(); }
+  int64_t padded(int64_t n) const { return ceil_div(n, lanes) * lanes; }
+  int64_t floats_of_chunk() const { return std::min(tokens_of_chunk(), padded(tokens)) * floats_of_token; }
+
+  // The tiles of the chunk that begins at a token.
+  std::vector<TokenTile> chunk(int64_t begin, float* packed, uint8_t* non_finite) const {
+    std::vector<TokenTile> tiles;
+    const int64_t end = std::min(tokens, begin + tokens_of_chunk());
+    for (int64_t first = begin; first < end; first += tokens_of_tile()) {
+      const int64_t count = std::min(tokens_of_tile(), end - first);
+      tiles.push_back({first, count, padded(count), packed + (first - begin) * floats_of_token, non_finite + (first - begin)});
+    }
+    return tiles;
+  }
+};
+
 void fill_nan(const Output& y, int64_t token, int64_t rows, int64_t row, int64_t row_end) {
   std::fill(y.data + token * rows + row, y.data + token * rows + row_end, std::numeric_limits<float>::quiet_NaN());
 }
@@ -107,45 +141,25 @@ void Product::spmv(const float* x, int64_t tokens, const Output& y, const Parall
 }
 
 void Product::spmm(const float* x, int64_t tokens, const Output& y, const Parallel& parallel) const {
-  // Tiles of as many vectors of tokens as the caches hold; chunks of as many tiles as the scratch memory holds.
-  const int64_t lanes = kernels_.lanes, vectors = ceil_div(tokens, lanes);
-  const int64_t floats_of_vector = lanes * (columns_ + z_rows_);
-  const int64_t in_cache = vectors_in_cache(kernels_.lanes);
-  const int64_t in_scratch = static_cast<int64_t>(kScratchBytes / sizeof(float)) / floats_of_vector;
-  const int64_t tiles = ceil_div(vectors, std::clamp<int64_t>(std::min(in_cache, in_scratch), 1, kMaxVectors));
-  const int64_t vectors_of_tile = ceil_div(vectors, tiles), tokens_of_tile = vectors_of_tile * lanes;
-  const int64_t chunks = ceil_div(tiles, std::max<int64_t>(in_scratch / vectors_of_tile, 1));
-  const int64_t tiles_of_chunk = ceil_div(tiles, chunks);
-  const int strips = static_cast<int>(std::clamp<int64_t>(in_cache / vectors_of_tile, 1, kMaxStrips));
-
-  const int64_t vectors_of_chunk = std::min(tiles_of_chunk * vectors_of_tile, vectors);
-  const Scratch scratch(*scratch_, static_cast<size_t>(vectors_of_chunk * floats_of_vector) * sizeof(float));
-  std::vector<uint8_t> non_finite(static_cast<size_t>(tiles_of_chunk * tokens_of_tile));
-  std::vector<TokenTile> tile;
+  const Tiling tiling(tokens, kernels_.lanes, columns_ + z_rows_);
+  const Scratch scratch(*scratch_, static_cast<size_t>(tiling.floats_of_chunk()) * sizeof(float));
+  std::vector<uint8_t> non_finite(static_cast<size_t>(tiling.tokens_of_chunk()));
   const int64_t pack_tasks = ceil_div(columns_, kPackColumns);
-  for (int64_t chunk = 0; chunk < tokens; chunk += tiles_of_chunk * tokens_of_tile) {
-    const int64_t chunk_end = std::min(tokens, chunk + tiles_of_chunk * tokens_of_tile);
-    tile.clear();
-    float* packed = scratch.data();
-    for (int64_t first = chunk; first < chunk_end; first += tokens_of_tile) {
-      const int64_t count = std::min(tokens_of_tile, chunk_end - first), stride = ceil_div(count, lanes) * lanes;
-      tile.push_back({first, count, stride, packed, non_finite.data() + (first - chunk)});
-      packed += stride * (columns_ + z_rows_);
-    }
+  for (int64_t first = 0; first < tokens; first += tiling.tokens_of_chunk()) {
     std::fill(non_finite.begin(), non_finite.end(), uint8_t{0});
-
-    const auto n_tiles = static_cast<int64_t>(tile.size());
-    const RowTasks z_tasks(z_rows_, n_tiles, kRankGroup), y_tasks(rows_, n_tiles, kGroup);
-    run_tasks(parallel, n_tiles, pack_tasks, [&](int64_t i, int64_t task) {
+    const std::vector<TokenTile> tile = tiling.chunk(first, scratch.data(), non_finite.data());
+    const auto tiles = static_cast<int64_t>(tile.size());
+    const RowTasks z_tasks(z_rows_, tiles, kRankGroup), y_tasks(rows_, tiles, kGroup);
+    run_tasks(parallel, tiles, pack_tasks, [&](int64_t i, int64_t task) {
       const int64_t column = task * kPackColumns;
       kernels_.pack_tokens(x, columns_, tile[i], column, std::min(column + kPackColumns, columns_));
     });
-    run_tasks(parallel, n_tiles, z_tasks.count, [&](int64_t i, int64_t task) {
+    run_tasks(parallel, tiles, z_tasks.count, [&](int64_t i, int64_t task) {
       kernels_.spmm_project(weights_.get(), tile[i], z_tasks.begin(task), z_tasks.end(task));
     });
-    run_tasks(parallel, n_tiles, y_tasks.count, [&](int64_t i, int64_t task) {
+    run_tasks(parallel, tiles, y_tasks.count, [&](int64_t i, int64_t task) {
       const int64_t row = y_tasks.begin(task), row_end = y_tasks.end(task);
-      kernels_.spmm(weights_.get(), tile[i], row, row_end, strips, y);
+      kernels_.spmm(weights_.get(), tile[i], row, row_end, tiling.strips, y);
       for (int64_t t = 0; t < tile[i].count; ++t)
         if (tile[i].non_finite[t]) fill_nan(y, tile[i].first + t, rows_, row, row_end);
     });
