@@ -81,15 +81,18 @@ def not_finite(model, dice):
 
 
 def other_parts(model, dice):
-    """U and V of as many numbers, cut into parts in another way, which may be a sound one."""
-    tensors = {t.name: t for t in model.graph.initializer}
-    if "U" in tensors:
-        n, k = tensors["U"].dims[0] * tensors["U"].dims[1], tensors["V"].dims[-1]
-        parts, rank = dice.choice([p for p in range(1, n + 1) if n % p == 0]), dice.choice((0, 1, 5))
-        for name, shape in (("U", (parts, n // parts, rank)), ("V", (parts, rank, k))):
-            width = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2}.get(tensors[name].data_type, 1)
-            tensors[name].dims[:] = shape
-            tensors[name].raw_data = bytes(width * int(np.prod(shape)))
+    """Zeros for U and V, cut into parts and ranks in another way, which may be a sound one."""
+    factors = [t for t in model.graph.initializer if t.name in ("U", "V") and len(t.dims) == 3]
+    if len(factors) < 2:
+        return
+    n, k = factors[0].dims[0] * factors[0].dims[1], factors[1].dims[2]
+    if n < 1 or k < 1 or n * k > 10**6:  # sizes that another mutation made up
+        return
+    parts, rank = dice.choice([p for p in range(1, n + 1) if n % p == 0]), dice.choice((0, 1, 5))
+    for factor, shape in zip(factors, ((parts, n // parts, rank), (parts, rank, k)), strict=True):
+        width = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2}.get(factor.data_type, 1)
+        factor.dims[:] = shape
+        factor.raw_data = bytes(width * parts * rank * (n // parts if factor.name == "U" else k))
 
 
 def no_attribute(model, dice):
