@@ -44,7 +44,7 @@ def measure_sensitivities(
         progress: told the block, and what is being done.
 
     Raises:
-        InputError: there are not two images whose features could be compared.
+        InputError: there are not two images whose features differ.
     """
     every = max(1, hidden.n_images // feature_images)
     if hidden.n_images < 2:
@@ -54,6 +54,10 @@ def measure_sensitivities(
     if without_rank:
         cheap.append(replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0))
     reference = _features(adapter, 0, hidden.values[::every].to(hidden.device))
+    if not (reference != reference[0]).any():
+        raise InputError(
+            "budgets cannot be measured on images that all look the same: give `images` other ones, or `allocation='uniform'`"
+        )
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
         progress(index, "calibrating")
