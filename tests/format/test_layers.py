@@ -8,11 +8,11 @@ from vitoats.format.layers import SparseLowRankLinear, compressed_layers, parame
 
 
 def make(parts, d_in: int, bias: bool) -> SparseLowRankLinear:
-    layer = SparseLowRankLinear.empty(parts, d_in, bias, torch.float64)
-    for parameter in layer.parameters():
-        parameter.data = torch.randn_like(parameter)
-    layer.S.data[torch.rand_like(layer.S) < 0.6] = 0
-    return layer
+    d_out = sum(rows for rows, _ in parts)
+    S = torch.randn(d_out, d_in, dtype=torch.float64) * (torch.rand(d_out, d_in) > 0.6)
+    U = [torch.randn(rows, rank, dtype=torch.float64) for rows, rank in parts]
+    V = [torch.randn(rank, d_in, dtype=torch.float64) for _, rank in parts]
+    return SparseLowRankLinear(S, U, V, torch.randn(d_out, dtype=torch.float64) if bias else None)
 
 
 @pytest.mark.parametrize("bias", [True, False])

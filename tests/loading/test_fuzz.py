@@ -16,6 +16,7 @@ from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.head_files import save_head
+from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
 from vitoats.models.heads import HeadInfo
@@ -89,19 +90,20 @@ def mutate_tensors(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed[: rng.choice([len(changed), len(changed), rng.randrange(len(changed))])])
 
 
-def check(folder: Path, target: Path, seed: int) -> bool:
+def check(folder: Path, target: Path, seed: int, prefix: str = "") -> bool:
     """Loads one mutant; whether it loaded."""
     rng = random.Random(seed)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder, target)
-    file = target / rng.choice(["vitoats.json", "config.json", "config.json", "model.safetensors", "head.safetensors"])
+    names = ["vitoats.json", "config.json", "config.json", "model.safetensors", "head.safetensors"]
+    file = target / rng.choice(names[1:4] if prefix else names)
     if file.suffix == ".json":
         file.write_text(mutate_json(file.read_text(), rng))
     else:
         file.write_bytes(mutate_tensors(file.read_bytes(), rng))
     message, model = "", None
     try:
-        model = vitoats.load(target)
+        model = load_model(f"{prefix}{target}").model
     except InputError as error:
         message = str(error)
     assert message.isprintable(), seed  # on one line, that is
@@ -116,14 +118,21 @@ def test_mutated_folders_load_or_are_refused(folder, tmp_path, start):
         check(folder, tmp_path / "mutant", seed)
 
 
+@pytest.mark.parametrize("start", range(0, 100, 50))
+def test_mutated_timm_folders_load_or_are_refused(tiny_folder, tmp_path, start):
+    for seed in range(start, start + 50):
+        check(tiny_folder, tmp_path / "mutant", seed, "local-dir:")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(1000, 6000, 500))
-def test_thousands_of_mutated_folders_load_or_are_refused(folder, tmp_path, start):
+def test_thousands_of_mutated_folders_load_or_are_refused(folder, tiny_folder, tmp_path, start):
     for seed in range(start, start + 500):
         check(folder, tmp_path / "mutant", seed)
+        check(tiny_folder, tmp_path / "mutant", seed, "local-dir:")
 
 
-def test_a_changed_byte_in_the_weights_is_found(folder, tiny_folder, tmp_path):
+def test_a_changed_byte_in_the_weights_is_found(tmp_path):
     """Of each tensor, with the checksum; the tensors themselves stay finite."""
     save_checkpoint(LoadedModel("tiny", make_tiny(), Preprocessing(32), "random weights"), tmp_path / "whole", {})
     content = (tmp_path / "whole" / "model.safetensors").read_bytes()

@@ -70,7 +70,7 @@ def test_the_image_size_is_that_of_the_model(name, arguments, size):
 
 def test_another_size_is_for_models_that_take_any():
     assert from_memory(timm.create_model("convnext_atto"), img_size=96).preprocessing.img_size == 96
-    with pytest.raises(InputError, match=r"224.*|96 px"):
+    with pytest.raises(InputError, match="takes no such images"):
         from_memory(small(), img_size=96)
 
 
@@ -79,7 +79,7 @@ def test_preprocessing_may_be_given():
     assert from_memory(make_tiny(), preprocessing=own).preprocessing == own
     with pytest.raises(InputError, match="`img_size`"):
         from_memory(make_tiny(), preprocessing=own, img_size=48)
-    with pytest.raises(InputError, match="48 px"):
+    with pytest.raises(InputError, match="takes no such images"):
         from_memory(make_tiny(), preprocessing=Preprocessing(48))
 
 

@@ -35,17 +35,6 @@ class SparseLowRankLinear(nn.Module):
         """Stacks the decompositions of consecutive parts into one layer."""
         return cls(torch.cat([p.S for p in parts]), [p.U for p in parts], [p.V for p in parts], bias)
 
-    @classmethod
-    def empty(cls, parts: list[tuple[int, int]], in_features: int, bias: bool, dtype: torch.dtype) -> "SparseLowRankLinear":
-        """A layer of zeros with the given (rows, rank) of each part, for a state dict to fill."""
-        d_out = sum(rows for rows, _ in parts)
-        return cls(
-            torch.zeros(d_out, in_features, dtype=dtype),
-            [torch.zeros(rows, rank, dtype=dtype) for rows, rank in parts],
-            [torch.zeros(rank, in_features, dtype=dtype) for _, rank in parts],
-            torch.zeros(d_out, dtype=dtype) if bias else None,
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.numel() // self.in_features
         if tokens * (self.in_features + self.out_features) > self.in_features * self.out_features:

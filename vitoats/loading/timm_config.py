@@ -42,6 +42,8 @@ FACTORY = (
     "self", "args", "cfg", "device", "dtype",
 )  # fmt: skip
 
+OF_EVERY_MODEL = ("num_classes", "in_chans", "global_pool")  # timm writes them, whatever the model's class takes
+
 LARGEST_NUMBER = 2**16  # of an argument; widths and depths are far smaller, class counts in the largest data sets about that
 LONGEST = 64  # texts and lists of arguments
 TEXT = r"[\w.+-]*"  # names of activations, norms and poolings
@@ -105,7 +107,7 @@ def allowed_arguments(architecture: str) -> frozenset[str]:
     """What config.json may give an architecture: what the classes of its model take by name, or the fields of their ``cfg``."""
     with torch.device("meta"):
         model = timm.create_model(architecture)
-    names: set[str] = set()
+    names = set(OF_EVERY_MODEL)
     for kind in type(model).__mro__[: type(model).__mro__.index(nn.Module)]:
         constructor = vars(kind).get("__init__")
         if constructor is not None:

@@ -71,9 +71,7 @@ def load_timm(
         set_image_size(model, img_size, way)
         weights += f", positions resized as in {way}"
     args = ({} if img_size is None else {"img_size": img_size}) | ({"crop_pct": named.crop_pct} if named else {})
-    return LoadedModel(
-        name, model, Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True)), weights
-    )
+    return LoadedModel(name, model, _preprocessing(model, args), weights)
 
 
 def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -182,9 +180,13 @@ def resolved_preprocessing(model: Any, img_size: int | None) -> Preprocessing:
     args: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     if img_size is None and built != published:
         args = {"input_size": built}
+    return _preprocessing(model, args)
+
+
+def _preprocessing(model: Any, args: dict[str, Any]) -> Preprocessing:
     try:
         return Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True))
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f"{type(model).__name__} does not take images of {img_size} px: {one_line(error, 150)}") from None
+    except Exception as error:  # a stored configuration may hold anything
+        raise InputError(f"this {type(model).__name__} takes no such images: {one_line(error, 150)}") from error
