@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.kept_files import UnfitError, read_tensors, read_values, write_tensors, write_values
-from vitoats.compression.pipeline import LayerRow
+from vitoats.compression.layer import LayerRow
 from vitoats.format import factored
 from vitoats.format.layers import SparseLowRankLinear
 from vitoats.loading.checkpoint import about

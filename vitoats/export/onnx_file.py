@@ -18,9 +18,10 @@ from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
 from vitoats.export.gelu import gelu
 from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
-from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
+from vitoats.export.sparse_matmul import sparse_matmul_function
 from vitoats.format import bitmask
 from vitoats.format.layers import compressed_counts, compressed_layers, parameter_count, replace_module
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, OPSET
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
