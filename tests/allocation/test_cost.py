@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vitoats.cli.goals import GRAPH_BYTES, NODE_BYTES
 
 from tests.conftest import make_tiny
 from vitoats.allocation.constraint import Goal
-from vitoats.allocation.cost import Content, CostTable, LayerShape, content, exported_bytes, exported_dense, layer_shapes
+from vitoats.allocation.cost import Content, CostTable, content, exported_bytes, exported_dense
 from vitoats.allocation.lagrange import LEAST_KEPT
 from vitoats.allocation.sensitivity import RATES, Sensitivity
 from vitoats.common.errors import InputError
+from vitoats.compression.constraints import GRAPH_BYTES, NODE_BYTES
 from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
@@ -28,6 +28,8 @@ from vitoats.methods.oats import OATSConfig
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.methods.svd import SVDConfig
 from vitoats.models.adapter import adapt
+from vitoats.models.inputs import ImageInputs
+from vitoats.models.shapes import LayerShape, layer_shapes
 from vitoats.runtime.inference import session
 
 SHAPE = LayerShape(d_out=96, d_in=48, parts=3, tokens=17)
@@ -136,14 +138,6 @@ def test_a_table_needs_two_densities():
 # ---- what layers hold
 
 
-def test_shapes_of_a_model(tiny):
-    shapes = layer_shapes(adapt(tiny, 32), 32)
-    assert len(shapes) == 12
-    assert shapes["blocks.1.attn.qkv"] == LayerShape(144, 48, 3, 17)
-    assert shapes["blocks.1.mlp.fc2"] == LayerShape(48, 192, 1, 17)
-    assert layer_shapes(adapt(tiny, 32), 32, fused_qkv=True)["blocks.1.attn.qkv"].parts == 1
-
-
 CONFIGS = [
     OATSConfig(compression=0.6, rank_ratio=0.25, iterations=2),
     OATSConfig(compression=0.5, rank_ratio=0.3, pattern="layer", iterations=2),
@@ -157,8 +151,8 @@ METHODS = ["oats", "oats", "oats", "magnitude", "svd"]
 @pytest.mark.parametrize(("method", "config"), list(zip(METHODS, CONFIGS, strict=True)))
 @pytest.mark.parametrize("fused", [False, True])
 def test_content_is_what_a_method_leaves(tiny, method, config, fused):
-    shapes = layer_shapes(adapt(tiny, 32), 32, fused)
-    compress(tiny, iter([IMAGES]), method=method, config=config, img_size=32, nsamples=6, fused_qkv=fused)
+    shapes = layer_shapes(adapt(tiny, ImageInputs(32)), fused)
+    compress(tiny, iter([IMAGES]), method=method, config=config, inputs=ImageInputs(32), nsamples=6, fused_qkv=fused)
     for name, layer in compressed_layers(tiny).items():
         expected = content(shapes[name], config)
         assert (layer.nonzeros, layer.kept_parameters) == (expected.nonzeros, expected.parameters)
@@ -169,7 +163,7 @@ def test_content_is_what_a_method_leaves(tiny, method, config, fused):
 
 def goal(unit="MB", limit=0.0, cost=None, config=None, free=True, model=None, rest=0.0) -> Goal:
     """Of the tiny model."""
-    layers = layer_shapes(adapt(model or make_tiny(), 32), 32)
+    layers = layer_shapes(adapt(model or make_tiny(), ImageInputs(32)))
     cost = cost or (lambda shape, kept: exported_bytes(shape, kept) / 1e6)
     dense = rest + sum(cost(shape, Content(shape.size, 0)) for shape in layers.values())
     asked = {"max_mb": limit} if unit == "MB" else {"max_ms": limit}
@@ -229,7 +223,7 @@ def test_one_compression_for_all_layers():
 @pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
 def test_what_cannot_be_reached_is_refused_with_what_can(allocation):
     whole = goal().dense
-    with pytest.raises(InputError, match=r"`max_mb` .* asks for nothing"):
+    with pytest.raises(InputError, match=r"`max_mb=.*` asks for nothing"):
         goal(limit=whole).check(allocation)
     with pytest.raises(InputError, match="ask for at least") as refusal:
         goal(limit=0.05 * whole).check(allocation)
@@ -277,7 +271,7 @@ def test_predicted_bytes_are_those_of_the_exported_file(tmp_path, mixed):
     rest = (4 * others + GRAPH_BYTES + NODE_BYTES * len(names)) / 1e6
     wanted = goal(model=model, rest=rest)
     predicted = wanted.predicted(wanted.contents(wanted.config, budgets))
-    compress(model, iter([IMAGES]), method="oats", config=wanted.config, img_size=32, nsamples=6, budgets=budgets)
+    compress(model, iter([IMAGES]), method="oats", config=wanted.config, inputs=ImageInputs(32), nsamples=6, budgets=budgets)
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx")
     weights = sum(len(t.raw_data) for t in proto.graph.initializer if t.data_type != onnx.TensorProto.INT64) / 1e6
@@ -293,7 +287,15 @@ def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
     before = copy.deepcopy(model)
     names = [f"blocks.{i}.attn.qkv" for i in range(3)]
     budgets = {name: {"compression": 0.0, "rank_ratio": 0.0} for name in names}
-    compress(model, iter([IMAGES]), method="oats-h", config=OATSHConfig(iterations=5), img_size=32, nsamples=6, budgets=budgets)
+    compress(
+        model,
+        iter([IMAGES]),
+        method="oats-h",
+        config=OATSHConfig(iterations=5),
+        inputs=ImageInputs(32),
+        nsamples=6,
+        budgets=budgets,
+    )
     for name in names:
         assert torch.equal(compressed_layers(model)[name].weight, before.get_submodule(name).weight)
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
@@ -308,7 +310,9 @@ def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
 
 def test_a_model_of_dense_layers_alone_has_no_operator(tmp_path):
     model = make_tiny()
-    compress(model, iter([IMAGES]), method="magnitude", config=MagnitudeConfig(compression=0.0), img_size=32, nsamples=6)
+    compress(
+        model, iter([IMAGES]), method="magnitude", config=MagnitudeConfig(compression=0.0), inputs=ImageInputs(32), nsamples=6
+    )
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx")
     assert not proto.functions

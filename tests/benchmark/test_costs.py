@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
-from vitoats.allocation.cost import CostTable, layer_shapes
+from vitoats.allocation.cost import CostTable
 from vitoats.benchmark.costs import LOW_RANK, ZEROS, measure_costs, model_content
 from vitoats.loading.load import load_model
 from vitoats.models.adapter import adapt
+from vitoats.models.shapes import layer_shapes
 
 
 def test_a_table_is_of_its_model_and_leaves_it_alone(small_cache, tiny_folder, tmp_path):
@@ -20,7 +21,7 @@ def test_a_table_is_of_its_model_and_leaves_it_alone(small_cache, tiny_folder, t
     assert loaded.model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())
 
-    shapes = list(layer_shapes(adapt(loaded.timm_model, 32), 32).values())
+    shapes = list(layer_shapes(adapt(loaded.timm_model, loaded.inputs)).values())
     distinct = len(set(shapes))
     table = CostTable.from_json(result)
     table.check(shapes, tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitoats.benchmark.matrices import dense_matrices, noise_images
+from vitoats.benchmark.matrices import dense_matrices
 from vitoats.common.errors import InputError
 from vitoats.loading.load import load_model
 
@@ -16,7 +16,7 @@ def loaded(tiny_folder):
 @pytest.mark.parametrize("needs", ["full", "diagonal"])
 @pytest.mark.parametrize("blocks", [[0], [2], [0, 2]])
 def test_inputs_are_those_of_the_dense_model(loaded, needs, blocks):
-    images = noise_images(6, loaded, 0)
+    images = loaded.inputs.noise(6, 0)
     caught: dict[str, torch.Tensor] = {}
     for name, module in loaded.model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -39,10 +39,4 @@ def test_inputs_are_those_of_the_dense_model(loaded, needs, blocks):
 
 def test_a_block_that_is_none_is_refused(loaded):
     with pytest.raises(InputError, match="its blocks are 0 to 2"):
-        dense_matrices(loaded, iter([noise_images(1, loaded, 0)]), 1, 1, [0, 3], "diagonal")
-
-
-def test_noise_is_that_of_its_seed(loaded):
-    assert noise_images(2, loaded, 0).shape == (2, 3, 32, 32)
-    assert torch.equal(noise_images(2, loaded, 1), noise_images(2, loaded, 1))
-    assert not torch.equal(noise_images(2, loaded, 1), noise_images(2, loaded, 2))
+        dense_matrices(loaded, iter([loaded.inputs.noise(1, 0)]), 1, 1, [0, 3], "diagonal")

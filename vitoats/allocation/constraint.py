@@ -7,10 +7,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from vitoats.allocation.cost import Content, LayerShape, content, dense, exported_dense
+from vitoats.allocation.cost import Content, content, dense, exported_dense
 from vitoats.allocation.lagrange import LEAST_KEPT, allocate
 from vitoats.allocation.sensitivity import Sensitivity
 from vitoats.common.errors import InputError
+from vitoats.models.shapes import LayerShape
 
 ROUNDING = 1e6  # compressions are whole multiples of one over it
 
@@ -87,7 +88,7 @@ class Goal:
         ratios = self.rank_ratios[:1] if allocation == "uniform" else self.rank_ratios
         least = self.rest + sum(min(self.layer_cost(name, LEAST_KEPT, ratio) for ratio in ratios) for name in self.layers)
         flag, value = next(iter(self.asked.items()))
-        words = f"--{flag.replace('_', '-')} {value:g}"
+        words = f"`{flag}={value:g}`"
         if self.limit >= self.dense:
             raise InputError(f"{words} asks for nothing: the dense model takes {self.dense:.4g} {self.unit}")
         if self.limit < least:

@@ -17,41 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vitoats.common.errors import InputError
 from vitoats.format import bitmask
 from vitoats.methods.sparsity import Pattern
-from vitoats.models.adapter import ModelAdapter
-
-
-@dataclass(frozen=True, order=True)
-class LayerShape:
-    """All that the cost of a dense linear layer depends on.
-
-    Attributes:
-        d_out: rows of its weight.
-        d_in: columns.
-        parts: how many matrices of equal height the rows stack, 3 for a fused qkv.
-        tokens: that pass it for each image.
-    """
-
-    d_out: int
-    d_in: int
-    parts: int
-    tokens: int
-
-    @property
-    def size(self) -> int:
-        """Weights."""
-        return self.d_out * self.d_in
-
-    def low_rank_parameters(self, rank: int) -> int:
-        """Of U and V, at a rank of each part."""
-        return rank * (self.d_out + self.parts * self.d_in)
-
-    def __str__(self) -> str:
-        return f"{self.d_out} x {self.d_in}"
+from vitoats.models.shapes import LayerShape
 
 
 @dataclass(frozen=True)
@@ -65,32 +35,6 @@ class Content:
     def parameters(self) -> int:
         """As OATS counts them."""
         return self.nonzeros + self.low_rank
-
-
-@torch.inference_mode()
-def layer_shapes(adapter: ModelAdapter, img_size: int, fused_qkv: bool = False) -> dict[str, LayerShape]:
-    """The shapes of a dense model's compressible layers, by name.
-
-    Args:
-        adapter: the model.
-        img_size: in pixels; it decides how many tokens there are.
-        fused_qkv: a fused qkv is one matrix.
-    """
-    found: dict[str, LayerShape] = {}
-    handles = []
-    for linear in [x for block in adapter.linears for x in block]:
-
-        def note(module, args, name=linear.name, parts=1 if fused_qkv else linear.parts):
-            d_out, d_in = module.weight.shape
-            found[name] = LayerShape(d_out, d_in, parts, args[0].numel() // d_in)
-
-        handles.append(adapter.linear(linear).register_forward_pre_hook(note))
-    try:
-        adapter.model(torch.zeros(1, 3, img_size, img_size, device=next(adapter.model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def content(shape: LayerShape, config: Any) -> Content:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitoats.allocation.cost import Content, CostTable, LayerShape, layer_shapes
+from vitoats.allocation.cost import Content, CostTable
 from vitoats.benchmark.onnx_models import dense_model, sparse_model
 from vitoats.benchmark.products import Product, copies_beyond_cache, product_ms, random_zeros
 from vitoats.benchmark.timing import Progress, median_ms
@@ -24,6 +24,7 @@ from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.adapter import adapt
+from vitoats.models.shapes import LayerShape, layer_shapes
 from vitoats.runtime.inference import inference, session
 from vitoats.runtime.library import isa
 
@@ -54,8 +55,7 @@ def measure_costs(
     """
     kernels = isa()
     random = np.random.default_rng(seed)
-    size = loaded.preprocessing.img_size
-    shapes = layer_shapes(adapt(loaded.timm_model, size), size)
+    shapes = layer_shapes(adapt(loaded.timm_model, loaded.inputs))
     distinct = sorted(set(shapes.values()))
     rows: list[dict[str, Any]] = []
     for done, shape in enumerate(distinct):
@@ -64,7 +64,7 @@ def measure_costs(
     progress(len(distinct), len(distinct) + 1, "whole models")
     dense_ms, sparse_ms = _time_models(loaded, shapes, batch, threads, random)
     table = {
-        "img_size": size,
+        **loaded.inputs.to_dict(),
         "processor": processor(),
         "isa": kernels,
         "threads": threads,
@@ -130,8 +130,7 @@ def _time_models(
         stacked = _random_low_rank(shape, _rank(shape, LOW_RANK[-1]), random)
         U, V = ([torch.from_numpy(term) for term in stack] for stack in stacked)
         replace_module(sparse.timm_model, name, SparseLowRankLinear(torch.from_numpy(S), U, V, module.bias))
-    size = loaded.preprocessing.img_size
-    images = random.standard_normal((batch, 3, size, size), np.float32)
+    images = random.standard_normal(loaded.inputs.shape(batch), np.float32)
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
         calls = []
         for name, model in (("dense", loaded), ("sparse", sparse)):

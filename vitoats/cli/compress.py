@@ -69,8 +69,8 @@ def make_job(args: Namespace) -> "CompressionJob":
 def print_figures(compressed: "Compressed", output: Path) -> None:
     """The tables of layers and counts, on stdout."""
     from vitoats.compression.structural import PruningReport
-    from vitoats.format.counts import FLOPS
     from vitoats.loading.checkpoint import about as saved
+    from vitoats.models.flops import FLOPS
     from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
 
     report, about = compressed.report, compressed.about

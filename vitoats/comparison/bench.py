@@ -16,7 +16,7 @@ from vitoats.compression.job import CompressionJob
 from vitoats.compression.run import HELD_OUT
 from vitoats.data.crops import Crops
 from vitoats.data.images import ImageDataset, ImageFiles, batches, digest, log, open_images, shuffled
-from vitoats.evaluation.fidelity import observer
+from vitoats.evaluation.fidelity import logits_and_features
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.source import open_model
 
@@ -67,7 +67,7 @@ def open_bench(job: CompressionJob, num_samples: int | None, ood_dir: Path | Non
     """
     data, resources = job.data, job.resources
     dense = open_model(job.model)
-    observer(dense, resources.device)  # a model without a classifier is refused before the work
+    logits_and_features(dense, resources.device)  # a model without a classifier is refused before the work
     transform = dense.preprocessing.transform()
     calibration, test = (open_images(data.images, split, transform) for split in ("train", "test"))
     if not test.classes:

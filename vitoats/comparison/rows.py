@@ -15,28 +15,28 @@ from vitoats.comparison.bench import Bench
 from vitoats.comparison.plan import Run
 from vitoats.compression.run import run as compress
 from vitoats.evaluation import fidelity
-from vitoats.evaluation.fidelity import Observe, layer_error, observer
+from vitoats.evaluation.fidelity import LogitsAndFeatures, layer_error, logits_and_features
 from vitoats.evaluation.paired import binomial_se, paired_difference
 from vitoats.export.int8 import classifier_input, quantize, with_output
 from vitoats.export.onnx_file import export_onnx
-from vitoats.format.counts import count_flops
 from vitoats.loading.checkpoint import save_checkpoint
+from vitoats.models.flops import count_flops
 from vitoats.runtime.inference import session
 
 Row = tuple[dict[str, Any], dict[str, np.ndarray]]  # figures, figures of each image
 
 
-def figures(bench: Bench, observe: Observe, name: str, reference: Row | None) -> Row:
+def figures(bench: Bench, forward: LogitsAndFeatures, name: str, reference: Row | None) -> Row:
     """What the test images say of a model beside the dense one, whose row is the reference; of the dense one where None."""
     found = fidelity.outcome(
-        observe,
+        forward,
         bench.images(),
         bench.n_classes,
         lambda done: bench.progress(f"evaluating {name}", done, bench.n_images, ""),
     )
     if not np.isfinite(found.features).all():
         raise RunError(f"the features of {name} are not finite (NaN or Inf)")
-    ood = None if bench.ood is None else fidelity.stacked_features(observe, bench.ood())
+    ood = None if bench.ood is None else fidelity.stacked_features(forward, bench.ood())
     arrays = {"features": found.features} | ({} if ood is None else {"ood_features": ood})
     dense = reference[1] if reference else {**arrays, "hits1": found.hits1}
     if len(dense["hits1"]) != len(found.hits1):
@@ -61,13 +61,13 @@ def figures(bench: Bench, observe: Observe, name: str, reference: Row | None) ->
 
 def dense_row(bench: Bench, output: Path, _reference: Row | None) -> Row:
     """The model before compression."""
-    row, arrays = figures(bench, observer(bench.dense, bench.device), "dense", None)
+    row, arrays = figures(bench, logits_and_features(bench.dense, bench.device), "dense", None)
     folder = output / "models" / "dense"
     save_checkpoint(bench.dense, folder, {"method": "dense"}, overwrite=True)
     row |= {
         **described("dense"),
         "bytes": weight_bytes(folder),
-        "flops": count_flops(bench.dense.model, bench.dense.preprocessing.img_size),
+        "flops": count_flops(bench.dense.model, bench.dense.inputs),
     }
     _remove(folder)
     return row, arrays
@@ -87,11 +87,11 @@ def int8_row(bench: Bench, output: Path, reference: Row | None) -> Row:
         onnx.save(with_output(onnx.load(str(int8)), name), str(both))
         opened = session(both, bench.threads)
 
-        def observe(images: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(images: Tensor) -> tuple[Tensor, Tensor]:
             logits, features = opened.run(None, {opened.get_inputs()[0].name: images.numpy()})
             return torch.from_numpy(np.asarray(logits)), torch.from_numpy(np.asarray(features))
 
-        row, arrays = figures(bench, observe, "int8", reference)
+        row, arrays = figures(bench, forward, "int8", reference)
         size = int8.stat().st_size
     finally:
         _remove(folder)
@@ -104,7 +104,7 @@ def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: 
     try:
         compressed = compress(run.job, scratch=folder.parent, progress=bench.progress)
         loaded = compressed.loaded
-        row, arrays = figures(bench, observer(loaded, bench.device), run.name, reference)
+        row, arrays = figures(bench, logits_and_features(loaded, bench.device), run.name, reference)
         compressed.save(folder, overwrite=True)
         row |= {
             **described(
@@ -114,7 +114,7 @@ def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: 
             "asked_pattern": run.pattern,
             "layer_error": layer_error(bench.dense.timm_model, loaded.timm_model, bench.few_images()),
             "bytes": weight_bytes(folder),
-            "flops": count_flops(loaded.model, loaded.preprocessing.img_size),
+            "flops": count_flops(loaded.model, loaded.inputs),
         }
     finally:
         if not keep:

@@ -5,18 +5,21 @@ from typing import Any
 
 from vitoats.allocation.constraint import Budgets, Goal
 from vitoats.allocation.lagrange import allocate, check_compression
-from vitoats.allocation.owl import outlier_shares, owl
-from vitoats.allocation.sensitivity import FEATURE_IMAGES, RATES, Sensitivity, counted_by_depth, measure
+from vitoats.allocation.owl import owl
+from vitoats.allocation.sensitivity import RATES, Sensitivity, counted_by_depth
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.targets import FROM_DENSE_PATH
 from vitoats.common.cache import cached
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob
+from vitoats.compression.outliers import outlier_shares
+from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities
 from vitoats.data.calibration import CalibrationImages
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats_h import OATSHConfig
-from vitoats.models.adapter import ModelAdapter, adapt
+from vitoats.models.adapter import adapt
+from vitoats.models.blocks import ModelAdapter
 
 ALLOCATION_IMAGES = 96  # of the calibration images, that budgets are split with
 CONSTRAINT_FEATURE_IMAGES = 48  # of these, for a limit on cost: which layers stay dense is decided by small errors
@@ -49,19 +52,21 @@ def make_budgets(
         return (dataclasses.replace(config, compression=constraint.uniform()) if constraint else config), None
     if ":" in getattr(config, "pattern", ""):
         return config, None  # N:M fixes what each layer keeps
-    adapter = adapt(loaded.timm_model, loaded.preprocessing.img_size)
+    adapter = adapt(loaded.timm_model, loaded.inputs)
     some = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
     if allocation == "owl":
         hidden = _hidden_states(job, adapter, some)
+        n_blocks = len(adapter.blocks)
         shares = outlier_shares(
-            adapter, hidden, progress=lambda i: progress("allocation: block", i, len(adapter.linears), "outliers")
+            adapter.blocks, hidden, progress=lambda i: progress("allocation: block", i, n_blocks, "outliers")
         )
-        return config, owl(adapter, shares, config.total_compression())
+        weights = [{x.name: x.module.weight.numel() for x in block.linears} for block in adapter.blocks if block.linears]
+        return config, owl(shares, weights, config.total_compression())
     if constraint is None:
         check_compression(config.total_compression())
     sensitivities = _sensitivities(job, loaded, adapter, some, constraint, progress)
     if job.recipe.target in FROM_DENSE_PATH:
-        sensitivities = counted_by_depth(sensitivities, adapter.linears)
+        sensitivities = counted_by_depth(sensitivities, [[x.name for x in block.linears] for block in adapter.blocks])
     if constraint is None:
         kept = (1 - config.total_compression()) * sum(s.parameters for s in sensitivities)
         return config, allocate(sensitivities, kept)
@@ -95,14 +100,14 @@ def _sensitivities(
     }
 
     def make() -> list[dict[str, Any]]:
-        found = measure(
+        found = measure_sensitivities(
             adapter,
             _hidden_states(job, adapter, images),
             measured_with,
             job.recipe.refit_bias,
             without_rank,
             feature_images,
-            progress=lambda i, what: progress("allocation: block", i, len(adapter.linears), what),
+            progress=lambda i, what: progress("allocation: block", i, len(adapter.blocks), what),
         )
         return [dataclasses.asdict(row) for row in found]
 

@@ -9,16 +9,17 @@ from functools import partial
 from typing import Any
 
 from vitoats.allocation.constraint import Budgets, Goal
-from vitoats.allocation.cost import CostTable, LayerShape, exported_bytes, layer_shapes
+from vitoats.allocation.cost import CostTable, exported_bytes
 from vitoats.benchmark.costs import measure_costs
 from vitoats.common.cache import cached
 from vitoats.common.machine import cores, processor
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob, CostLimit
-from vitoats.compression.pipeline import chosen_layers
+from vitoats.compression.plan import chosen_blocks
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.registry import Method
 from vitoats.models.adapter import adapt
+from vitoats.models.shapes import LayerShape, layer_shapes
 from vitoats.runtime.library import isa
 
 log = logging.getLogger("vitoats")
@@ -39,11 +40,10 @@ def make_constraint(job: CompressionJob, limit: CostLimit, method: Method, loade
     Raises:
         InputError: the limit cannot be met, or the cost table is of another model.
     """
-    model, size = loaded.timm_model, loaded.preprocessing.img_size
-    adapter = adapt(model, size)
-    shapes = layer_shapes(adapter, size)
-    chosen = {x.name for block in chosen_layers(adapter, adapter.linears, method, job.config)[0] for x in block}
-    own = {n: s for n, s in layer_shapes(adapter, size, job.fused_qkv).items() if n in chosen}
+    adapter = adapt(loaded.timm_model, loaded.inputs)
+    shapes = layer_shapes(adapter)
+    chosen = {x.name for block in chosen_blocks(adapter, method, job.config)[0] for x in block.linears}
+    own = {name: shape for name, shape in layer_shapes(adapter, job.fused_qkv).items() if name in chosen}
     shared: dict[str, Any] = {
         "asked": {limit.kind: limit.value},
         "layers": own,

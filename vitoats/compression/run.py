@@ -23,11 +23,13 @@ from vitoats.compression.resume import BlockStore
 from vitoats.compression.structural import PruningReport, prune
 from vitoats.data.calibration import CalibrationImages, calibration_images
 from vitoats.evaluation.fidelity import Fidelity
-from vitoats.format.counts import count, count_flops
+from vitoats.format.counts import count
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.source import open_model
 from vitoats.methods.registry import Method, StructuralMethod, find_method
+from vitoats.models.flops import count_flops
+from vitoats.models.inputs import ImageInputs
 
 log = logging.getLogger("vitoats")
 
@@ -101,7 +103,7 @@ def run(
     method = find_method(job.method)
     prepare(job.resources)
     loaded = loaded or open_model(job.model)
-    model, inputs = loaded.timm_model.to(job.resources.device), loaded.preprocessing.img_size
+    model, inputs = loaded.timm_model.to(job.resources.device), loaded.inputs
     drawn = draw_images(job, loaded, images)
     constraint = make_constraint(job, job.limit, method, loaded, progress) if job.limit and isinstance(method, Method) else None
     buffers = {name for name, _ in model.named_buffers()}
@@ -111,7 +113,7 @@ def run(
     if partial_folder is not None and isinstance(method, Method):
         store = BlockStore(partial_folder, fingerprint(model, {**settings, "images": drawn.digests()}), resume)
     try:
-        fidelity = Fidelity(model, drawn.held_out, job.resources.batch_size, job.resources.workers)
+        fidelity = Fidelity(model, inputs, drawn.held_out, job.resources.batch_size, job.resources.workers)
         config, budgets = make_budgets(job, loaded, drawn, constraint, progress)
         predicted = {} if constraint is None else predict(constraint, config, budgets)
         report = _compressed(job, method, model, inputs, drawn, config, budgets, scratch, store, partial(progress, "block"))
@@ -190,7 +192,7 @@ def _compressed(
     job: CompressionJob,
     method: Method | StructuralMethod,
     model: Any,
-    img_size: int,
+    inputs: ImageInputs,
     drawn: CalibrationImages,
     config: Any,
     budgets: Budgets | None,
@@ -203,7 +205,7 @@ def _compressed(
     work: dict[str, Any] = {
         "method": job.method,
         "config": config,
-        "img_size": img_size,
+        "inputs": inputs,
         "nsamples": drawn.nsamples,
         "batch_size": resources.batch_size,
         "memory_limit": None if resources.memory_limit is None else resources.memory_limit * 1e9,

@@ -61,6 +61,8 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
         images=images, general_images=general_images, nsamples=given.pop("nsamples", CalibrationData.nsamples), seed=seed
     )
     recipe = _recipe(method, _taken(given, RECIPE_SETTINGS), general_images)
+    if "compression" in settings and (asked := [name for name in LIMITS if name in settings]):
+        raise InputError(f"`compression` and `{asked[0]}` exclude each other: leave one of them out")
     limit = _limit(_taken(given, LIMITS), given.pop("cost_table", None), free_rank_ratio="rank_ratio" not in settings)
     fused_qkv = given.pop("fused_qkv", False)
     config = _config(name, method, given, recipe, seed)

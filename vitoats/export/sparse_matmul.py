@@ -3,8 +3,8 @@
     SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], U[B, N/B, r], V[B, r, K]) -> y[..., N]
 
 y = x (S + U V)^T + bias, with the attribute in_features = K; S [N, K] has ``values`` in row order wherever ``mask`` has a bit
-(format.bitmask), and U V is a product for each of B equal blocks of rows. bias is optional, and so are U and V, together. The
-function travels in the file, so that any runtime runs it; a function's inputs are not optional, so it has those that the
+(format.bitmask), and U V is a product for each of B equal parts of the rows. bias is optional, and so are U and V, together.
+The function travels in the file, so that any runtime runs it; a function's inputs are not optional, so it has those that the
 file's nodes have. ONNX Runtime inlines it where it knows no such operator, and since all but x are constants it folds
 everything up to the transposed S + U V: it then runs one dense MatMul, at dense speed, from a small file.
 
@@ -65,8 +65,8 @@ def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:
         nodes += [
             helper.make_node("CastLike", ["U", "x"], ["U_like_x"]),
             helper.make_node("CastLike", ["V", "x"], ["V_like_x"]),
-            helper.make_node("MatMul", ["U_like_x", "V_like_x"], ["UV_of_blocks"]),  # [B, N/B, K]
-            helper.make_node("Reshape", ["UV_of_blocks", "shape"], ["UV"]),  # [N, K]
+            helper.make_node("MatMul", ["U_like_x", "V_like_x"], ["UV_of_parts"]),  # [B, N/B, K]
+            helper.make_node("Reshape", ["UV_of_parts", "shape"], ["UV"]),  # [N, K]
             helper.make_node("Add", ["S", "UV"], [weight]),
         ]
     nodes += [

@@ -7,6 +7,7 @@ from torch import nn
 
 from vitoats.data.transforms import Preprocessing
 from vitoats.models.heads import LinearHeadClassifier
+from vitoats.models.inputs import ImageInputs
 
 
 @dataclass
@@ -36,6 +37,11 @@ class LoadedModel:
     def timm_model(self) -> Any:
         """The timm model inside: ``model`` itself, or the backbone under a linear head."""
         return self.model.backbone if isinstance(self.model, LinearHeadClassifier) else self.model
+
+    @property
+    def inputs(self) -> ImageInputs:
+        """What the model takes."""
+        return ImageInputs(self.preprocessing.img_size)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -80,20 +80,18 @@ def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") ->
 
 def write_variants(loaded: "LoadedModel", configs: "list[OATSConfig]", seed: int, folder: Path) -> "list[Variant]":
     """Exports the model dense, quantized, and compressed by OATS in all forms; the dense one comes first."""
-    from vitoats.benchmark.matrices import noise_images
     from vitoats.benchmark.model import compressed_variants, dense_variants, openvino_variants
     from vitoats.compression.pipeline import compress
 
     common.log.info("exporting %s", loaded.name)
     dense, int8 = dense_variants(loaded, folder)
     variants = [dense, int8]
-    noise = noise_images(N_IMAGES, loaded, seed)
+    noise = loaded.inputs.noise(N_IMAGES, seed)
     for config in configs:
         percent = 100 * config.total_compression()
         common.log.info("compressing by %g %%", percent)
         small = copy.deepcopy(loaded)
-        size = loaded.preprocessing.img_size
-        compress(small.timm_model, iter([noise]), method="oats", config=config, img_size=size, nsamples=len(noise))
+        compress(small.timm_model, iter([noise]), method="oats", config=config, inputs=loaded.inputs, nsamples=len(noise))
         folded = config is configs[0]  # a dense matrix does not care how much was removed
         variants += compressed_variants(small, f"oats-{percent:g}", folder, folded)
     return variants + openvino_variants(dense, int8)

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--iterations", type=int, default=80, metavar="N", help="alternating steps")
     args = config_file.parse(parser, argv)
 
-    from vitoats.benchmark.matrices import dense_matrices, noise_images
+    from vitoats.benchmark.matrices import dense_matrices
     from vitoats.benchmark.solver import compare_solvers, together
     from vitoats.benchmark.weights import load_or_randomise
     from vitoats.common.devices import set_threads
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     threads = set_threads(args.threads)
     loaded, weights = load_or_randomise(args.model, args.checkpoint, args.random_weights, args.img_size)
     common.log.info("weights: %s; inputs: those of %d noise images; %d threads, %s", weights, N_IMAGES, threads, processor())
-    images = iter([noise_images(N_IMAGES, loaded, args.seed)])
+    images = iter([loaded.inputs.noise(N_IMAGES, args.seed)])
     matrices = dense_matrices(loaded, images, N_IMAGES, N_IMAGES, [args.block], "diagonal")
     with common.Bar("layer", args.quiet) as bar:
         rows = compare_solvers(matrices, args.compression, args.rank_ratio, args.iterations, args.seed, bar.update)

@@ -5,8 +5,9 @@ import timm
 import torch
 
 from tests.conftest import make_tiny
-from vitoats.format.counts import count_flops
 from vitoats.format.layers import SparseLowRankLinear, replace_module
+from vitoats.models.flops import count_flops
+from vitoats.models.inputs import ImageInputs
 
 
 def by_hand(pixels, patch, d, depth, classes):
@@ -23,12 +24,14 @@ def by_hand(pixels, patch, d, depth, classes):
 def test_tiny(tiny, fused):
     for block in tiny.blocks:
         block.attn.fused_attn = fused
-    assert count_flops(tiny, 32) == by_hand(32, 8, 48, 3, 4)
+    assert count_flops(tiny, ImageInputs(32)) == by_hand(32, 8, 48, 3, 4)
 
 
 def test_vit_base():
     model = timm.create_model("vit_base_patch16_224", weight_init="skip").eval()
-    assert count_flops(model, 224) == by_hand(224, 16, 768, 12, 1000) == pytest.approx(17.58e9, rel=1e-3)  # as published
+    assert (
+        count_flops(model, ImageInputs(224)) == by_hand(224, 16, 768, 12, 1000) == pytest.approx(17.58e9, rel=1e-3)
+    )  # as published
 
 
 @pytest.mark.parametrize("ranks", [[0], [5], [2, 0, 3]])
@@ -40,11 +43,11 @@ def test_a_compressed_layer_counts_its_kept_parameters_for_each_token(tiny, rank
     replace_module(tiny, "blocks.1.attn.qkv", SparseLowRankLinear(S, U, V, linear.bias))
     kept = int((S != 0).sum()) + sum(r * (rows + 48) for r in ranks)
     tokens = 17
-    assert count_flops(tiny, 32) == by_hand(32, 8, 48, 3, 4) - tokens * (144 * 48 - kept)
+    assert count_flops(tiny, ImageInputs(32)) == by_hand(32, 8, 48, 3, 4) - tokens * (144 * 48 - kept)
 
 
 def test_counting_changes_nothing():
     tiny, images = make_tiny(), torch.randn(2, 3, 32, 32)
     before = tiny(images)
-    count_flops(tiny, 32)
+    count_flops(tiny, ImageInputs(32))
     assert torch.equal(tiny(images), before)
