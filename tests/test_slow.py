@@ -44,7 +44,9 @@ def wait_for_block(output: Path) -> None:
     raise AssertionError("no block was finished in two minutes")
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -9)]
+)
 def test_an_interrupted_run_leaves_no_output_and_resumes(tmp_path, sent, status):
     output = tmp_path / "out"
     process = start(*compress_flags(output))

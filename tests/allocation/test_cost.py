@@ -130,6 +130,89 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text):
         CostTable.read(tmp_path / "missing.json")
 
 
+def changed(**values):
+    return table([(75, 0, 0.4), (50, 0, 0.8)]) | values
+
+
+def changed_row(*without, **values):
+    rows = table([(75, 0, 0.4), (50, 0, 0.8)])["rows"]
+    return changed(rows=[{k: v for k, v in (rows[0] | values).items() if k not in without}, rows[1]])
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        # whole tables
+        [],
+        {},
+        None,
+        "table",
+        changed(rows=[]),
+        changed(rows={}),
+        changed(rows=[3]),
+        changed(rows=None),
+        changed(dense_ms=0),
+        changed(dense_ms=-1.0),
+        changed(dense_ms="3"),
+        changed(dense_ms=None),
+        changed(dense_ms=10**400),
+        changed(rest_ms=None),
+        changed(threads=0),
+        changed(threads=1.5),
+        changed(batch=-1),
+        changed(processor=3),
+        # rows
+        changed_row("sparse_ms"),
+        changed_row("layers"),
+        changed_row(sparse_ms=0),
+        changed_row(sparse_ms=-0.4),
+        changed_row(sparse_ms=[0.4]),
+        changed_row(sparse_ms=True),
+        changed_row(dense_ms=0.0),
+        changed_row(dense_ms=2.0),  # in one row of two
+        changed_row(layers=2),
+        changed_row(layers=-1),
+        changed_row(zeros=100),
+        changed_row(zeros=-1),
+        changed_row(zeros=50),  # a row twice
+        changed_row(rank=-1),
+        changed_row(rank=0.5),
+        changed_row(n=0),
+        changed_row(n="64"),
+        changed_row(blocks=7),
+        changed_row(tokens=None),
+    ],
+)
+def test_tables_that_cannot_be_are_refused_in_one_line(tmp_path, result):
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(result))
+    with pytest.raises(InputError, match="holds no cost table") as error:
+        CostTable.read(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"", b'{"dense_ms": NaN}', b'{"rows": ' + b"1" * 5000 + b"}"])
+def test_files_that_are_no_json_are_refused_in_one_line(tmp_path, content):
+    (tmp_path / "costs.json").write_bytes(content)
+    with pytest.raises(InputError, match="holds no cost table"):
+        CostTable.read(tmp_path / "costs.json")
+
+
+def test_a_time_that_is_no_number_is_refused(tmp_path):
+    path = tmp_path / "costs.json"
+    for wrong in ("NaN", "Infinity", "-Infinity"):
+        path.write_text(json.dumps(changed(dense_ms=123.0)).replace("123.0", wrong))
+        with pytest.raises(InputError, match="holds no cost table"):
+            CostTable.read(path)
+
+
+def test_a_kept_table_of_another_model_is_told():
+    result = table([(75, 0, 0.4), (50, 0, 0.8)], layers=2)
+    assert CostTable.of_model(result, [SHAPE, SHAPE]).times
+    with pytest.raises(ValueError, match="2 layers"):
+        CostTable.of_model(result, [SHAPE])
+
+
 def test_a_table_needs_two_densities():
     with pytest.raises(ValueError, match="two densities"):
         CostTable.from_json(table([(75, 0, 0.4), (75, 4, 0.8)]))

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
 import vitoats
+from tests.conftest import write_image
+from tests.jobs import weights
 from vitoats.allocation.cost import Content, CostTable, LayerShape
 from vitoats.cli.compress import main as compress
 from vitoats.cli.export_onnx import main as export_onnx
@@ -151,5 +154,37 @@ def test_without_a_table_one_is_measured_and_kept(small_cache, refuse, job, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = refuse(compress, *job, "--max-ms", "1e9")
     (file,) = (tmp_path / "cache" / "vitoats").iterdir()
-    CostTable.read(file).check([shape for shape in SHAPES for _ in range(3)], file)
+    shapes = [shape for shape in SHAPES for _ in range(3)]
+    CostTable.of_model(json.loads(file.read_text())["values"], shapes)
     assert refuse(compress, *job, "--max-ms", "1e9") == first  # with the same measured time in it
+    file.write_text("{}")
+    refuse(compress, *job, "--max-ms", "1e9", warnings=True)
+    CostTable.of_model(json.loads(file.read_text())["values"], shapes)
+
+
+def test_damaged_measurements_give_the_same_model(succeed, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = [*job, "--method", "oats-h", "--iterations", "3", "--overwrite"]
+    succeed(compress, *flags)
+    before = weights(tmp_path / "out")
+    (file,) = (tmp_path / "cache" / "vitoats").iterdir()
+    content = json.loads(file.read_text())
+    content["values"][0]["errors"] = [0.0] * 4
+    for damaged in (json.dumps(content), "[]", json.dumps(content["values"])):
+        file.write_text(damaged)
+        succeed(compress, *flags)
+        now = weights(tmp_path / "out")
+        assert all(torch.equal(value, before[name]) for name, value in now.items())
+
+
+def test_other_images_are_measured_anew(succeed, job, tmp_path, monkeypatch):
+    """Even those of the same names in the same folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i in range(16):
+        write_image(tmp_path / "images" / f"{i}.png", i)
+    flags = [*job, "--data-dir", tmp_path / "images", "--method", "oats-h", "--iterations", "3", "--overwrite"]
+    succeed(compress, *flags)
+    for i in range(16):
+        write_image(tmp_path / "images" / f"{i}.png", 100 + i)
+    succeed(compress, *flags)
+    assert len(list((tmp_path / "cache" / "vitoats").iterdir())) == 2

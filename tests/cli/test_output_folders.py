@@ -1,5 +1,7 @@
 """--output, --overwrite and --resume: nothing half-written, nothing lost."""
 
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import heed_ctrl_c, write_image
-from tests.jobs import same, small_job, weights
+from tests.jobs import same, small_job, weights, without
+from vitoats.cli import compress as compress_command
 from vitoats.cli.compress import main as compress
 
 ROOT = Path(__file__).parent.parent.parent
@@ -185,3 +188,100 @@ def test_images_that_were_replaced_are_not_mixed_in(tiny_folder, refuse, succeed
     for i in range(16):
         write_image(tmp_path / which / f"{i}.png", i if which == "own" else 100 + i)
     succeed(compress, *flags, "--resume")
+
+
+# ---- kills, closed terminals, full disks, and two runs at once
+
+
+def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(tiny_folder, flat_images, tmp_path):
+    flags = small_job(tiny_folder, flat_images, tmp_path / "out")
+    status, out, err = stopped_after_first_block([*flags, "--solver", "exact", "--iterations", "200"], signal.SIGHUP)
+    assert (status, out) == (130, ""), err
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
+
+
+def test_two_runs_at_once_into_one_folder(refuse, tiny_folder, flat_images, tmp_path):
+    flags = [*small_job(tiny_folder, flat_images, tmp_path / "out"), "--solver", "exact", "--iterations", "20000"]
+    first = subprocess.Popen([sys.executable, "tools/compress.py", *flags, "--quiet"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out.partial").is_dir():
+        assert first.poll() is None
+        time.sleep(0.01)
+    for more in ([], ["--resume"], ["--overwrite"], ["--method", "magnitude"]):
+        assert f"another run is writing to {tmp_path / 'out'}" in refuse(compress, *without(flags, "--method"), *more)
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    first.wait()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_run_left_while_it_saved_is_cleared_away(succeed, job, tmp_path):
+    (tmp_path / ".out.writing").mkdir()
+    (tmp_path / ".out.writing" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".out.lock").touch()
+    succeed(compress, *job)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_a_killed_overwrite_took_away_comes_back(succeed, refuse, job, tmp_path):
+    succeed(compress, *job)
+    before = weights(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    (tmp_path / ".out.writing").mkdir()
+    assert "--overwrite" in refuse(compress, *job)
+    assert all(torch.equal(v, before[k]) for k, v in weights(tmp_path / "out").items())
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def complete(succeed, job, tmp_path, monkeypatch):
+    """What a run leaves that was killed after its folder was there: the weights in it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(compress_command.shutil, "rmtree", lambda *_, **__: None)
+        succeed(compress, *job)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.partial"]
+    return weights(tmp_path / "out")
+
+
+def test_a_run_that_was_killed_after_its_folder_was_there_is_finished(complete, call, job, refuse, tmp_path):
+    assert "--overwrite" in refuse(compress, *job)
+    status, out, err = call(compress, *job, "--resume")
+    assert status == 0, err
+    assert "is finished already" in err
+    assert json.loads(out.splitlines()[-1])["n_layers"] == 12
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert all(torch.equal(v, complete[k]) for k, v in weights(tmp_path / "out").items())
+
+
+@pytest.mark.parametrize("change", ["settings", "output", "blocks"])
+def test_another_folder_is_not_taken_for_a_finished_run(complete, refuse, succeed, job, tmp_path, change):
+    more = ["--rank-ratio", "0.3"] if change == "settings" else []
+    if change == "output":  # the same settings, from another run
+        shutil.rmtree(tmp_path / "out")
+        succeed(compress, *job, "--output", tmp_path / "other")
+        (tmp_path / "other").rename(tmp_path / "out")
+    if change == "blocks":
+        (tmp_path / "out.partial" / "block_2.safetensors").write_bytes(b"")
+    before = (tmp_path / "out" / "vitoats.json").read_bytes()
+    said = refuse(compress, *job, "--resume", *more, warnings=True)
+    assert ("settings" if change == "settings" else "--overwrite") in said
+    assert (tmp_path / "out" / "vitoats.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_was_full_at_the_start_leaves_nothing_in_the_way(call, succeed, job, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True)
+    try:
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+        status, out, err = call(compress, *job, "--output", disk / "out")
+        assert (status, out) == (1, "")
+        assert "space" in err.splitlines()[-1]
+        assert [p.name for p in disk.iterdir()] == ["filler"]
+        (disk / "filler").unlink()
+        succeed(compress, *job, "--output", disk / "out")
+        assert [p.name for p in disk.iterdir()] == ["out"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -12,8 +12,10 @@ import pytest
 import safetensors.torch
 
 from tests.comparison.runs import RUNS, flags, refused
+from tests.conftest import write_image
 from vitoats.cli import common
 from vitoats.cli.compare import main as compare
+from vitoats.common.files import hold
 from vitoats.comparison import compare as comparison
 from vitoats.comparison import rows
 
@@ -119,12 +121,68 @@ def test_a_label_adds_a_row(copied, tiny_folder, data, photos, capsys):
     assert rows[3]["relative_error"] != rows[4]["relative_error"]
 
 
-@pytest.mark.parametrize("name", ["comparison.json", "rows/low-2of4.json", "rows/low-2of4.npz", "rows/dense.npz"])
-def test_a_damaged_folder_is_reported(copied, tiny_folder, data, photos, capsys, name):
-    (copied / name).write_bytes(b"{")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[" * 100_000, b"\xff"])
+def test_damaged_settings_are_reported(copied, tiny_folder, data, photos, capsys, content):
+    (copied / "comparison.json").write_bytes(content)
     line = refused(capsys, [*flags(tiny_folder, data, copied), f"--ood-dir={photos}"])
-    assert Path(name).name.partition(".")[0] in line
+    assert "comparison.json" in line
     assert "delete" in line
+
+
+def changed_row(path):
+    row = json.loads(path.read_text())
+    row["row"]["top1"] += 1
+    path.write_text(json.dumps(row))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("low-2of4.json", lambda path: path.write_bytes(b"{")),
+        ("low-2of4.json", lambda path: path.write_bytes(b"[" * 100_000)),
+        ("low-2of4.json", lambda path: path.write_bytes(b"{}")),
+        ("low-2of4.json", changed_row),
+        ("low-2of4.npz", lambda path: path.write_bytes(b"PK")),
+        ("low-2of4.npz", lambda path: path.unlink()),
+        ("low-2of4.npz", lambda path: shutil.copy(path.with_name("low-own-0.3.npz"), path)),
+        ("low-2of4.json", lambda path: shutil.copy(path.with_name("low-own-0.3.json"), path)),
+    ],
+)
+def test_a_damaged_row_is_made_anew(compared, copied, tiny_folder, data, photos, capsys, monkeypatch, name, damage):
+    damage(copied / "rows" / name)
+    real, made = comparison.compressed_row, []
+    monkeypatch.setattr(
+        comparison, "compressed_row", lambda bench, run, *rest: made.append(run.name) or real(bench, run, *rest)
+    )
+    assert common.run(compare, [*flags(tiny_folder, data, copied), f"--ood-dir={photos}"]) == 0
+    out, err = capsys.readouterr()
+    assert made == ["low-2of4"]
+    assert "made anew" in err
+    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(out.splitlines()[-1])["rows"]]
+    assert timeless == [{k: v for k, v in row.items() if k != "seconds"} for row in compared[1]["rows"]]
+
+
+def test_images_that_were_replaced_are_told(copied, tiny_folder, data, photos, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    argv = [*flags(tiny_folder, data, copied), f"--ood-dir={photos}"]
+    argv[argv.index(str(data))] = str(tmp_path / "data")
+    assert common.run(compare, argv) == 0  # where they lie plays no part
+    write_image(tmp_path / "data/val/class1/25.png", 999)
+    assert "test images" in refused(capsys, [*argv, "--num-samples=30"]) + refused(capsys, argv)
+    write_image(tmp_path / "data/train/class1/01.png", 999)
+    assert "calibration images" in refused(capsys, argv)
+
+
+def test_two_comparisons_at_once_into_one_folder(copied, tiny_folder, data, photos, capsys):
+    with hold(copied):
+        code = f"""
+from vitoats.cli import common
+from vitoats.cli.compare import main
+raise SystemExit(common.run(main, {[*flags(tiny_folder, data, copied), f"--ood-dir={photos}"]!r}))
+"""
+        second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "another run is writing to" in second.stderr
 
 
 def test_one_run_that_fails_does_not_stop_the_others(copied, tiny_folder, data, photos, capsys):

@@ -20,9 +20,9 @@ from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.layers import _stacked
 from vitoats.export.onnx_file import export_onnx
-from vitoats.export.sparse_matmul import DOMAIN, NAME
 from vitoats.export.verify import verify
 from vitoats.format.layers import compressed_layers, replace_module
+from vitoats.format.operator import DOMAIN, NAME
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel

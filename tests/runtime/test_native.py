@@ -11,7 +11,7 @@ from onnx import helper
 
 from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse, replace_constant
 from vitoats.common.errors import InputError
-from vitoats.export.sparse_matmul import INPUTS
+from vitoats.format.operator import INPUTS
 from vitoats.runtime import library
 
 ISAS = library.available_isas()

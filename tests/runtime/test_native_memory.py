@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vitoats.export.sparse_matmul import DOMAIN, INPUTS, NAME, OPSET
+from vitoats.format.operator import DOMAIN, INPUTS, NAME, OPSET
 from vitoats.runtime import library
 
 MB = 10**6

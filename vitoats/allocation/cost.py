@@ -10,7 +10,6 @@ measured to add to it. A layer whose values and mask would take as many bytes as
 (``vitoats.format.layers``), and then costs a dense MatMul.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from vitoats.common.errors import InputError
+from vitoats.common.kept_files import parse
+from vitoats.common.plain_values import item, number, rows, text, whole
 from vitoats.format import bitmask
 from vitoats.methods.sparsity import Pattern
 from vitoats.models.shapes import LayerShape
@@ -134,26 +135,38 @@ class CostTable:
     times: dict[LayerShape, ShapeTimes]
 
     @classmethod
-    def from_json(cls, result: dict[str, Any]) -> "CostTable":
+    def from_json(cls, result: Any) -> "CostTable":
         """From the command's JSON.
 
         Raises:
-            ValueError, KeyError, TypeError: it is none.
+            ValueError: it is none.
         """
-        grouped: dict[LayerShape, list[dict[str, Any]]] = {}
-        for row in result["rows"]:
-            shape = LayerShape(*(int(row[key]) for key in ("n", "k", "blocks", "tokens")))
+        grouped: dict[LayerShape, list[Any]] = {}
+        for row in rows(item(result, "rows"), "rows"):
+            shape = LayerShape(*(whole(item(row, key), key, 1) for key in ("n", "k", "blocks", "tokens")))
+            if shape.d_out % shape.parts:
+                raise ValueError(f"{shape.d_out} rows are not {shape.parts} equal blocks")
             grouped.setdefault(shape, []).append(row)
-        times = {}
-        for shape, rows in grouped.items():
-            measured = tuple(
-                (1 - row["zeros"] / 100, shape.low_rank_parameters(int(row["rank"])), float(row["sparse_ms"])) for row in rows
-            )
-            if len({density for density, low_rank, _ in measured if not low_rank}) < 2:
-                raise ValueError("a shape needs two densities")
-            times[shape] = ShapeTimes(shape, int(rows[0]["layers"]), float(rows[0]["dense_ms"]), measured)
-        numbers = {key: float(result[key]) for key in ("dense_ms", "rest_ms")}
-        return cls(str(result["processor"]), int(result["threads"]), int(result["batch"]), **numbers, times=times)
+        return cls(
+            processor=text(item(result, "processor"), "processor"),
+            threads=whole(item(result, "threads"), "threads", 1),
+            batch=whole(item(result, "batch"), "batch", 1),
+            dense_ms=number(item(result, "dense_ms"), "dense_ms", above=0),
+            rest_ms=number(item(result, "rest_ms"), "rest_ms"),  # a difference of measurements
+            times={shape: _times(shape, rows_of_shape) for shape, rows_of_shape in grouped.items()},
+        )
+
+    @classmethod
+    def of_model(cls, result: Any, shapes: list[LayerShape]) -> "CostTable":
+        """From the command's JSON, for a model whose compressible layers have these shapes.
+
+        Raises:
+            ValueError: it is none, or of another model.
+        """
+        table = cls.from_json(result)
+        if different := table.difference(shapes):
+            raise ValueError(different)
+        return table
 
     @classmethod
     def read(cls, path: Path) -> "CostTable":
@@ -163,11 +176,13 @@ class CostTable:
             InputError: it cannot be read, or holds something else.
         """
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json(parse(path.read_text()))
         except OSError as error:
             raise InputError(f"the cost table {path} cannot be read ({error.strerror}): {_remedy(path)}") from None
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise InputError(f"{path} holds no cost table: {_remedy(path)}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{path} holds no cost table (it is no text): {_remedy(path)}") from None
+        except ValueError as error:
+            raise InputError(f"{path} holds no cost table ({error}): {_remedy(path)}") from None
 
     def check(self, shapes: list[LayerShape], path: Path) -> None:
         """Refuses a model of other layers.
@@ -179,13 +194,16 @@ class CostTable:
         Raises:
             InputError: the table has not the same shapes as often.
         """
+        if different := self.difference(shapes):
+            raise InputError(f"the cost table {path} is not of this model: {different}: {_remedy(path)}")
+
+    def difference(self, shapes: list[LayerShape]) -> str | None:
+        """How the layers of a model differ from those that were measured, in words; None if they do not."""
         for shape in sorted(set(shapes)):
             found = self.times[shape].layers if shape in self.times else 0
             if found != shapes.count(shape):
-                raise InputError(
-                    f"the cost table {path} is not of this model: it has {found} layers of {shape} for {shape.tokens} tokens, "
-                    f"the model {shapes.count(shape)}: {_remedy(path)}"
-                )
+                return f"it has {found} layers of {shape} for {shape.tokens} tokens, the model {shapes.count(shape)}"
+        return None
 
     def ms(self, shape: LayerShape, kept: Content) -> float:
         """Milliseconds of one layer; how many parts it was split in plays no part."""
@@ -193,6 +211,23 @@ class CostTable:
             t for s, t in self.times.items() if (s.d_out, s.d_in, s.tokens) == (shape.d_out, shape.d_in, shape.tokens)
         )
         return times.ms(kept)
+
+
+def _times(shape: LayerShape, measured: list[Any]) -> ShapeTimes:
+    layers = {whole(item(row, "layers"), "layers", 1) for row in measured}
+    dense_ms = {number(item(row, "dense_ms"), "dense_ms", above=0) for row in measured}
+    if len(layers) > 1 or len(dense_ms) > 1:
+        raise ValueError(f"rows of {shape} contradict each other")
+    times: dict[tuple[float, int], float] = {}
+    for row in measured:
+        zeros = number(item(row, "zeros"), "zeros", least=0)
+        low_rank = shape.low_rank_parameters(whole(item(row, "rank"), "rank"))
+        if zeros >= 100 or (1 - zeros / 100, low_rank) in times:
+            raise ValueError(f"{zeros:g} % zeros of {shape} stand there twice, or are all")
+        times[1 - zeros / 100, low_rank] = number(item(row, "sparse_ms"), "sparse_ms", above=0)
+    if len({density for density, low_rank in times if not low_rank}) < 2:
+        raise ValueError(f"{shape} was not measured at two densities")
+    return ShapeTimes(shape, layers.pop(), dense_ms.pop(), tuple((*key, ms) for key, ms in times.items()))
 
 
 def _remedy(path: Path) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from vitoats.common.plain_values import item, number, rows, text, whole
+
 RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
 RATE_WITHOUT_RANK = RATES[2]  # where it is also measured without a low-rank term
 LEAST_ERROR = 1e-12  # that a logarithm is taken of
@@ -35,14 +37,18 @@ class Sensitivity:
     without_rank: float | None = None
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> "Sensitivity":
+    def from_json(cls, row: Any) -> "Sensitivity":
         """From plain values, as ``asdict`` gives them.
 
         Raises:
-            ValueError, KeyError, TypeError: these are none.
+            ValueError: these are none.
         """
-        without_rank = None if row["without_rank"] is None else float(row["without_rank"])
-        return cls(str(row["name"]), int(row["parameters"]), tuple(float(e) for e in row["errors"]), without_rank)
+        errors = tuple(number(error, "an error", least=0) for error in rows(item(row, "errors"), "errors"))
+        if len(errors) != len(RATES):
+            raise ValueError(f"there are {len(errors)} errors, not {len(RATES)}")
+        alone = item(row, "without_rank")
+        without_rank = None if alone is None else number(alone, "without_rank", least=0)
+        return cls(text(item(row, "name"), "name"), whole(item(row, "parameters"), "parameters", 1), errors, without_rank)
 
     def scaled(self, share: float) -> "Sensitivity":
         """All errors times a share."""
@@ -70,6 +76,25 @@ class Sensitivity:
         low = (logs[1] - logs[0]) / (measured[1] - measured[0])
         high = (logs[-1] - logs[-2]) / (measured[-1] - measured[-2])
         return inside + low * np.minimum(kept - measured[0], 0) + high * np.maximum(kept - measured[-1], 0)
+
+
+def read_sensitivities(values: Any, layers: list[tuple[str, int]], without_rank: bool) -> list[Sensitivity]:
+    """What was measured for a model, from plain values.
+
+    Args:
+        values: a row for each layer.
+        layers: name and parameters of each layer of the model, in order.
+        without_rank: whether each was measured without a low-rank term, too.
+
+    Raises:
+        ValueError: the values are not those of the model's layers.
+    """
+    found = [Sensitivity.from_json(row) for row in rows(values, "the measurement")]
+    if [(s.name, s.parameters) for s in found] != layers:
+        raise ValueError("the layers are not those of the model")
+    if any((s.without_rank is None) == without_rank for s in found):
+        raise ValueError("without_rank is missing, or was not asked for")
+    return found
 
 
 def counted_by_depth(sensitivities: list[Sensitivity], blocks: list[list[str]]) -> list[Sensitivity]:

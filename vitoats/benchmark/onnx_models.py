@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitoats.export.onnx_file import IR_VERSION
-from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, NAME, OPSET
 from vitoats.format import bitmask
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, NAME, OPSET
 
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 OPSETS = (("", OPSET), (DOMAIN, DOMAIN_VERSION), (CONTRIB, 1))

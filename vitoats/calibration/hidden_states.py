@@ -6,6 +6,7 @@ measured, and once compressed, to move on.
 """
 
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
                 f"no memory for hidden states of shape {list(shape)}: lower `nsamples`, or set `memory_limit`"
             ) from None
     size = 4 * math.prod(shape)
-    with tempfile.NamedTemporaryFile(dir=spill_to, prefix=".vitoats-hidden-", delete=True) as file:
+    with tempfile.TemporaryFile(dir=spill_to) as file:  # without a name: nothing is left of it, however the process ends
         try:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here; later it would be a signal
         except OSError as error:
@@ -112,4 +113,4 @@ def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
                 f"no room for {size / 1e9:.2f} GB of hidden states in {spill_to} ({error.strerror}): "
                 f"free some space, or lower `nsamples`"
             ) from None
-        return torch.from_file(file.name, shared=True, size=size // 4, dtype=torch.float32).view(shape)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.float32).view(shape)

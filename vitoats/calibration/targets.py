@@ -36,7 +36,8 @@ from vitoats.models.blocks import Block, LinearLayer
 Target = Literal["block", "sequential", "dense", "residual"]
 FROM_DENSE_PATH: tuple[Target, ...] = ("dense", "residual")
 RIDGE = 0.01  # of the mean of diag(H)
-TOKENS_PER_INPUT = 64  # of a layer; where there are twice as many, its moments are taken of every second token, and so on
+# of a layer; where there are twice as many, its moments are taken of every second token, and so on (docs/oats-h.md, The target)
+TOKENS_PER_INPUT = 64
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     argv = sys.argv[1:] if argv is None else argv
     flags = first_look(argv, complain=False)
     _set_up_logging(flags.quiet or os.environ.get("RANK", "0") != "0")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+    for polite in (signal.SIGTERM, signal.SIGHUP):  # a polite kill and a closed terminal end like Ctrl-C
+        if signal.getsignal(polite) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(polite, signal.default_int_handler)
     try:
         result = main(argv)
         if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks

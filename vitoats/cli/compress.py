@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vitoats.cli import common, config_file, flags
 from vitoats.cli.method_flags import add_method_flags, settings
 from vitoats.common.errors import InputError
+from vitoats.common.files import hold
 
 if TYPE_CHECKING:
     from vitoats.compression.job import CompressionJob
@@ -26,21 +27,42 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, compresses, writes the folder, prints the table of layers; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
+    from vitoats.common.outputs import check_parents
+
+    check_parents(args.output)
+    with hold(args.output):  # from here on the folder is as the last run has left it, were it killed
+        return run(args)
+
+
+def run(args: Namespace) -> dict[str, Any]:
+    """Compresses, writes the folder that is held, and prints the tables; returns the JSON line."""
     from vitoats.common.outputs import check_output_folder
-    from vitoats.compression.run import run
+    from vitoats.compression.run import run as run_job
 
     start = time.perf_counter()
-    check_output_folder(args.output, args.overwrite)
+    kept = args.output.with_name(args.output.name + ".partial")
+    overwrite = args.overwrite or is_complete(args, kept)
+    check_output_folder(args.output, overwrite)
     job = make_job(args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial_folder = args.output.with_name(args.output.name + ".partial")
     with common.Bars(args.quiet) as progress:
-        compressed = run(job, scratch=args.output.parent, partial_folder=partial_folder, resume=args.resume, progress=progress)
-    compressed.save(args.output, args.format, args.overwrite)
-    shutil.rmtree(partial_folder, ignore_errors=True)
+        compressed = run_job(job, scratch=args.output.parent, partial_folder=kept, resume=args.resume, progress=progress)
+    compressed.save(args.output, args.format, overwrite)
+    shutil.rmtree(kept, ignore_errors=True)
     if not args.quiet:
         print_figures(compressed, args.output)
     return json_line(job, compressed, args.output, args.format, time.perf_counter() - start)
+
+
+def is_complete(args: Namespace, kept: Path) -> bool:
+    """Whether the run that is to be resumed has written its folder already, and only its blocks were left to clear away."""
+    if not (args.resume and kept.is_dir() and args.output.is_dir()):
+        return False
+    from vitoats.compression.resume import is_output_of
+
+    complete = is_output_of(kept, args.output)
+    if complete:
+        common.log.info("%s is finished already: it is written once more from its blocks", args.output)
+    return complete
 
 
 def make_job(args: Namespace) -> "CompressionJob":

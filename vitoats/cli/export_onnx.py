@@ -56,6 +56,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     set_threads(args.threads)
 
     from vitoats.export.onnx_file import Form, described_by, export_onnx
+    from vitoats.format.operator import DOMAIN
 
     start = time.perf_counter()
     args.model = name
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "form": form,
         "float16": args.float16,
         "onnx_mb": round(args.output.stat().st_size / 1e6, 3),
-        "sparse_nodes": sum(node.domain == "vitoats" for node in proto.graph.node),
+        "sparse_nodes": sum(node.domain == DOMAIN for node in proto.graph.node),
         "img_size": loaded.preprocessing.img_size,
     }
     if args.verify:

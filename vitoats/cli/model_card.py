@@ -7,12 +7,12 @@ compress writes the card without evaluations; this command writes it anew with t
 model that was evaluated.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 from vitoats.cli import config_file, flags
-from vitoats.common.errors import InputError, RunError
+from vitoats.common.errors import InputError
+from vitoats.common.files import atomic_write
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -39,13 +39,6 @@ def main(argv: list[str]) -> dict[str, Any]:
             raise InputError(f"{file} holds no result of eval_imagenet: give --evaluation what it wrote with --results-file")
     license = read_json(args.folder / CONFIG)["pretrained_cfg"].get("license")
     card = model_card(about(args.folder), license, evaluations)
-    partial = args.folder / f".{CARD}.writing-{os.getpid()}"
-    try:
+    with atomic_write(args.folder / CARD, "free some space, or copy the folder") as partial:
         partial.write_text(card)
-        partial.replace(args.folder / CARD)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(
-            f"{args.folder / CARD} cannot be written ({error.strerror}): free some space, or copy the folder"
-        ) from None
     return {"output": str(args.folder / CARD), "evaluations": len(evaluations)}

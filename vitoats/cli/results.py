@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.common.errors import RunError
+from vitoats.common.files import atomic_write
 
 
 def write_results(path: Path, kind: str | None, result: dict[str, Any], line: str) -> None:
@@ -21,13 +22,13 @@ def write_results(path: Path, kind: str | None, result: dict[str, Any], line: st
         RunError: it cannot be written; the line is printed then.
     """
     try:
-        with path.open("w", newline="") as file:
+        with atomic_write(path, "give another --results-file") as partial, partial.open("w", newline="") as file:
             if (kind or path.suffix.lstrip(".")) == "csv":
                 writer = csv.DictWriter(file, result, lineterminator="\n")
                 writer.writeheader()
                 writer.writerow({k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in result.items()})
             else:
                 file.write(line + "\n")
-    except OSError as error:
+    except RunError:
         print(line, flush=True)
-        raise RunError(f"{path} cannot be written ({error.strerror}): give another --results-file") from None
+        raise

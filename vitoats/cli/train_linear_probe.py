@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
 from vitoats.common.errors import InputError
+from vitoats.common.files import atomic_write
 
 if TYPE_CHECKING:
     from vitoats.evaluation.features import Features
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     nearest = knn_predict(features.select(1, False), features.labels, test.select(1, False), args.knn)
     img_size = loaded.preprocessing.img_size
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_head(args.output, weight, bias, HeadInfo(loaded.source, img_size, best.layers, classes, best.patch_mean))
+    with atomic_write(args.output) as partial:
+        save_head(partial, weight, bias, HeadInfo(loaded.source, img_size, best.layers, classes, best.patch_mean))
     if not args.quiet:
         print_candidates(candidates)
     return {

@@ -33,7 +33,7 @@ def atomic_write(path: Path, remedy: str = REMEDY) -> Iterator[Path]:
             return
         target = Path(os.path.realpath(path))
         partial = _beside(target, "writing")
-        with hold(target, wait=True):
+        with hold(target, wait=True, remedy=remedy):
             try:
                 yield partial
                 _sync(partial)
@@ -79,7 +79,7 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def hold(place: Path, wait: bool = False) -> Iterator[None]:
+def hold(place: Path, wait: bool = False, remedy: str = REMEDY) -> Iterator[None]:
     """Keeps other runs from writing to a file or folder meanwhile; whoever holds it may hold it again.
 
     What a killed run has left beside it is cleared away first.
@@ -90,15 +90,17 @@ def hold(place: Path, wait: bool = False) -> Iterator[None]:
 
     Raises:
         InputError: another run is writing to it.
-        OSError: there is no folder that a lock could be written to.
+        RunError: nothing can be written beside it; ``remedy`` is what to do about it.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
     path = Path(os.path.realpath(place.parent)) / f".{place.name}.lock"
     lock = FileLock(path, is_singleton=True)  # counts how often this process holds it
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise InputError(f"another run is writing to {place}: wait until it has ended, or give another `output`") from None
+    except OSError as error:
+        raise RunError(f"{place} cannot be written ({error.strerror or error}): {remedy}") from None
     try:
         if lock.lock_counter == 1:
             _clear_up(place)

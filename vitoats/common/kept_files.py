@@ -91,13 +91,16 @@ def parse(text: str) -> Any:
     """JSON without the NaN and Infinity that Python adds to it.
 
     Raises:
-        ValueError, RecursionError: it is none.
+        ValueError: it is none, or nested too deeply.
     """
 
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is no number of JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _sha256(key: str, tensors: Mapping[str, Tensor], values: Any) -> str:

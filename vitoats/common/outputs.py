@@ -24,7 +24,7 @@ def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
             raise InputError(f"the folder {output} exists: {remedy}")
         if not (output / "vitoats.json").is_file():
             raise InputError(f"{output} was not written by compress, so `overwrite` does not touch it: give another `output`")
-    _check_parents(output)
+    check_parents(output)
 
 
 def check_output_file(output: Path, overwrite: bool) -> None:
@@ -33,14 +33,19 @@ def check_output_file(output: Path, overwrite: bool) -> None:
     Raises:
         InputError: it exists, or cannot be a file.
     """
-    _check_parents(output)
+    check_parents(output)
     if output.is_dir():
         raise InputError(f"{output} is a folder: give `output` a file")
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists: add `overwrite` to replace it")
 
 
-def _check_parents(output: Path) -> None:
+def check_parents(output: Path) -> None:
+    """Refuses an output below a file, or below a folder that cannot be written to.
+
+    Raises:
+        InputError: it is such a one.
+    """
     for parent in output.absolute().parents:
         if parent.exists():
             if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.common.errors import InputError, RunError
+from vitoats.common.files import atomic_write, hold
 from vitoats.common.progress import Progress, silent
 from vitoats.comparison.bench import Bench, open_bench
 from vitoats.comparison.plan import Run
@@ -57,7 +58,13 @@ def compare(comparison: Comparison, progress: Progress = silent) -> dict[str, An
     output, first = comparison.output, comparison.runs[0].job
     prepare(first.resources)
     bench = open_bench(first, comparison.num_samples, comparison.ood_dir, progress)
-    store = RowStore(output, bench.settings)
+    with hold(output):
+        return _make_rows(comparison, bench, RowStore(output, bench.settings), start)
+
+
+def _make_rows(comparison: Comparison, bench: Bench, store: RowStore, start: float) -> dict[str, Any]:
+    """Makes the missing rows; returns the figures of all."""
+    output = comparison.output
     jobs: list[tuple[str, str, dict[str, Any], Callable[[Row | None], Row]]] = [
         ("dense", "dense", {}, partial(dense_row, bench, output)),
         ("int8", "int8", {}, partial(int8_row, bench, output)),
@@ -111,5 +118,6 @@ def write_results(comparison: Comparison, bench: Bench, found: list[Row], failed
         "output": str(output),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    (output / "results.json").write_text(json.dumps({**result, "settings": bench.settings}, indent=1))
+    with atomic_write(output / "results.json") as aside:
+        aside.write_text(json.dumps({**result, "settings": bench.settings}, indent=1))
     return result

@@ -6,7 +6,7 @@ from typing import Any
 from vitoats.allocation.constraint import Budgets, Goal
 from vitoats.allocation.lagrange import allocate, check_compression
 from vitoats.allocation.owl import owl
-from vitoats.allocation.sensitivity import RATES, Sensitivity, counted_by_depth
+from vitoats.allocation.sensitivity import RATES, Sensitivity, counted_by_depth, read_sensitivities
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.targets import FROM_DENSE_PATH
 from vitoats.common.cache import cached
@@ -111,8 +111,9 @@ def _sensitivities(
         )
         return [dataclasses.asdict(row) for row in found]
 
-    def read(rows: list[dict[str, Any]]) -> list[Sensitivity]:
-        return [Sensitivity.from_json(row) for row in rows]
+    def read(values: Any) -> list[Sensitivity]:
+        layers = [(x.name, x.module.weight.numel()) for block in adapter.blocks for x in block.linears]
+        return read_sensitivities(values, layers, without_rank)
 
     return cached(f"sensitivity_{fingerprint(adapter.model, settings)[:32]}", read, make)
 

@@ -1,8 +1,6 @@
 """From a limit on what the exported model may cost to a constraint that budgets can meet, and the table of costs it needs."""
 
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 from functools import partial
@@ -12,6 +10,7 @@ from vitoats.allocation.constraint import Budgets, Goal
 from vitoats.allocation.cost import CostTable, exported_bytes
 from vitoats.benchmark.costs import measure_costs
 from vitoats.common.cache import cached
+from vitoats.common.fingerprint import json_sha256
 from vitoats.common.machine import cores, processor
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob, CostLimit
@@ -88,13 +87,13 @@ def cost_table(limit: CostLimit, loaded: LoadedModel, shapes: list[LayerShape], 
         table.check(shapes, limit.cost_table)
         return table
     machine = [processor(), os.cpu_count(), isa(), threads, type(loaded.timm_model).__name__]
-    key = json.dumps([machine, sorted(map(dataclasses.astuple, shapes))])
+    key = json_sha256([machine, sorted(map(dataclasses.astuple, shapes))])
 
     def measure() -> dict[str, Any]:
         log.info("measuring what layers cost on %d threads; it is kept for the next time", threads)
         return measure_costs(loaded, 1, threads, 0, partial(progress, "costs: shape"))
 
-    return cached(f"costs_{hashlib.sha256(key.encode()).hexdigest()[:32]}", CostTable.from_json, measure)
+    return cached(f"costs_{key[:32]}", lambda values: CostTable.of_model(values, shapes), measure)
 
 
 def predict(constraint: Goal, config: Any, budgets: Budgets | None) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,13 +15,11 @@ from vitoats.calibration.walk import walk
 from vitoats.common.memory import return_freed_memory
 from vitoats.compression.layer import LayerRow, compress_layer
 from vitoats.compression.plan import Budget, CompressionPlan, plan_compression
+from vitoats.compression.resume import BlockStore
 from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.models.adapter import adapt
 from vitoats.models.blocks import Block
 from vitoats.models.inputs import ImageInputs
-
-if TYPE_CHECKING:
-    from vitoats.compression.resume import BlockStore
 
 Progress = Callable[[int, int, str], None]  # block, number of blocks, what is being done
 
@@ -64,7 +62,7 @@ def compress(
     budgets: dict[str, Budget] | None = None,
     memory_limit: float | None = None,
     scratch: Path | None = None,
-    state: "BlockStore | None" = None,
+    state: BlockStore | None = None,
     progress: Progress = lambda *_: None,
 ) -> CompressionReport:
     """Compresses a model in place.
@@ -115,7 +113,7 @@ def compress(
 
 
 def compress_blocks(
-    plan: CompressionPlan, hidden: HiddenStates, state: "BlockStore | None", progress: Progress
+    plan: CompressionPlan, hidden: HiddenStates, state: BlockStore | None, progress: Progress
 ) -> list[LayerRow]:
     """Compresses the blocks of a model in place, one after another.
 

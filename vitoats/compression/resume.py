@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.kept_files import UnfitError, read_tensors, read_values, write_tensors, write_values
-from vitoats.compression.pipeline import LayerRow
+from vitoats.compression.layer import LayerRow
 from vitoats.format import factored
 from vitoats.format.layers import SparseLowRankLinear
+from vitoats.loading.checkpoint import about
 
 log = logging.getLogger("vitoats")
 
@@ -47,10 +48,10 @@ class BlockStore:
             log.info("resuming: %d finished blocks in %s", len(finished), folder)
             return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written ({error.strerror}): give another `output`") from None
-        write_values(folder / STATE, STATE, fingerprint)
+            write_values(folder / STATE, STATE, fingerprint)
+        except RunError:
+            self.remove()
+            raise
 
     def save(self, index: int, layers: dict[str, SparseLowRankLinear], rows: list[LayerRow]) -> None:
         """Writes a finished block."""
@@ -58,8 +59,8 @@ class BlockStore:
         for name, layer in layers.items():
             tensors |= factored.pack(name, layer)
         tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
-        remedy = "free some space, then add `resume`"
-        write_tensors(self._file(index), self._key(index), tensors, [asdict(row) for row in rows], remedy)
+        path, key = self.folder / _file_name(index), _key(index, self.fingerprint)
+        write_tensors(path, key, tensors, [asdict(row) for row in rows], "free some space, then add `resume`")
 
     def load(self, index: int, names: list[str]) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]] | None:
         """Reads a finished block; None if there is none, or not the one that this run has put there.
@@ -68,9 +69,9 @@ class BlockStore:
             index: of the block.
             names: of its layers that are compressed.
         """
-        path = self._file(index)
+        path = self.folder / _file_name(index)
         try:
-            tensors, values = read_tensors(path, self._key(index))
+            tensors, values = read_tensors(path, _key(index, self.fingerprint))
             rows = [_row(value) for value in values]
             if [row.name for row in rows] != names:
                 raise UnfitError("it has other layers")
@@ -93,11 +94,25 @@ class BlockStore:
         """Removes the folder, once its blocks are needed no more."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _file(self, index: int) -> Path:
-        return self.folder / f"block_{index}.safetensors"
 
-    def _key(self, index: int) -> str:
-        return f"block {index} of {self.fingerprint}"
+def is_output_of(partial: Path, output: Path) -> bool:
+    """Whether a folder that compress wrote came from these finished blocks: it has their figures."""
+    rows: list[Any] = []
+    try:
+        fingerprint = read_values(partial / STATE, STATE)
+        for index in range(len(_block_files(partial))):
+            rows += read_tensors(partial / _file_name(index), _key(index, fingerprint))[1]
+        return bool(rows) and about(output).get("layers") == [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _file_name(index: int) -> str:
+    return f"block_{index}.safetensors"
+
+
+def _key(index: int, fingerprint: str) -> str:
+    return f"block {index} of {fingerprint}"
 
 
 def _block_files(folder: Path) -> list[Path]:

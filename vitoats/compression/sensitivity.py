@@ -17,9 +17,9 @@ from vitoats.compression.layer import LayerProblem
 from vitoats.evaluation.fidelity import relative_error
 from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.methods.statistics import InputStatistics
-from vitoats.models.blocks import LinearLayer, ModelAdapter
+from vitoats.models.blocks import Block, LinearLayer, ModelAdapter
 
-FEATURE_IMAGES = 8  # that features are measured on
+FEATURE_IMAGES = 8  # that features are measured on (docs/oats-h.md, Allocation)
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def measure_sensitivities(
         progress: told the block, and what is being done.
 
     Raises:
-        InputError: there are not two images whose features could be compared.
+        InputError: there are not two images whose features differ.
     """
     every = max(1, hidden.n_images // feature_images)
     if hidden.n_images < 2:
@@ -53,12 +53,17 @@ def measure_sensitivities(
     cheap = [replace(quick, compression=rate) for rate in RATES]
     if without_rank:
         cheap.append(replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0))
-    reference = _features(adapter, 0, hidden.values[::every].to(hidden.device))
+    reference = _features(adapter, adapter.blocks, hidden.values[::every].to(hidden.device))
+    if not (reference != reference[0]).any():
+        raise InputError(
+            "budgets cannot be measured on images that all look the same: give `images` other ones, or `allocation='uniform'`"
+        )
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
         progress(index, "calibrating")
         statistics = input_statistics(hidden, block, "full")
-        feature_error = partial(_feature_error, adapter, index, hidden.values[::every].to(hidden.device).clone(), reference)
+        images = hidden.values[::every].to(hidden.device).clone()
+        feature_error = partial(_feature_error, adapter, adapter.blocks[index:], images, reference)
         for layer in block.linears:
             progress(index, layer.name)
             errors = _layer_errors(layer, statistics[layer.name].to(hidden.device), cheap, refit_bias, feature_error)
@@ -93,13 +98,13 @@ def _layer_errors(
     return errors
 
 
-def _feature_error(adapter: ModelAdapter, index: int, hidden: Tensor, reference: np.ndarray) -> float:
-    """How far features are from the dense model's now, from the hidden states before block ``index``."""
-    return relative_error(_features(adapter, index, hidden), reference)
+def _feature_error(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor, reference: np.ndarray) -> float:
+    """How far features are from the dense model's now, from the hidden states before the last ``blocks``."""
+    return relative_error(_features(adapter, blocks, hidden), reference)
 
 
-def _features(adapter: ModelAdapter, index: int, hidden: Tensor) -> np.ndarray:
-    """Features [b, d] from the hidden states before block ``index``."""
-    for block in adapter.blocks[index:]:
+def _features(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor) -> np.ndarray:
+    """Features [b, d] from the hidden states before the last ``blocks``."""
+    for block in blocks:
         hidden = block.run(hidden)
     return adapter.inputs.features_of(adapter.model, hidden).float().cpu().numpy()

@@ -1,7 +1,8 @@
 """Finished rows of a comparison on disk, so that an interrupted one goes on, and none is mixed with rows of other settings."""
 
+import hashlib
 import json
-import os
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from vitoats.common.errors import InputError, RunError
+from vitoats.common.errors import InputError
+from vitoats.common.files import atomic_write
+from vitoats.common.fingerprint import json_sha256
+from vitoats.common.kept_files import UnfitError, parse
+
+log = logging.getLogger("vitoats")
 
 ABOUT = "comparison.json"
+REMEDY = "free some space and repeat the command"
 
 
 class RowStore:
@@ -20,7 +27,7 @@ class RowStore:
         rows/<name>.json    its own settings and its figures
         rows/<name>.npz     figures of each image
 
-    The json comes last, and each file appears whole or not at all.
+    The json comes last, with a digest of both files. A row that does not fit it is made anew.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
@@ -33,57 +40,76 @@ class RowStore:
         self.folder = folder
         self.rows = folder / "rows"
         about = folder / ABOUT
-        if about.is_file():
-            changed = _changes(_read_json(about, "delete the folder to start anew"), settings)
+        if any(self.rows.glob("*.json")):
+            changed = _changes(_settings_of(about), settings)
             if changed:
                 raise InputError(
                     f"{folder} holds a comparison with other settings ({changed}): repeat those, or give another `output`"
                 )
-        elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        elif not about.is_file() and (folder.is_file() or (folder.exists() and any(folder.iterdir()))):
             raise InputError(f"{folder} exists and holds no comparison: give another `output`")
         else:
-            _write(about, _json(settings))
+            _write(about, settings)
 
     def load(self, name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """A finished row and its figures of each image, None if there is none.
+        """A finished row and its figures of each image, None if there is none or it is damaged.
 
         Raises:
-            InputError: the row is damaged, or has other settings.
+            InputError: the row has other settings.
         """
-        path = self._file(name, ".json")
+        path, arrays_path = self._file(name, ".json"), self._file(name, ".npz")
         if not path.is_file():
             return None
-        found = _read_json(path, "delete it to make the row again")
+        try:
+            found = parse(path.read_text())
+            if found["sha256"] != _sha256(name, found["settings"], found["row"], arrays_path):
+                raise UnfitError("its digest is another")
+            with np.load(arrays_path, allow_pickle=False) as arrays:
+                row, of_images = found["row"], dict(arrays)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged and is made anew: %s", path, error or type(error).__name__)
+            return None
         if changed := _changes(found["settings"], settings):
             raise InputError(
                 f"{path} was made with other settings ({changed}): repeat those, delete the file, "
                 f"or name the method anew (`methods` NEW_NAME=METHOD)"
             )
-        try:
-            with np.load(self._file(name, ".npz"), allow_pickle=False) as arrays:
-                return found["row"], dict(arrays)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{self._file(name, '.npz')} is damaged ({error}): delete {path} to make the row again") from None
+        return row, of_images
 
     def save(self, name: str, settings: dict[str, Any], row: dict[str, Any], arrays: Mapping[str, Any]) -> None:
-        """Writes a finished row."""
-        partial = self._file(name, ".writing.npz")
-        try:
-            self.rows.mkdir(exist_ok=True)
-            np.savez(partial, **arrays)
-            os.replace(partial, self._file(name, ".npz"))
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RunError(f"{partial} cannot be written ({error.strerror}): free some space and repeat the command") from None
-        _write(self._file(name, ".json"), _json({"settings": settings, "row": row}))
+        """Writes a finished row.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        with atomic_write(self._file(name, ".npz"), REMEDY) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+        settings, row = _plain(settings), _plain(row)
+        digest = _sha256(name, settings, row, self._file(name, ".npz"))
+        _write(self._file(name, ".json"), {"settings": settings, "row": row, "sha256": digest})
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.rows / (name + suffix)
 
 
+def _settings_of(about: Path) -> dict[str, Any]:
+    try:
+        found = parse(about.read_text())
+        if not isinstance(found, dict):
+            raise UnfitError("it holds no settings")
+        return found
+    except (OSError, ValueError) as error:
+        raise InputError(f"{about} is damaged ({error}): delete the folder to start anew") from None
+
+
+def _sha256(name: str, settings: dict[str, Any], row: dict[str, Any], arrays: Path) -> str:
+    with arrays.open("rb") as file:
+        return json_sha256([name, settings, row, hashlib.file_digest(file, "sha256").hexdigest()])
+
+
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two sets of settings, in words; "" if nothing does."""
-    now = json.loads(json.dumps(now, default=str))  # as it would be read: tuples are lists
+    now = _plain(now)
     return ", ".join(
         f"{key} was {_short(before.get(key))} and is now {_short(now.get(key))}"
         for key in dict.fromkeys([*before, *now])
@@ -96,22 +122,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1, default=str).encode()
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As they would be read again: tuples are lists."""
+    return json.loads(json.dumps(values, default=str))
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}): {remedy}") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another `output`") from None
+def _write(path: Path, values: dict[str, Any]) -> None:
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(values, indent=1, default=str))

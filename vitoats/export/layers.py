@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
-from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, NAME
 from vitoats.format import bitmask
 from vitoats.format.layers import SparseLowRankLinear
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, NAME
 
 LowRankForm = Literal["none", "inputs", "nodes"]
 

@@ -1,10 +1,8 @@
 """A model as an ONNX file: opset 18, IR version 9, dynamic batch, fixed image size, preprocessing in the metadata."""
 
-import contextlib
 import copy
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +14,14 @@ import torch
 from torch import nn
 
 import vitoats
-from vitoats.common.errors import InputError, RunError
+from vitoats.common.errors import InputError
+from vitoats.common.files import atomic_write
 from vitoats.export.gelu import gelu
 from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
-from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
+from vitoats.export.sparse_matmul import sparse_matmul_function
 from vitoats.format import bitmask
 from vitoats.format.layers import compressed_counts, compressed_layers, parameter_count, replace_module
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, OPSET
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
@@ -154,13 +154,5 @@ def _write(proto: onnx.ModelProto, path: Path) -> None:
         raise InputError(
             f"the model takes {proto.ByteSize() / 1e9:.2f} GB, more than an ONNX file can hold (2 GB): compress it further"
         )
-    partial = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
         partial.write_bytes(proto.SerializeToString())
-        os.replace(partial, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): free some space or give another `output`") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

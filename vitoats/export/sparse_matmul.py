@@ -16,11 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-DOMAIN = "vitoats"
-DOMAIN_VERSION = 1
-NAME = "SparseMatMul"
-INPUTS = ("x", "values", "mask", "bias", "U", "V")
-OPSET = 18
+from vitoats.format.operator import DOMAIN, INPUTS, NAME, OPSET
 
 
 def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:

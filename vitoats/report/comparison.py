@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vitoats.common.errors import RunError
+from vitoats.common.files import atomic_write
 from vitoats.evaluation.paired import paired_difference
 from vitoats.report.tables import print_table
 
@@ -71,13 +71,10 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
     Raises:
         RunError: it cannot be written.
     """
-    try:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): free some space and repeat the command") from None
+    with atomic_write(path, "free some space and repeat the command") as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def comparison_table(title: str, rows: Sequence[dict[str, Any]]) -> None:

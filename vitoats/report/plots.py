@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vitoats.common.files import atomic_write
+
 # those of Okabe and Ito that are neither black (the dense line) nor too pale for lines, and Tol's indigo and wine
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many as have no common divisor with the colours: 56 methods look different
@@ -58,8 +60,10 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str
     figure.suptitle(f"{title}; bars are ± 2 standard errors (right: of the paired difference)", fontsize=11)
     figure.legend(handles=legend, loc="outside right center", frameon=False)
     with rc_context({"svg.hashsalt": "vitoats"}):  # the same figure is the same file
-        figure.savefig(path.with_suffix(".png"), dpi=150)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        with atomic_write(path.with_suffix(".png")) as partial:
+            figure.savefig(partial, dpi=150, format="png")
+        with atomic_write(path.with_suffix(".svg")) as partial:
+            figure.savefig(partial, metadata={"Date": None}, format="svg")
 
 
 def _draw(axes: Axes, rows: Sequence[dict[str, Any]], x: str, y: str, looks: dict[str, Any], lines: dict[str, Any]) -> None:

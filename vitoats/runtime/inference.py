@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from vitoats.common.errors import InputError
+from vitoats.format.operator import NAME
 from vitoats.runtime import library
 from vitoats.runtime.densify import densified
 
@@ -72,7 +73,7 @@ def _mentions_sparse_matmul(path: Path) -> bool:
     with path.open("rb") as file:
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return content.find(b"SparseMatMul") >= 0
+                return content.find(NAME.encode()) >= 0
         except ValueError:  # an empty file
             return False
 
