@@ -9,18 +9,18 @@ from tests.format.test_layers import make
 from vitoats.common.errors import InputError
 from vitoats.format import factored
 
-row_blocks = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), min_size=1, max_size=3)
+parts = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), min_size=1, max_size=3)
 
 
-@given(row_blocks=row_blocks, d_in=st.integers(1, 20), bias=st.booleans(), seed=st.integers(0, 99))
-def test_round_trip(row_blocks, d_in, bias, seed):
+@given(parts=parts, d_in=st.integers(1, 20), bias=st.booleans(), seed=st.integers(0, 99))
+def test_round_trip(parts, d_in, bias, seed):
     torch.manual_seed(seed)
-    layer = make(row_blocks, d_in, bias)
+    layer = make(parts, d_in, bias)
     tensors = factored.pack("a.b", layer)
-    shapes = factored.shapes("a.b", row_blocks, d_in, bias)
+    shapes = factored.shapes("a.b", parts, d_in, bias)
     assert tensors.keys() == shapes.keys()
     assert all(factored.same_shape(tensors[key].shape, shape) for key, shape in shapes.items())
-    again = factored.unpack("a.b", tensors | {"other": torch.zeros(1)}, row_blocks, d_in)
+    again = factored.unpack("a.b", tensors | {"other": torch.zeros(1)}, parts, d_in)
     expected, found = layer.state_dict(), again.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[key], value) for key, value in expected.items())

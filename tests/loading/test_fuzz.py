@@ -20,6 +20,7 @@ from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
 from vitoats.models.heads import HeadInfo
+from vitoats.models.inputs import ImageInputs
 
 VALUES = [
     None, True, False, 0, 1, 2, 3, 7, -1, 1.5, 0.0, -0.5, 1e308, 2**31, 2**62, 10**30, "", "x", "64", "blocks.0", "\x1b[31m",
@@ -37,7 +38,12 @@ def folder(tmp_path_factory) -> Path:
     model._model_args["depth"] = 1
     model.reset_classifier(0)
     report = compress(
-        model, iter([torch.randn(4, 3, 32, 32)]), method="oats", config=OATSConfig(iterations=2), img_size=32, nsamples=4
+        model,
+        iter([torch.randn(4, 3, 32, 32)]),
+        method="oats",
+        config=OATSConfig(iterations=2),
+        inputs=ImageInputs(32),
+        nsamples=4,
     )
     save_checkpoint(LoadedModel("tiny", model, Preprocessing(32), "random weights"), path, report.to_dict())
     about = json.loads((path / "vitoats.json").read_text())

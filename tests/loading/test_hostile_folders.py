@@ -24,6 +24,7 @@ from vitoats.data.transforms import Preprocessing
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
+from vitoats.models.inputs import ImageInputs
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,7 +60,12 @@ def folder(tmp_path_factory):
     """A tiny compressed model."""
     model = make_tiny()
     report = compress(
-        model, iter([torch.randn(8, 3, 32, 32)]), method="oats", config=OATSConfig(iterations=2), img_size=32, nsamples=8
+        model,
+        iter([torch.randn(8, 3, 32, 32)]),
+        method="oats",
+        config=OATSConfig(iterations=2),
+        inputs=ImageInputs(32),
+        nsamples=8,
     )
     path = tmp_path_factory.mktemp("hostile") / "compressed"
     save_checkpoint(LoadedModel("tiny", model, Preprocessing(32), "random weights"), path, report.to_dict())

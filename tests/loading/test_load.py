@@ -13,6 +13,7 @@ from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import from_memory, load, load_model
 from vitoats.methods.oats import OATSConfig
+from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -36,7 +37,7 @@ def test_the_callers_model_stays_as_it_is():
     loaded = from_memory(model)
     compress(
         loaded.timm_model, iter([torch.randn(4, 3, 32, 32)]), method="oats", config=OATSConfig(iterations=2),
-        img_size=32, nsamples=4,
+        inputs=ImageInputs(32), nsamples=4,
     )  # fmt: skip
     assert compressed_layers(loaded.model)
     assert model.training

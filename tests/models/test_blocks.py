@@ -13,7 +13,7 @@ def test_a_layer_that_was_replaced_shows_in_its_block(tiny):
     layer = block.linears[0]
     assert layer.module is tiny.blocks[1].attn.qkv
     assert block.name_inside(layer) == "attn.qkv"
-    compressed = SparseLowRankLinear.empty([(144, 0)], 48, bias=True, dtype=torch.float32)
+    compressed = SparseLowRankLinear(torch.zeros(144, 48), [torch.zeros(144, 0)], [torch.zeros(0, 48)], torch.zeros(144))
     replace_module(tiny, layer.name, compressed)
     assert block.module.attn.qkv is compressed
     with pytest.raises(AssertionError):

@@ -94,7 +94,7 @@ def estimate_memory(
     before = [math.prod(block.shape_before) for block in adapter.blocks]
     after = [math.prod(block.shape_after) for block in adapter.blocks]
     changing = [b.shape_before != b.shape_after for b in adapter.blocks[:-1]]  # both are held, behind all but the last
-    stored = max(*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes))
+    stored = max([*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes)])
     sizes = [layer.module.weight.numel() for layer in adapter.linears]
     widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
     kept = max(elements * (sum(block) / block[0] + 3) for elements, block in zip(before, widths, strict=True) if block)

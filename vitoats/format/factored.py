@@ -1,7 +1,7 @@
 """A compressed layer as named tensors, as checkpoints and finished blocks of a run hold it.
 
 L.S.values [nnz], L.S.mask uint8 [d_out, ceil(d_in / 8)]      S (format.bitmask)
-L.U.i [d_i, r_i], L.V.i [r_i, d_in]                           for each row block i
+L.U.i [d_i, r_i], L.V.i [r_i, d_in]                           for each part i
 L.bias [d_out]                                                where there is one
 """
 
@@ -26,11 +26,11 @@ def pack(name: str, layer: SparseLowRankLinear) -> dict[str, Tensor]:
     return tensors | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
 
 
-def shapes(name: str, row_blocks: Sequence[tuple[int, int]], d_in: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a layer with the given (rows, rank) of its row blocks; nnz is ``ANY``."""
-    d_out = sum(rows for rows, _ in row_blocks)
+def shapes(name: str, parts: Sequence[tuple[int, int]], d_in: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a layer with the given (rows, rank) of its parts; nnz is ``ANY``."""
+    d_out = sum(rows for rows, _ in parts)
     found: dict[str, tuple[int, ...]] = {f"{name}.S.values": (ANY,), f"{name}.S.mask": (d_out, -(-d_in // 8))}
-    for i, (rows, rank) in enumerate(row_blocks):
+    for i, (rows, rank) in enumerate(parts):
         found |= {f"{name}.U.{i}": (rows, rank), f"{name}.V.{i}": (rank, d_in)}
     return found | ({f"{name}.bias": (d_out,)} if bias else {})
 
@@ -40,19 +40,19 @@ def same_shape(found: Sequence[int], expected: Sequence[int]) -> bool:
     return len(found) == len(expected) and all(e in (ANY, f) for f, e in zip(found, expected, strict=True))
 
 
-def unpack(name: str, tensors: Mapping[str, Tensor], row_blocks: Sequence[tuple[int, int]], d_in: int) -> SparseLowRankLinear:
+def unpack(name: str, tensors: Mapping[str, Tensor], parts: Sequence[tuple[int, int]], d_in: int) -> SparseLowRankLinear:
     """Restores the layer that ``pack`` took apart; it shares no memory with the tensors.
 
     Args:
         name: the layer's.
         tensors: by name; others may be among them.
-        row_blocks: (rows, rank) of each.
+        parts: (rows, rank) of each.
         d_in: columns of the layer.
 
     Raises:
         InputError: tensors are missing or do not belong together.
     """
-    for key, shape in shapes(name, row_blocks, d_in, f"{name}.bias" in tensors).items():
+    for key, shape in shapes(name, parts, d_in, f"{name}.bias" in tensors).items():
         if key not in tensors:
             raise InputError(f"{key} is missing: the file is damaged")
         found = tensors[key]
@@ -61,5 +61,5 @@ def unpack(name: str, tensors: Mapping[str, Tensor], row_blocks: Sequence[tuple[
         if found.dtype != torch.uint8 if key.endswith(".S.mask") else not found.is_floating_point():
             raise InputError(f"{key} is of type {found.dtype}: the file is damaged")
     S = bitmask.unpack(tensors[f"{name}.S.values"].numpy(), tensors[f"{name}.S.mask"].numpy(), d_in)
-    U, V = ([tensors[f"{name}.{letter}.{i}"].clone() for i in range(len(row_blocks))] for letter in "UV")
+    U, V = ([tensors[f"{name}.{letter}.{i}"].clone() for i in range(len(parts))] for letter in "UV")
     return SparseLowRankLinear(torch.from_numpy(S), U, V, tensors.get(f"{name}.bias"))

@@ -146,10 +146,9 @@ def _read_about(folder: Path) -> dict[str, Any]:
         )
     if not all(isinstance(about.get(key, ""), str) for key in ("model", "method", "weights", CHECKSUM)):
         raise InputError("a text of vitoats.json is none")
-    blocks, kept = about["row_blocks"], about.setdefault("kept_units", {})
-    pairs = [pair for pairs in blocks.values() for pair in pairs]
+    pairs, kept = [pair for pairs in about["row_blocks"].values() for pair in pairs], about.get("kept_units", {})
     if not all(len(pair) == 2 and all(_is_count(n) for n in pair) for pair in pairs) or not all(map(_is_count, kept.values())):
-        raise InputError("the row blocks or units of vitoats.json are no counts")
+        raise InputError("the parts or units of vitoats.json are no counts")
     return about
 
 
@@ -159,19 +158,19 @@ def _is_count(value: Any) -> bool:
 
 def _build(config: TimmConfig, about: dict[str, Any], file: Any, n_bytes: int) -> nn.Module:
     """The model with its weights: first without memory, to see that it is the one in the file, then in full."""
-    row_blocks = {name: [(rows, rank) for rows, rank in blocks] for name, blocks in about["row_blocks"].items()}
+    parts = {name: [(rows, rank) for rows, rank in pairs] for name, pairs in about["row_blocks"].items()}
     found = tensor_kinds(file)
     outline = sketch(config, Held(len(found), n_bytes))
     _prepare(outline, about)
-    _compare(_expected(outline, row_blocks, found), found)
+    _compare(_expected(outline, parts, found), found)
     state = {name: file.get_tensor(name) for name in found}
     if about.get(CHECKSUM) not in (None, tensors_sha256(state)):
         raise InputError(f"the tensors of {WEIGHTS} are not those whose checksum vitoats.json has")
     model = create(config)
     _prepare(model, about)
-    for name, blocks in row_blocks.items():
+    for name, pairs in parts.items():
         linear = units.linear(model, name)
-        layer = factored.unpack(name, state, blocks, linear.in_features).to(linear.weight.dtype)
+        layer = factored.unpack(name, state, pairs, linear.in_features).to(linear.weight.dtype)
         replace_module(model, name, layer)
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
         state |= {f"{name}.{key}": value for key, value in layer.state_dict().items()}
@@ -180,23 +179,21 @@ def _build(config: TimmConfig, about: dict[str, Any], file: Any, n_bytes: int) -
 
 
 def _prepare(model: nn.Module, about: dict[str, Any]) -> None:
-    units.resize(model, about["kept_units"])
+    units.resize(model, about.get("kept_units", {}))
     call_fused_qkv(model)
 
 
-def _expected(
-    outline: nn.Module, row_blocks: dict[str, list[tuple[int, int]]], held: Mapping[str, Any]
-) -> dict[str, TensorKind]:
+def _expected(outline: nn.Module, parts: dict[str, list[tuple[int, int]]], held: Mapping[str, Any]) -> dict[str, TensorKind]:
     """What the file must hold, by name."""
     expected = {name: TensorKind(tuple(t.shape), t.is_floating_point()) for name, t in outline.state_dict().items()}
-    for name, blocks in row_blocks.items():
+    for name, pairs in parts.items():
         linear = outline.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise InputError(f"{name} is no linear layer")
-        if len(blocks) > len(held) or linear.out_features != sum(rows for rows, _ in blocks):
-            raise InputError(f"{name} has {linear.out_features} rows, its row blocks in {ABOUT} have others")
+        if len(pairs) > len(held) or linear.out_features != sum(rows for rows, _ in pairs):
+            raise InputError(f"{name} has {linear.out_features} rows, its parts in {ABOUT} have others")
         expected = {key: kind for key, kind in expected.items() if not key.startswith(f"{name}.")}
-        shapes = factored.shapes(name, blocks, linear.in_features, f"{name}.bias" in held)
+        shapes = factored.shapes(name, pairs, linear.in_features, f"{name}.bias" in held)
         expected |= {key: TensorKind(shape, not key.endswith(".S.mask")) for key, shape in shapes.items()}
     return expected
 
