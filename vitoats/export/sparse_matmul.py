@@ -12,6 +12,8 @@ The body unpacks bits, numbers them by a running sum, and gathers; no NonZero or
 what ONNX Runtime 1.17 has kernels for (no comparison of uint8).
 """
 
+from typing import no_type_check
+
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -24,6 +26,7 @@ from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, INPUTS, NAME
 LOW_RANK_STEPS = ("U_like_x", "V_like_x", "UV_of_blocks", "UV", "S_plus_UV")  # what U and V are for
 
 
+@no_type_check  # onnxscript's operators know no values of unknown type
 @script(Opset(DOMAIN, DOMAIN_VERSION), default_opset=op)
 def _body(x, values, mask, bias, U, V, in_features: int):
     powers = op.Constant(value=numpy_helper.from_array(np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8), "powers"))
