@@ -143,3 +143,9 @@ def plain(tiny_folder, flat_images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain") / "out"
     assert common.run(compress, small_job(tiny_folder, flat_images, folder)) == 0
     return folder
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """A cache so small that few copies of a product's weights exceed it."""
+    monkeypatch.setattr("vitoats.benchmark.products.last_level_cache", lambda: 10_000)

@@ -6,10 +6,12 @@ The package is lazy: ``import vitoats`` costs nothing, and ``vitoats.runtime`` n
 __version__ = "0.1.0"
 
 _LAZY = {
-    "compress": "vitoats.compression.pipeline",
-    "prune": "vitoats.compression.structural",
-    "load": "vitoats.loading.checkpoint",
-    "load_model": "vitoats.loading.load",
+    "compress": "vitoats.api",
+    "load": "vitoats.loading.load",
+    "export_onnx": "vitoats.api",
+    "evaluate": "vitoats.api",
+    "InputError": "vitoats.common.errors",
+    "RunError": "vitoats.common.errors",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -4,51 +4,19 @@ import copy
 
 import pytest
 import torch
-from timm.layers import LayerScale
 
+from tests.calibration.states import collect, scaled
 from tests.conftest import make_tiny
 from vitoats.calibration import targets
-from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.calibration.paths import CompressedPath, DensePath
-from vitoats.calibration.targets import OutputError, corrected
+from vitoats.calibration.moments import input_statistics
+from vitoats.calibration.targets import OutputError, calibration_for, corrected
 from vitoats.compression.pipeline import compress
 from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.methods.statistics import InputStatistics
-from vitoats.models.adapter import adapt
-from vitoats.models.stream import stream_additions
+from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
-
-
-def scaled() -> torch.nn.Module:
-    """The tiny model with layer scales, one channel of which is closed."""
-    model = make_tiny()
-    for block in model.blocks:
-        block.ls1, block.ls2 = LayerScale(48), LayerScale(48)
-        block.ls1.gamma.data = torch.rand(48) + 0.1
-        block.ls2.gamma.data = torch.rand(48) + 0.1
-        block.ls1.gamma.data[5] = 0
-    return model
-
-
-def swin() -> torch.nn.Module:
-    """Hidden states that change their shape, and tokens in windows."""
-    arguments = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
-    return timm.create_model("swin_tiny_patch4_window7_224", img_size=32, num_classes=4, **arguments).eval()
-
-
-def parallel() -> torch.nn.Module:
-    """Two attentions and two MLPs side by side in each block."""
-    from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
-
-    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 4}
-    return VisionTransformer(**arguments, block_fn=ParallelThingsBlock).eval()
-
-
-def states(model, images):
-    adapter = adapt(model, 32)
-    return adapter, HiddenStates.collect(adapter, iter(images.split(4)), len(images), 4)
 
 
 def run(model, images, target, refit_bias=False, compression=0.5, method="magnitude"):
@@ -58,7 +26,7 @@ def run(model, images, target, refit_bias=False, compression=0.5, method="magnit
         iter(images.split(4)),
         method=method,
         config=config,
-        img_size=32,
+        inputs=ImageInputs(32),
         nsamples=len(images),
         batch_size=4,
         target=target,
@@ -73,33 +41,6 @@ def hidden_after(model, images, block):
         model(images)
     handle.remove()
     return found[0]
-
-
-def test_what_adds_to_the_residual_stream_is_found_with_its_scale():
-    model = scaled()
-    adapter, hidden = states(model, torch.randn(2, 3, 32, 32))
-    found = stream_additions(adapter, 0, adapter.linears[0], hidden.values)
-    assert set(found) == {"blocks.0.attn.proj", "blocks.0.mlp.fc2"}
-    assert found["blocks.0.attn.proj"].stream in ("", "norm1")  # the block's input is that of its first norm
-    assert found["blocks.0.mlp.fc2"].stream == "norm2"
-    assert torch.allclose(found["blocks.0.attn.proj"].gamma, model.blocks[0].ls1.gamma, atol=1e-6)
-    assert torch.allclose(found["blocks.0.mlp.fc2"].gamma, model.blocks[0].ls2.gamma, atol=1e-6)
-
-
-def test_without_layer_scale_the_scale_is_one(tiny):
-    adapter, hidden = states(tiny, torch.randn(2, 3, 32, 32))
-    found = stream_additions(adapter, 1, adapter.linears[1], hidden.values)
-    assert torch.allclose(found["blocks.1.mlp.fc2"].gamma, torch.ones(48), atol=1e-6)
-
-
-def test_a_block_that_normalises_after_adding_has_no_such_layers():
-    torch.manual_seed(0)
-    model = timm.create_model("vit_relpos_small_patch16_rpn_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
-    model.eval()
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    adapter, hidden = states(model, torch.randn(2, 3, 32, 32))
-    assert stream_additions(adapter, 0, adapter.linears[0], hidden.values) == {}
 
 
 @pytest.mark.parametrize("refit_bias", [False, True])
@@ -152,16 +93,16 @@ def test_of_many_tokens_every_second_is_measured_from_another_start_in_each_batc
     monkeypatch.setattr(targets, "TOKENS_PER_INPUT", 1)  # of 48 inputs and 136 tokens
     images = torch.randn(8, 3, 32, 32)
     model, dense = scaled(), scaled()
-    adapter = adapt(model, 32)
-    hidden = HiddenStates.collect(adapter, iter(images.split(2)), 8, 2)
-    path, other = CompressedPath(hidden, keep=True), DensePath(hidden.copy(), keep=True)
-    linears = adapter.linears[0]
-    other.enter(adapter, 0, linears, residual=True)
-    found = targets.layer_inputs(adapter, 0, linears, path, other, "residual", "full")
-    next(found)
+    adapter, hidden = collect(model, images, batch_size=2)
+    block = adapter.blocks[0]
+    calibration = calibration_for("residual", hidden, "full", keep=True)
+    calibration.enter(block, block.linears)
+    qkv, proj = block.linears[:2]
+    calibration.measure(qkv)
     model.blocks[0].attn.qkv.weight.data *= 0.9
-    layer, statistics, error = next(found)
-    assert layer.name == "blocks.0.attn.proj"
+    calibration.finish(qkv)
+    statistics, error = calibration.measure(proj)
+    assert proj.name == "blocks.0.attn.proj"
 
     inputs = {model: [], dense: []}
     for network, seen in inputs.items():
@@ -197,7 +138,13 @@ def test_an_interrupted_run_goes_on_with_the_same_dense_path(tmp_path):
     store = BlockStore(tmp_path / "state", "x", resume=False)
     for _ in range(2):  # the second run finds the first one's blocks, and the last of them gone
         model = make_tiny()
-        arguments = {"method": "magnitude", "config": MagnitudeConfig(), "img_size": 32, "nsamples": 8, "batch_size": 4}
+        arguments = {
+            "method": "magnitude",
+            "config": MagnitudeConfig(),
+            "inputs": ImageInputs(32),
+            "nsamples": 8,
+            "batch_size": 4,
+        }
         compress(model, iter(images.split(4)), target="residual", refit_bias=True, state=store, **arguments)
         (tmp_path / "state" / "block_2.safetensors").unlink()
     for name, parameter in whole.state_dict().items():
@@ -213,26 +160,6 @@ def test_a_method_without_biases_to_refit_keeps_working():
     assert "blocks.0.attn.qkv.bias" not in model.state_dict()
     with torch.inference_mode():
         assert torch.isfinite(model(images)).all()
-
-
-@pytest.mark.parametrize("name", ["vit", "swin", "parallel"])
-def test_what_is_kept_changes_nothing(monkeypatch, name):
-    """With room for a block's inputs and outputs little runs twice; without, every pass starts anew. Bit for bit the same."""
-    images = torch.randn(8, 3, 32, 32)
-    found, passes = [], []
-    for share in (0.5, 0.0):
-        monkeypatch.setattr("vitoats.compression.pipeline.MEMORY_SHARE", share)
-        torch.manual_seed(0)
-        model = {"vit": scaled, "swin": swin, "parallel": parallel}[name]()
-        counted = []
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.register_forward_hook(lambda *_, counted=counted: counted.append(1))
-        run(model, images, "residual", refit_bias=True, compression=0.5, method="oats-h")
-        found.append(model.state_dict())
-        passes.append(len(counted))
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[1])
-    assert passes[0] < passes[1]
 
 
 @pytest.mark.parametrize(
@@ -254,3 +181,33 @@ def test_models_whose_hidden_states_change_shape(name, arguments):
     with torch.inference_mode():
         assert torch.isfinite(model(images)).all()
         assert (model(images) - dense(images)).norm() < 0.5 * dense(images).norm()
+
+
+@pytest.mark.parametrize("target", ["block", "sequential"])
+def test_each_layer_is_measured_before_it_is_compressed_and_after_those_before_it(tiny, target):
+    """Halving qkv shows in what proj gets, unless the whole block is measured dense."""
+    adapter, hidden = collect(tiny, torch.randn(4, 3, 32, 32))
+    block = adapter.blocks[0]
+    qkv, proj = block.linears[:2]
+    dense = input_statistics(hidden, block)
+    calibration = calibration_for(target, hidden, "diagonal", keep=False)
+    calibration.enter(block, block.linears)
+    first, error = calibration.measure(qkv)
+    qkv.module.weight.data *= 0.5
+    calibration.finish(qkv)
+    second, _ = calibration.measure(proj)
+    assert error is None
+    assert torch.equal(first.second_moment, dense[qkv.name].second_moment)
+    assert torch.equal(second.second_moment, dense[proj.name].second_moment) == (target == "block")
+
+
+@pytest.mark.parametrize("target", ["block", "sequential", "dense", "residual"])
+def test_blocks_without_linear_layers_are_passed(target):
+    """A convolution leads from one of ConvNeXt's stages to the next."""
+    torch.manual_seed(0)
+    model = timm.create_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(16, 16, 32, 32), num_classes=4).eval()
+    images = torch.randn(4, 3, 32, 32)
+    report = run(model, images, target, refit_bias=True)
+    assert len(report.layers) == 8
+    with torch.inference_mode():
+        assert torch.isfinite(model(images)).all()

@@ -1,4 +1,4 @@
-"""--speedup, --max-ms and --max-mb of compress, and tables that benchmark op --model writes. Never how long anything took."""
+"""--speedup, --max-ms and --max-mb of compress, and the tables of costs behind them. Never how long anything took."""
 
 import json
 
@@ -8,14 +8,11 @@ import torch
 import vitoats
 from tests.conftest import write_image
 from tests.jobs import weights
-from vitoats.allocation.cost import Content, CostTable, LayerShape, layer_shapes
-from vitoats.cli import benchmark_costs
-from vitoats.cli.benchmark import main as benchmark
+from vitoats.allocation.cost import CostTable, LayerFootprint, LayerShape
 from vitoats.cli.compress import main as compress
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import about
-from vitoats.models.adapter import adapt
 
 SHAPES = [LayerShape(144, 48, 3, 17), LayerShape(48, 48, 1, 17), LayerShape(192, 48, 1, 17), LayerShape(48, 192, 1, 17)]
 DENSE_MS, REST_MS = 10.0, 1.0
@@ -56,7 +53,7 @@ def predicted_ms(folder, table) -> float:
         low_rank = layer.kept_parameters - layer.nonzeros
         if some and layer.nonzeros < shape.size:
             low_rank = max(low_rank, shape.low_rank_parameters(1))
-        total += CostTable.read(table).ms(shape, Content(layer.nonzeros, low_rank))
+        total += CostTable.read(table).ms(shape, LayerFootprint(layer.nonzeros, low_rank))
     return total
 
 
@@ -152,27 +149,6 @@ def test_the_largest_speedup_that_is_named_can_be_had(succeed, refuse, job, cost
 # ---- tables
 
 
-@pytest.fixture
-def small_cache(monkeypatch):
-    """A cache so small that few copies of the weights exceed it."""
-    monkeypatch.setattr(benchmark_costs, "last_level_cache", lambda: 10_000)
-
-
-def test_a_measured_table_is_of_its_model(small_cache, succeed, tiny_folder, tiny, tmp_path):
-    path = tmp_path / "costs.json"
-    flags = f"op --model local-dir:{tiny_folder} --threads 1 --batch 2 --results-file {path}"
-    result = succeed(benchmark, *flags.split())
-    assert json.loads(path.read_text()) == result
-    assert (result["threads"], result["batch"], result["img_size"]) == (1, 2, 32)
-    table = CostTable.read(path)
-    shapes = list(layer_shapes(adapt(tiny, 32), 32).values())
-    table.check(shapes, path)
-    assert len(result["rows"]) == 4 * (len(benchmark_costs.ZEROS) + len(benchmark_costs.LOW_RANK))
-    assert all(row["dense_ms"] > 0 and row["sparse_ms"] > 0 for row in result["rows"])
-    layers = sum(table.ms(shape, benchmark_costs.model_content(shape)) for shape in shapes)
-    assert result["rest_ms"] == pytest.approx(result["sparse_ms"] - layers, abs=1e-3)
-
-
 @pytest.mark.slow
 def test_without_a_table_one_is_measured_and_kept(small_cache, refuse, job, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -212,18 +188,3 @@ def test_other_images_are_measured_anew(succeed, job, tmp_path, monkeypatch):
         write_image(tmp_path / "images" / f"{i}.png", 100 + i)
     succeed(compress, *flags)
     assert len(list((tmp_path / "cache" / "vitoats").iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("op --model vit_tiny_patch16_224 --shape 8x8", "--shape"),
-        ("op --model vit_tiny_patch16_224 --zeros 50", "--zeros"),
-        ("op --model vit_tiny_patch16_224 --threads 1 --threads 2", "--threads once"),
-        ("op --model vit_tiny_patch16_225", "vit_tiny_patch16_224"),
-        ("op --random-weights", "--model"),
-        ("op --img-size 32", "--model"),
-    ],
-)
-def test_flags_of_a_table(refuse, flags, said):
-    assert said in refuse(benchmark, *flags.split())

@@ -125,3 +125,27 @@ def test_config_files_that_cannot_be_read(refuse, job, tmp_path, kind):
         path.write_bytes(b"\xff\xd8\xff\x00")
     assert str(path) in refuse(compress, *job, "--config", path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no_refit_bias: true", "refit_bias"),  # which would have switched it on
+        ("workers: 0\nnum-workers: 1", "the same setting"),
+        ("seed: 1\nseed: 2", "twice"),
+        ("a: &a [x]\nb: [*a, *a]", "anchors and aliases"),
+        ("seed: " + "[" * 10_000, "nested too deep"),
+    ],
+)
+def test_what_would_be_taken_wrongly_is_refused(refuse, job, recipe, text, said):
+    assert said in refuse(compress, *job, *recipe(text))
+
+
+def test_a_recipe_that_could_be_read_once_only_is_refused(refuse, job):
+    assert "read twice" in refuse(compress, *job, "--config", "/dev/stdin")
+
+
+def test_an_abbreviated_config_is_not_passed_over_in_silence(refuse, job, recipe):
+    _, path = recipe("compression: 0.3")
+    assert "in full" in refuse(compress, *job, "--conf", path)
+    assert "ambiguous" in refuse(compress, *job, "--co", "0.5")

@@ -18,11 +18,13 @@ from vitoats.common import cache
 from vitoats.common.cache import cached, cached_tensors
 from vitoats.common.fingerprint import json_sha256
 from vitoats.models.adapter import adapt
+from vitoats.models.inputs import ImageInputs
 
-ADAPTER = adapt(make_tiny(), 32)
+BLOCKS = adapt(make_tiny(), ImageInputs(32)).blocks
+SIZES = [(x.name, x.module.weight.numel()) for block in BLOCKS for x in block.linears]
 LAYERS = [
-    Sensitivity(x.name, ADAPTER.linear(x).weight.numel(), tuple(0.1 * (i + 1) * np.exp(-5 * (1 - rate)) for rate in RATES))
-    for i, x in enumerate(x for block in ADAPTER.linears for x in block)
+    Sensitivity(name, size, tuple(0.1 * (i + 1) * np.exp(-5 * (1 - rate)) for rate in RATES))
+    for i, (name, size) in enumerate(SIZES)
 ]
 ROWS = [asdict(layer) for layer in LAYERS]
 BUDGETS = allocate(LAYERS, 0.5 * sum(s.parameters for s in LAYERS))
@@ -46,7 +48,7 @@ class Measurement:
 
 
 def sensitivities(make):
-    return cached("k", lambda values: read_sensitivities(values, ADAPTER, False), make)
+    return cached("k", lambda values: read_sensitivities(values, SIZES, False), make)
 
 
 def budgets_of(make):
@@ -148,7 +150,7 @@ UNFIT = {
 def test_values_that_are_no_measurement_of_the_model_are_refused(folder, values):
     """Even under a digest that is right."""
     with pytest.raises(ValueError):  # noqa: PT011  (each has words of its own)
-        read_sensitivities(values, ADAPTER, False)
+        read_sensitivities(values, SIZES, False)
     folder.mkdir()
     (folder / "k.json").write_text(json.dumps({"sha256": json_sha256(["k", values]), "values": values}))
     make = Measurement(ROWS)
@@ -158,7 +160,7 @@ def test_values_that_are_no_measurement_of_the_model_are_refused(folder, values)
 
 def test_what_a_goal_needs_must_have_been_measured():
     with pytest.raises(ValueError, match="without_rank"):
-        read_sensitivities(ROWS, ADAPTER, True)
+        read_sensitivities(ROWS, SIZES, True)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

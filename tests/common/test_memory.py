@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
-from vitoats.common.memory import KeptApart
+from vitoats.common.memory import PageBuffers
 
 SCRIPT = """
 import resource
 import torch
-from vitoats.common.memory import KeptApart, return_freed_memory, reuse_freed_memory
+from vitoats.common.memory import PageBuffers, return_freed_memory, reuse_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
@@ -33,7 +33,7 @@ held = resident()
 return_freed_memory()
 returned = held - resident()
 before = resident()
-kept = KeptApart(1).copy("x", torch.ones(2**24))
+kept = PageBuffers(1).copy("x", torch.ones(2**24))
 return_freed_memory()
 with_kept = resident() - before
 del kept
@@ -51,8 +51,8 @@ def test_freed_tensors_are_reused_until_they_are_handed_back():
 
 
 @pytest.mark.parametrize("x", [torch.randn(3, 4).T, torch.ones(2, 0, 5), torch.arange(6, dtype=torch.int64), torch.tensor(1.5)])
-def test_what_is_kept_apart_is_a_copy(x):
-    copy = KeptApart(1).copy("x", x)
+def test_what_is_copied_to_pages_is_a_copy(x):
+    copy = PageBuffers(1).copy("x", x)
     assert torch.equal(copy, x)
     assert copy.dtype == x.dtype
     if x.numel():
@@ -61,8 +61,8 @@ def test_what_is_kept_apart_is_a_copy(x):
 
 
 def test_copies_under_one_name_are_apart_from_each_other_whatever_their_shapes():
-    apart = KeptApart(2)
+    buffers = PageBuffers(2)
     tensors = [torch.full((4, 3), 1.0), torch.full((2, 3), 2.0), torch.full((4, 3), 3.0)]  # a smaller one, and one too many
-    copies = [apart.copy("x", x) for x in tensors]
+    copies = [buffers.copy("x", x) for x in tensors]
     for copy, x in zip(copies, tensors, strict=True):
         assert torch.equal(copy, x)

@@ -14,16 +14,17 @@ import safetensors.torch
 from tests.comparison.runs import RUNS, flags, refused
 from tests.conftest import write_image
 from vitoats.cli import common
-from vitoats.cli import compress as compress_command
 from vitoats.cli.compare import main as compare
 from vitoats.common.files import hold
+from vitoats.comparison import compare as comparison
+from vitoats.comparison import rows
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_same_command_again_makes_nothing_anew(compared, copied, tiny_folder, data, photos, monkeypatch, capsys):
     _, before = compared
-    monkeypatch.setattr(compress_command, "compress_model", None)
+    monkeypatch.setattr(comparison, "compressed_row", lambda *_: pytest.fail("a row is made anew"))
     argv = [*flags(tiny_folder, data, copied), f"--ood-dir={photos}"]
     assert common.run(compare, argv) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -32,19 +33,22 @@ def test_the_same_command_again_makes_nothing_anew(compared, copied, tiny_folder
 
 def test_a_stop_between_rows_loses_none(compared, begun, tiny_folder, data, photos, monkeypatch, capsys):
     argv = [*flags(tiny_folder, data, begun), f"--ood-dir={photos}"]
-    real, made = compress_command.compress_model, []
+    real, made = comparison.compressed_row, []
 
-    def stopped(args):
+    def noted(bench, run, *rest):
+        made.append(run.name)
+        return real(bench, run, *rest)
+
+    def stopped(*args):
         if len(made) == 3:
             raise KeyboardInterrupt
-        made.append(args.output.name)
-        return real(args)
+        return noted(*args)
 
-    monkeypatch.setattr(compress_command, "compress_model", stopped)
+    monkeypatch.setattr(comparison, "compressed_row", stopped)
     assert common.run(compare, argv) == 130
     assert {p.stem for p in (begun / "rows").glob("*.json")} == {"dense", "int8", *RUNS[:3]}
     assert not (begun / "models").exists()
-    monkeypatch.setattr(compress_command, "compress_model", lambda args: made.append(args.output.name) or real(args))
+    monkeypatch.setattr(comparison, "compressed_row", noted)
     capsys.readouterr()
     assert common.run(compare, argv) == 0
     assert made == RUNS
@@ -146,8 +150,10 @@ def changed_row(path):
 )
 def test_a_damaged_row_is_made_anew(compared, copied, tiny_folder, data, photos, capsys, monkeypatch, name, damage):
     damage(copied / "rows" / name)
-    real, made = compress_command.compress_model, []
-    monkeypatch.setattr(compress_command, "compress_model", lambda args: made.append(args.output.name) or real(args))
+    real, made = comparison.compressed_row, []
+    monkeypatch.setattr(
+        comparison, "compressed_row", lambda bench, run, *rest: made.append(run.name) or real(bench, run, *rest)
+    )
     assert common.run(compare, [*flags(tiny_folder, data, copied), f"--ood-dir={photos}"]) == 0
     out, err = capsys.readouterr()
     assert made == ["low-2of4"]
@@ -199,14 +205,14 @@ def test_one_run_that_fails_does_not_stop_the_others(copied, tiny_folder, data, 
 
 
 def test_a_model_that_gives_no_numbers_is_no_row(begun, tiny_folder, data, photos, monkeypatch, capsys):
-    real = compress_command.compress_model
+    real = rows.compress
 
-    def broken(args):
-        loaded, *rest = real(args)
-        loaded.model.norm.weight.data[0] = float("nan")
-        return loaded, *rest
+    def broken(*args, **kwargs):
+        compressed = real(*args, **kwargs)
+        compressed.model.norm.weight.data[0] = float("nan")
+        return compressed
 
-    monkeypatch.setattr(compress_command, "compress_model", broken)
+    monkeypatch.setattr(rows, "compress", broken)
     argv = [*flags(tiny_folder, data, begun, "wanda"), f"--ood-dir={photos}", "--patterns=2:4"]
     assert "failed: wanda 2:4" in refused(capsys, argv, status=1)
     assert "NaN" not in (begun / "results.json").read_text()

@@ -11,9 +11,9 @@ import torch
 
 from tests.comparison.runs import RUNS, flags, per_image, row_of
 from vitoats.cli import common
-from vitoats.cli.compare import LAYER_IMAGES, OOD_CROPS, make_parser
+from vitoats.cli.compare import make_comparison, make_parser
 from vitoats.cli.compress import main as compress
-from vitoats.comparison.plan import plan
+from vitoats.comparison.bench import LAYER_IMAGES, OOD_CROPS
 from vitoats.data.images import open_images
 from vitoats.loading.checkpoint import load_checkpoint
 from vitoats.loading.load import load_model
@@ -35,9 +35,15 @@ def test_a_row_for_each_run_in_the_order_of_the_flags(compared):
 
 def test_where_nothing_can_be_allocated_an_allocation_makes_no_row(tiny_folder, data, tmp_path):
     argv = [*flags(tiny_folder, data, tmp_path / "out", "wanda,owl=wanda"), "--options=owl:allocation=owl"]
-    runs, skipped = plan(make_parser().parse_args(argv))
-    assert [run.name for run in runs] == ["wanda-own-0.3", "wanda-own-0.5", "wanda-2of4", "owl-own-0.3", "owl-own-0.5"]
-    assert skipped == ["owl is left out for the pattern 2:4: N:M leaves nothing to allocate"]
+    comparison = make_comparison(make_parser().parse_args(argv))
+    assert [run.name for run in comparison.runs] == [
+        "wanda-own-0.3",
+        "wanda-own-0.5",
+        "wanda-2of4",
+        "owl-own-0.3",
+        "owl-own-0.5",
+    ]
+    assert comparison.skipped == ["owl is left out for the pattern 2:4: N:M leaves nothing to allocate"]
 
 
 def test_compression_is_what_came_out(compared):

@@ -12,6 +12,7 @@ from vitoats.compression.pipeline import compress
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
+from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -20,13 +21,13 @@ SWIN = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4
 
 def test_memory_where_shapes_change():
     model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
-    estimate = estimate_memory(adapt(model, 32), nsamples=100, batch_size=8, factors=0, compression=0.5)
+    estimate = estimate_memory(adapt(model, ImageInputs(32)), nsamples=100, batch_size=8, factors=0, compression=0.5)
     assert estimate.hidden == 100 * (8 * 8 * 24 + 4 * 4 * 48) * 4
     assert estimate.block == 8 * (8 * 8 * 24) * 16 * 4
 
 
 def test_memory_by_hand(tiny):
-    estimate = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5)
+    estimate = estimate_memory(adapt(tiny, ImageInputs(32)), nsamples=100, batch_size=8, factors=1000, compression=0.5)
     tokens = 16 + 1
     assert estimate.hidden == 100 * tokens * 48 * 4
     assert estimate.block == 8 * tokens * 48 * 16 * 4
@@ -35,7 +36,9 @@ def test_memory_by_hand(tiny):
     assert estimate.total == fixed + max(estimate.hidden + estimate.block + estimate.solver, estimate.saving)
     assert estimate.solver == 6 * (192 * 48) * 4
     assert estimate.statistics == 0
-    full = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=1000, compression=0.5, needs="full")
+    full = estimate_memory(
+        adapt(tiny, ImageInputs(32)), nsamples=100, batch_size=8, factors=1000, compression=0.5, level="full"
+    )
     assert full.statistics == 8 * (3 * 48**2 + 192**2)  # qkv, proj and fc1; fc2
     assert full.solver == 12 * 8 * (192 * 48) + 6 * 8 * 192**2 + REFIT_BYTES
     assert full.total == fixed + full.hidden + full.block + full.statistics + full.solver
@@ -44,8 +47,10 @@ def test_memory_by_hand(tiny):
 
 def test_memory_of_what_is_kept(tiny):
     """Inputs of qkv, proj, fc1 and fc2, the residual stream twice, and what attention puts out."""
-    two = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=0, compression=0.5, needs="full", paths=2)
-    one = estimate_memory(adapt(tiny, 32), nsamples=100, batch_size=8, factors=0, compression=0.5, needs="full")
+    two = estimate_memory(
+        adapt(tiny, ImageInputs(32)), nsamples=100, batch_size=8, factors=0, compression=0.5, level="full", paths=2
+    )
+    one = estimate_memory(adapt(tiny, ImageInputs(32)), nsamples=100, batch_size=8, factors=0, compression=0.5, level="full")
     assert two.kept == 100 * 17 * (3 * 48 + 192 + 3 * 48) * 4
     assert two.hidden == 2 * one.hidden
     assert two.block == 2 * one.block
@@ -54,10 +59,10 @@ def test_memory_of_what_is_kept(tiny):
 
 def test_passes_by_hand(tiny):
     """Of the 12 d^2 weights of a block, qkv has 3, proj 1, fc1 and fc2 4 each."""
-    adapter = adapt(tiny, 32)
-    assert count_passes(adapter, adapter.linears, "block", keep=False) == 2
-    assert count_passes(adapter, adapter.linears, "sequential", keep=False) == 5
-    assert count_passes(adapter, adapter.linears, "residual", keep=False) == 2 * (1 + (0 + 3 + 4 + 8) / 12)
+    adapter = adapt(tiny, ImageInputs(32))
+    assert count_passes(adapter.blocks, "block", keep=False) == 2
+    assert count_passes(adapter.blocks, "sequential", keep=False) == 5
+    assert count_passes(adapter.blocks, "residual", keep=False) == 2 * (1 + (0 + 3 + 4 + 8) / 12)
 
 
 @pytest.mark.parametrize("solver", ["admm", "support"])
@@ -74,7 +79,7 @@ def test_arithmetic_is_an_upper_bound_and_not_a_wild_one(caplog, target, solver)
             iter(images.split(8)),
             method="oats-h",
             config=config,
-            img_size=64,
+            inputs=ImageInputs(64),
             nsamples=16,
             target=target,
             refit_bias=True,

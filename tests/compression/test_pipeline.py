@@ -13,13 +13,16 @@ from vitoats.format.layers import compressed_layers
 from vitoats.methods.mrp import MRPConfig, mrp
 from vitoats.methods.oats import OATSConfig, oats
 from vitoats.methods.statistics import InputStatistics
+from vitoats.models.inputs import ImageInputs
 
 CONFIG = OATSConfig(compression=0.5, rank_ratio=0.25, iterations=6)
 
 
 def run(model, images, config=CONFIG, **kwargs):
     stream = iter(images.split(3))
-    return compress(model, stream, method="oats", config=config, img_size=32, nsamples=len(images), batch_size=4, **kwargs)
+    return compress(
+        model, stream, method="oats", config=config, inputs=ImageInputs(32), nsamples=len(images), batch_size=4, **kwargs
+    )
 
 
 def statistics(model, names, images) -> dict[str, InputStatistics]:
@@ -80,7 +83,7 @@ def test_methods_that_need_the_full_second_moment_report_the_true_output_error()
     model, dense = make_tiny(), make_tiny()
     config = MRPConfig(compression=0.5)
     stream = iter(images.split(3))
-    report = compress(model, stream, method="mrp", config=config, img_size=32, nsamples=8, batch_size=4)
+    report = compress(model, stream, method="mrp", config=config, inputs=ImageInputs(32), nsamples=8, batch_size=4)
     with torch.inference_mode():
         x = dense.blocks[0].norm1(dense._pos_embed(dense.patch_embed(images))).reshape(-1, 48).double()
     weight = dense.blocks[0].attn.qkv.weight.detach()
@@ -97,8 +100,8 @@ def test_q_k_and_v_apart_or_fused():
     apart, fused = make_tiny(), make_tiny()
     run(apart, images)
     run(fused, images, fused_qkv=True)
-    assert apart.blocks[0].attn.qkv.row_blocks == [(48, 3)] * 3
-    assert fused.blocks[0].attn.qkv.row_blocks == [(144, int(0.25 * 0.5 * 144 * 48 / 192))]
+    assert apart.blocks[0].attn.qkv.parts == [(48, 3)] * 3
+    assert fused.blocks[0].attn.qkv.parts == [(144, int(0.25 * 0.5 * 144 * 48 / 192))]
 
 
 def test_batch_size_and_a_mapped_file_change_nothing_that_matters(tmp_path):

@@ -14,6 +14,7 @@ from vitoats.common.errors import InputError
 from vitoats.compression.pipeline import compress
 from vitoats.compression.resume import STATE, BlockStore
 from vitoats.methods.oats import OATSConfig
+from vitoats.models.inputs import ImageInputs
 
 CONFIG = OATSConfig(compression=0.5, rank_ratio=0.25, iterations=6)
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -29,7 +30,7 @@ def run(model, store=None, stop_at=None):
             made.append(block)
 
     stream = iter(IMAGES.split(4))
-    compress(model, stream, method="oats", config=CONFIG, img_size=32, nsamples=8, state=store, progress=progress)
+    compress(model, stream, method="oats", config=CONFIG, inputs=ImageInputs(32), nsamples=8, state=store, progress=progress)
     return made
 
 

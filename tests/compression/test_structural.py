@@ -17,10 +17,11 @@ from vitoats.cli.export_onnx import main as export_command
 from vitoats.common.errors import InputError
 from vitoats.compression.pipeline import compress
 from vitoats.compression.structural import prune
-from vitoats.format.counts import count_flops
 from vitoats.methods.numerical import NumericalConfig, compensated, cut, numerical
 from vitoats.methods.oats import OATSConfig
 from vitoats.methods.statistics import InputStatistics
+from vitoats.models.flops import count_flops
+from vitoats.models.inputs import ImageInputs
 from vitoats.models.units import find_units, keep_units, kept_units
 from vitoats.runtime import session
 
@@ -46,7 +47,7 @@ def run(model, images, compression=0.4, **kwargs):
         stream,
         method="numerical",
         config=config,
-        img_size=images.shape[-1],
+        inputs=ImageInputs(images.shape[-1]),
         nsamples=len(images),
         batch_size=4,
         **kwargs,
@@ -163,7 +164,10 @@ def test_figures_by_hand(compression):
     assert abs(report.compression - compression) <= report.unit / 2
     # multiply-adds of the linear layers that went: 17 tokens; and of attention, q k^T and the product with v
     heads = sum(row.before - row.kept for row in report.modules if row.kind == "heads")
-    assert count_flops(make_tiny(), 32) - count_flops(model, 32) == 17 * (3 * 12 * 48 * 48 - left) + heads * 2 * 17 * 17 * 16
+    assert (
+        count_flops(make_tiny(), ImageInputs(32)) - count_flops(model, ImageInputs(32))
+        == 17 * (3 * 12 * 48 * 48 - left) + heads * 2 * 17 * 17 * 16
+    )
     assert [row.kind for row in report.modules] == ["heads", "neurons"] * 3
     assert not [name for name, _ in report.skipped if name.startswith("blocks")]
 
@@ -194,7 +198,7 @@ class TestWhatCannotShrinkStays:
 
     def test_a_compressed_model(self):
         model, images = make_tiny(), torch.randn(4, 3, 32, 32)
-        compress(model, iter([images]), method="oats", config=OATSConfig(iterations=2), img_size=32, nsamples=4)
+        compress(model, iter([images]), method="oats", config=OATSConfig(iterations=2), inputs=ImageInputs(32), nsamples=4)
         with pytest.raises(InputError, match="start from the dense one"):
             run(model, images)
 

@@ -136,7 +136,7 @@ def test_nothing_to_read_is_one_clear_error(tmp_path, kind):
     if kind == "empty classes":
         (root / "a").mkdir()
         (root / "b").mkdir()
-    with pytest.raises(InputError, match=r"there (is|are) no image.*--data-dir") as error:
+    with pytest.raises(InputError, match=r"there (is|are) no image.*`images`") as error:
         open_images(str(root), "test", TRANSFORM)
     assert str(root) in str(error.value)
 
@@ -331,9 +331,9 @@ def test_too_few_images_left(with_broken, kept, asked, enough):
     with pytest.raises(InputError, match=rf"only {kept} images can be read.*add images") as error:
         draw(dataset, asked)
     if kept:
-        assert f"--nsamples {kept}" in str(error.value)
+        assert f"`nsamples` {kept}" in str(error.value)
     else:  # no number of samples helps where no image can be read
-        assert "--nsamples" not in str(error.value)
+        assert "`nsamples`" not in str(error.value)
 
 
 def test_a_folder_that_vanishes_meanwhile_is_reported(tmp_path):

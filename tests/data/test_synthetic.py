@@ -92,7 +92,7 @@ def test_where_all_images_calibrate_none_is_held_out(flat_images):
 
 @pytest.mark.parametrize(
     ("kind", "general", "said"),
-    [("general", None, "--general-images"), ("synthetic", "somewhere", "--calibration-mix"), ("half", None, "synthetic")],
+    [("general", None, "`general_images`"), ("synthetic", "somewhere", "`calibration_mix`"), ("half", None, "synthetic")],
 )
 def test_a_mix_that_cannot_be_is_refused(flat_images, kind, general, said):
     with pytest.raises(InputError, match=said):

@@ -94,7 +94,7 @@ def test_accuracy_is_the_mean_over_images_not_over_batches():
         (torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), 5, "5 classes, but the model knows 3"),
         (torch.zeros(4, 3), torch.full((4,), -1), None, "no labels"),
         (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), 3, "no image to evaluate"),
-        (torch.zeros(4, 7, 3), torch.zeros(4, dtype=torch.long), 3, "--head"),
+        (torch.zeros(4, 7, 3), torch.zeros(4, dtype=torch.long), 3, "`head`"),
     ],
 )
 def test_what_cannot_be_evaluated(logits, labels, n_classes, said):

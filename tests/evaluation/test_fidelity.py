@@ -13,12 +13,13 @@ from vitoats.common.errors import InputError
 from vitoats.data.crops import Crops
 from vitoats.data.images import batches, open_images
 from vitoats.data.transforms import Preprocessing
-from vitoats.evaluation.fidelity import Fidelity, cosines, layer_error, observer, relative_error
+from vitoats.evaluation.fidelity import Fidelity, cosines, layer_error, logits_and_features, relative_error
 from vitoats.export.int8 import classifier_input, quantize, with_output
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import SparseLowRankLinear, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.models.heads import HeadInfo, LinearHeadClassifier
+from vitoats.models.inputs import ImageInputs
 
 SIZE = Preprocessing(img_size=32)
 
@@ -35,7 +36,7 @@ def models(kind):
 @pytest.mark.parametrize("kind", ["own classifier", "linear head"])
 def test_features_are_what_the_classifier_gets(kind):
     loaded, images = models(kind), torch.randn(3, 3, 32, 32)
-    logits, features = observer(loaded, "cpu")(images)
+    logits, features = logits_and_features(loaded, "cpu")(images)
     with torch.inference_mode():
         torch.testing.assert_close(logits, loaded.model(images))
         torch.testing.assert_close(F.linear(features, loaded.model.head.weight, loaded.model.head.bias), logits)
@@ -45,7 +46,7 @@ def test_features_are_what_the_classifier_gets(kind):
 
 def test_an_onnx_file_shows_the_same_features(tmp_path):
     loaded, images = models("linear head"), torch.randn(3, 3, 32, 32)
-    logits, features = observer(loaded, "cpu")(images)
+    logits, features = logits_and_features(loaded, "cpu")(images)
     proto = export_onnx(loaded, tmp_path / "dense.onnx")
     name = classifier_input(proto)
     opened = ort.InferenceSession(with_output(proto, name).SerializeToString())
@@ -70,8 +71,8 @@ def test_a_file_that_ends_in_no_linear_layer_is_refused():
 def test_a_model_without_classifier_is_refused():
     loaded = models("own classifier")
     loaded.model.reset_classifier(0)
-    with pytest.raises(InputError, match="--head"):
-        observer(loaded, "cpu")
+    with pytest.raises(InputError, match="`head`"):
+        logits_and_features(loaded, "cpu")
 
 
 def test_figures_of_features():
@@ -134,7 +135,7 @@ def test_images_without_a_scale_of_their_own_give_no_error(tiny):
     """One image, or several that are the same: there is nothing to compare an error with."""
     several = [(torch.randn(3, 32, 32), 0) for _ in range(3)]
     sets = {"several": several, "one": several[:1], "same": [several[0], several[0]], "none": []}
-    noted = Fidelity(tiny, sets, batch_size=2, workers=0)
+    noted = Fidelity(tiny, ImageInputs(32), sets, batch_size=2, workers=0)
     for parameter in tiny.parameters():
         parameter.data *= 1.01
     assert set(noted.errors(tiny)) == {"several"}

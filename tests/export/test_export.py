@@ -20,12 +20,14 @@ from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.layers import _stacked
 from vitoats.export.onnx_file import export_onnx
-from vitoats.export.sparse_matmul import DOMAIN, NAME
 from vitoats.export.verify import verify
 from vitoats.format.layers import compressed_layers, replace_module
+from vitoats.format.operator import DOMAIN, NAME
 from vitoats.loading.checkpoint import save_checkpoint
-from vitoats.loading.load import LoadedModel, load_model
+from vitoats.loading.load import load_model
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
+from vitoats.models.inputs import ImageInputs
 from vitoats.runtime import metadata, session
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -63,7 +65,7 @@ def test_function_body_is_the_sparse_and_low_rank_product(seed, n, k, zeros, val
 def tiny_compressed(tiny_folder, tmp_path_factory):
     loaded = load_model(f"local-dir:{tiny_folder}")
     report = compress(
-        loaded.timm_model, iter([IMAGES]), method="oats", config=OATSConfig(iterations=5), img_size=32, nsamples=7
+        loaded.timm_model, iter([IMAGES]), method="oats", config=OATSConfig(iterations=5), inputs=ImageInputs(32), nsamples=7
     )
     folder = tmp_path_factory.mktemp("compressed") / "out"
     save_checkpoint(loaded, folder, report.to_dict())
@@ -111,7 +113,7 @@ def test_float16_halves_the_compressed_layers(exported, tiny_compressed, form, t
 def test_a_weight_too_large_for_float16_is_refused(tiny_compressed, tmp_path):
     large = copy.deepcopy(tiny_compressed)
     next(iter(compressed_layers(large.model).values())).S.data *= 1e6
-    with pytest.raises(InputError, match="--float16"):
+    with pytest.raises(InputError, match="`float16`"):
         export_onnx(large, tmp_path / "half.onnx", float16=True)
     assert not list(tmp_path.iterdir())
 
@@ -123,7 +125,7 @@ def test_layers_without_low_rank_alone_and_beside_others(tmp_path, rank_ratios):
     for ratio in rank_ratios:
         part = copy.deepcopy(model)
         config = OATSConfig(iterations=3, rank_ratio=ratio)
-        compress(part, iter([IMAGES]), method="oats", config=config, img_size=32, nsamples=7)
+        compress(part, iter([IMAGES]), method="oats", config=config, inputs=ImageInputs(32), nsamples=7)
         mixed[ratio] = compressed_layers(part)
     for i, name in enumerate(mixed[rank_ratios[0]]):
         replace_module(model, name, mixed[rank_ratios[i % len(rank_ratios)]][name])

@@ -12,11 +12,11 @@ from vitoats.cli import common
 from vitoats.cli.compress import main as compress_command
 from vitoats.data.transforms import Preprocessing
 from vitoats.format.counts import Counts, count
+from vitoats.format.decomposition import Decomposition
 from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.loading.checkpoint import save_checkpoint
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
-from vitoats.methods.registry import Decomposition
 from vitoats.methods.sparsity import Pattern
 
 import timm  # isort: skip

@@ -7,23 +7,23 @@ from torch import nn
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers, parameter_count, replace_module
 
 
-def make(row_blocks, d_in: int, bias: bool) -> SparseLowRankLinear:
-    layer = SparseLowRankLinear.empty(row_blocks, d_in, bias, torch.float64)
-    for parameter in layer.parameters():
-        parameter.data = torch.randn_like(parameter)
-    layer.S.data[torch.rand_like(layer.S) < 0.6] = 0
-    return layer
+def make(parts, d_in: int, bias: bool) -> SparseLowRankLinear:
+    d_out = sum(rows for rows, _ in parts)
+    S = torch.randn(d_out, d_in, dtype=torch.float64) * (torch.rand(d_out, d_in) > 0.6)
+    U = [torch.randn(rows, rank, dtype=torch.float64) for rows, rank in parts]
+    V = [torch.randn(rank, d_in, dtype=torch.float64) for _, rank in parts]
+    return SparseLowRankLinear(S, U, V, torch.randn(d_out, dtype=torch.float64) if bias else None)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    "row_blocks",
+    "parts",
     [[(12, 3)], [(8, 2), (8, 2), (8, 2)], [(6, 1), (4, 3)], [(10, 0)], [(5, 0), (5, 0)]],
     ids=["one", "fused qkv", "uneven", "no low rank", "fused, no low rank"],
 )
 @pytest.mark.parametrize("tokens", [1, 5, 50], ids=["one token", "few tokens", "many, for which U V is added to S"])
-def test_forward_is_the_dense_product(row_blocks, bias, tokens):
-    layer = make(row_blocks, 16, bias)
+def test_forward_is_the_dense_product(parts, bias, tokens):
+    layer = make(parts, 16, bias)
     x = torch.randn(2, tokens, 16, dtype=torch.float64)
     start, dense = 0, layer.S.clone()
     for u, v in zip(layer.U, layer.V, strict=True):

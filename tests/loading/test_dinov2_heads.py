@@ -14,8 +14,9 @@ from tests.conftest import TINY
 from tests.loading.test_loading import BAD_FILES, refusal, write_bad, write_checkpoint
 from vitoats.common.errors import InputError
 from vitoats.loading.checkpoint import save_checkpoint
+from vitoats.loading.head_files import attach_head, load_head, same_model, save_head
 from vitoats.loading.load import load_model
-from vitoats.models.heads import HeadInfo, attach_head, features, load_head, same_model, save_head
+from vitoats.models.heads import HeadInfo, features
 from vitoats.models.positions import resample
 
 import timm  # isort: skip
@@ -160,7 +161,7 @@ def test_a_written_folder_keeps_its_positions_and_its_head(folders, tmp_path, ki
     assert (again.model.info.layers, again.model.info.img_size) == (4, 98)
     with torch.inference_mode():
         assert torch.equal(again.model(image_batch(98)), loaded.model(image_batch(98)))
-    assert "--pos-resample" in refusal(str(tmp_path / "folder"), pos_resample="hf")
+    assert "`pos_resample`" in refusal(str(tmp_path / "folder"), pos_resample="hf")
 
 
 # ---- positions, in float64
@@ -215,7 +216,7 @@ def test_positions_that_were_resized_before_are_refused(folders, tmp_path):
     state = as_meta(model)
     state["pos_embed"] = resample(state["pos_embed"], 16, "timm", prefix=1, registers=False)
     path = write_checkpoint(state, tmp_path / "small.pth")
-    assert "--pos-resample timm" in refusal(name, checkpoint=path, img_size=224, pos_resample="official")
+    assert "`pos_resample='timm'`" in refusal(name, checkpoint=path, img_size=224, pos_resample="official")
     load_model(name, checkpoint=path, img_size=224, pos_resample="timm")
 
 
@@ -264,7 +265,7 @@ def test_a_head_file_says_how_many_layers_it_takes(backbone_folder, tmp_path):
     loaded = load_model(f"local-dir:{backbone_folder}", head=tmp_path / "h.safetensors")
     assert loaded.model.info.layers == 4
     assert loaded.model.info.classes == ("a", "b", "c", "d")
-    with pytest.raises(InputError, match="--head-layers"):
+    with pytest.raises(InputError, match="`head_layers`"):
         load_model(f"local-dir:{backbone_folder}", head=tmp_path / "h.safetensors", head_layers=1)
 
 
@@ -285,7 +286,7 @@ def test_heads_that_do_not_fit(backbone_folder, tmp_path, kind):
     message = refusal(f"local-dir:{backbone_folder}", head=path)
     assert said in message
     assert str(path) in message
-    assert "--head-layers 2" not in message  # argparse takes 1 and 4 only
+    assert "`head_layers`" not in message  # argparse takes 1 and 4 only
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -307,7 +308,7 @@ def test_a_head_for_more_layers_than_there_are(tmp_path):
 
 def test_a_head_on_a_classifier_is_refused(tiny_folder, tmp_path):
     path = write_checkpoint(head_tensors(96), tmp_path / "head.pth")
-    assert "--head" in refusal(f"local-dir:{tiny_folder}", head=path)
+    assert "`head`" in refusal(f"local-dir:{tiny_folder}", head=path)
 
 
 # ---- what a head was made for
@@ -337,7 +338,7 @@ def test_a_head_of_meta_for_another_backbone_is_refused(tmp_path):
 
 
 def test_metas_head_at_another_size_is_a_warning(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("vitoats.models.heads.log.propagate", True)
+    monkeypatch.setattr("vitoats.loading.head_files.log.propagate", True)
     path = write_checkpoint(head_tensors(2 * 384, 1000), tmp_path / "dinov2_vits14_linear_head.pth")
     load_model("dinov2_vits14", random_weights=True, head=path)
     assert "224 px" not in caplog.text

@@ -14,8 +14,8 @@ from vitoats.common.errors import InputError
 from vitoats.data.images import SAMPLE, SAMPLE_FILE, batches, open_images
 from vitoats.evaluation.accuracy import evaluate
 from vitoats.loading import embedded
+from vitoats.loading.head_files import load_head
 from vitoats.loading.load import EMBEDDED_HEAD, load_model
-from vitoats.models.heads import load_head
 
 
 def test_converted_backbone_gives_what_the_source_file_gives(tmp_path):

@@ -24,6 +24,7 @@ from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.model_card import main as model_card
 from vitoats.common.errors import InputError
 from vitoats.loading.load import load_model
+from vitoats.loading.model_card import model_card as written_card
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip
@@ -247,7 +248,7 @@ def test_stock_timm_opens_dense_folders_here_and_from_the_hub(folders, tmp_path)
 import vitoats.common.torchvision_ops, sys, timm, torch
 images = torch.load("{tmp_path / "images.pt"}")
 models = [timm.create_model(name, pretrained=True).eval() for name in ("hf-hub:someone/dense", "local-dir:{folders / "dense"}")]
-assert not any(name.startswith("vitoats.") and name != "vitoats.common.torchvision_ops" for name in sys.modules)
+assert "vitoats.loading" not in sys.modules
 torch.save([model(images) for model in models], "{tmp_path / "logits.pt"}")
 """
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
@@ -371,3 +372,15 @@ def test_what_is_no_evaluation_is_refused(folders, tmp_path, capsys, content):
     assert common.run(model_card, [str(folders / "factored"), "--evaluation", str(results)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert (folders / "factored" / "README.md").read_text() == before
+
+
+def test_a_card_takes_no_lines_from_others(folders):
+    """Names and licenses of a folder may be a stranger's."""
+    about = json.loads((folders / "factored" / "vitoats.json").read_text())
+    about |= {"model": "x\n# y", "weights": "a/b\nlicense: mine on the Hugging Face Hub", "method": "a\n|b"}
+    card = written_card(about, "mit\nbase_model: c/d")
+    assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
+    assert "\n# y" not in card
+    found = front_matter(written_card({**about, "weights": "a/b on the Hugging Face Hub"}, "mit\nbase_model: c/d"))
+    assert found["base_model"] == "a/b"
+    assert "license" not in found

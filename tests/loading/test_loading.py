@@ -18,7 +18,8 @@ from tests.conftest import make_tiny
 from vitoats.cli.common import run
 from vitoats.cli.compress import main as compress
 from vitoats.common.errors import InputError
-from vitoats.loading.load import load_model, read_weights
+from vitoats.loading.load import load_model
+from vitoats.loading.weights import read_weights
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip
@@ -69,7 +70,7 @@ def edited(folder, target, edit):
         ("no/such/folder", "no model folder no/such/folder"),
         ("./nowhere", "no model folder"),
         ("local-dir:/no/such", "config.json"),
-        ("", "--model"),
+        ("", "`model`"),
         ("hf-hub:", "hf-hub:"),
     ],
 )
@@ -94,7 +95,7 @@ def test_a_timm_folder_without_its_prefix_is_pointed_to_it(tiny_folder):
 def test_weights_that_cannot_be_fetched_name_the_file_and_the_way_out(name, file, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refusal(name)
-    for part in (file, "cannot be fetched", "--checkpoint", "local-dir:"):
+    for part in (file, "cannot be fetched", "`checkpoint`", "local-dir:"):
         assert part in message
 
 
@@ -126,7 +127,7 @@ def test_image_size_and_crop_mode(tiny_folder):
 
 @pytest.mark.parametrize("img_size", [0, -32, 7])
 def test_image_sizes_that_cannot_be_are_refused(tiny_folder, img_size):
-    assert "--img-size" in refusal(f"local-dir:{tiny_folder}", img_size=img_size)
+    assert "`img_size`" in refusal(f"local-dir:{tiny_folder}", img_size=img_size)
 
 
 def edit_config(folder, **values):
@@ -315,7 +316,7 @@ def test_bad_safetensors(tmp_path, kind):
 
 def test_no_such_checkpoint(tmp_path):
     assert f"no checkpoint file {tmp_path / 'none.pth'}" in refusal("dinov2_vits14", checkpoint=tmp_path / "none.pth")
-    assert "--checkpoint" in refusal("dinov2_vits14", checkpoint=tmp_path)  # a folder
+    assert "`checkpoint`" in refusal("dinov2_vits14", checkpoint=tmp_path)  # a folder
 
 
 def test_a_checkpoint_of_another_model(vit, tmp_path):
@@ -411,9 +412,9 @@ def compressed(tiny_folder, flat_images, tmp_path_factory):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"img_size": 48}, "--img-size"),
-        ({"checkpoint": "w.pth"}, "--checkpoint"),
-        ({"random_weights": True}, "--random-weights"),
+        ({"img_size": 48}, "`img_size`"),
+        ({"checkpoint": "w.pth"}, "`checkpoint`"),
+        ({"random_weights": True}, "`random_weights`"),
     ],
 )
 def test_a_compressed_folder_keeps_its_weights_and_size(compressed, tmp_path, settings, said):
@@ -424,7 +425,7 @@ def test_a_compressed_folder_keeps_its_weights_and_size(compressed, tmp_path, se
 
 def test_the_embedded_model_takes_no_other_weights(tmp_path):
     path = write_checkpoint({"a": torch.zeros(1)}, tmp_path / "w.pth")
-    assert "--checkpoint" in refusal("dinov2s_derived", checkpoint=path)
+    assert "`checkpoint`" in refusal("dinov2s_derived", checkpoint=path)
 
 
 def test_embedded_model_with_random_weights_says_so_and_is_random():
@@ -434,7 +435,7 @@ def test_embedded_model_with_random_weights_says_so_and_is_random():
     except InputError as error:
         random, refused = None, str(error)
     if random is None:
-        assert "--random-weights" in refused
+        assert "`random_weights`" in refused
         return
     true = load_model("dinov2s_derived")
     assert not torch.equal(random.timm_model.state_dict()["norm.weight"], true.timm_model.state_dict()["norm.weight"])

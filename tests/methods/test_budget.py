@@ -77,16 +77,16 @@ def test_nm_implies_the_compression(pattern, rank_ratio, compression):
     ("compression", "rank_ratio", "pattern", "remedy"),
     [
         # out of range
-        (1.0, 0.2, "row", "--compression"),
-        (-0.1, 0.2, "row", "--compression"),
-        (0.5, 1.1, "row", "--rank-ratio"),
-        (0.5, -0.1, "row", "--rank-ratio"),
-        (float("nan"), 0.2, "row", "--compression"),
+        (1.0, 0.2, "row", "`compression`"),
+        (-0.1, 0.2, "row", "`compression`"),
+        (0.5, 1.1, "row", "`rank_ratio`"),
+        (0.5, -0.1, "row", "`rank_ratio`"),
+        (float("nan"), 0.2, "row", "`compression`"),
         # N:M that contradicts or removes nothing
-        (0.5, 0.2, "2:4", "--rank-ratio 0"),
-        (None, 0.6, "2:4", "--rank-ratio below 0.5"),
+        (0.5, 0.2, "2:4", "`rank_ratio` 0"),
+        (None, 0.6, "2:4", "`rank_ratio` below 0.5"),
         # nothing said
-        (None, 0.2, "row", "--compression"),
+        (None, 0.2, "row", "`compression`"),
     ],
 )
 def test_refused(compression, rank_ratio, pattern, remedy):
@@ -102,5 +102,7 @@ def test_nothing_left_is_refused():
 def test_width_that_is_no_multiple_of_m_is_refused():
     with pytest.raises(InputError, match="multiple of 4"):
         layer_budget(8, 6, 0.5, 0.0, Pattern.parse("2:4"))
-    with pytest.raises(InputError, match="pattern 1x4 needs an input width that is a multiple of 4, not 6: use --pattern row"):
+    with pytest.raises(
+        InputError, match="pattern 1x4 needs an input width that is a multiple of 4, not 6: use `pattern='row'`"
+    ):
         layer_budget(8, 6, 0.5, 0.0, Pattern.parse("1x4"))

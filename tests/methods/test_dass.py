@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from tests.conftest import make_tiny
 from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.calibration.moments import input_statistics
 from vitoats.common.errors import InputError
 from vitoats.compression.pipeline import compress
 from vitoats.format.layers import compressed_layers
@@ -18,6 +19,7 @@ from vitoats.methods.magnitude import MagnitudeConfig, magnitude
 from vitoats.methods.statistics import InputStatistics
 from vitoats.methods.wanda import WandaConfig, wanda
 from vitoats.models.adapter import adapt
+from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -99,7 +101,9 @@ def test_groups_of_rows_would_be_magnitude_and_columns_are_not():
 
 def run(model, images, **options):
     stream = iter(images.split(4))
-    return compress(model, stream, method="dass", config=DaSSConfig(**options), img_size=images.shape[-1], nsamples=len(images))
+    return compress(
+        model, stream, method="dass", config=DaSSConfig(**options), inputs=ImageInputs(images.shape[-1]), nsamples=len(images)
+    )
 
 
 def neurons_of(model, images, block: int) -> torch.Tensor:
@@ -136,10 +140,10 @@ def test_a_packed_gated_model(kwargs):
 def test_gate_and_up_in_two_layers():
     """EVA-02's SwiGLU: both get the neurons that fc2 sees."""
     model = make_gated("eva02_base_patch14_224")
-    adapter = adapt(model, 28)
+    adapter = adapt(model, ImageInputs(28))
     images = torch.randn(4, 3, 28, 28)
     hidden = HiddenStates.collect(adapter, iter([images]), 4, 4)
-    found = hidden.statistics(adapter, 0, adapter.linears[0], "neurons")
+    found = input_statistics(hidden, adapter.blocks[0], "neurons")
     expected = neurons_of(model, images, 0)
     for part in ("g", "x"):
         assert torch.allclose(found[f"blocks.0.mlp.fc1_{part}"].neurons, expected, rtol=1e-4)

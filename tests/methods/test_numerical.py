@@ -151,7 +151,7 @@ def test_the_literal_cut_counts_units_and_weighs_head_scores():
 
 def test_a_cut_that_leaves_a_module_empty_is_refused():
     scores = [torch.tensor([0.2, 0.3]), torch.tensor([0.5, 0.6])]
-    with pytest.raises(InputError, match=r"lower --compression to 0\.5 or less"):
+    with pytest.raises(InputError, match=r"lower `compression` to 0\.5 or less"):
         cut(scores, [10, 10], NumericalConfig(compression=0.9))
 
 
@@ -238,9 +238,9 @@ def test_numbers_that_are_not_finite_are_refused(broken):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"compression": 1.0}, "--compression"),
-        ({"compression": float("nan")}, "--compression"),
-        ({"iterations": -1}, "--iterations"),
+        ({"compression": 1.0}, "`compression`"),
+        ({"compression": float("nan")}, "`compression`"),
+        ({"iterations": -1}, "`iterations`"),
         ({"penalty": -1.0}, "0 for an infinite one"),
         ({"penalty": inf}, "0 for an infinite one"),
         ({"damping": -1.0}, "damping"),

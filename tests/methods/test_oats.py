@@ -249,12 +249,12 @@ def test_numbers_that_are_not_finite_are_refused(bad):
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
-        ({"compression": 1.5}, "--compression"),
-        ({"rank_ratio": 2.0}, "--rank-ratio"),
-        ({"iterations": 0}, "--iterations"),
+        ({"compression": 1.5}, "`compression`"),
+        ({"rank_ratio": 2.0}, "`rank_ratio`"),
+        ({"iterations": 0}, "`iterations`"),
         ({"pattern": "4:2"}, "N:M"),
         ({"solver": "quick"}, "exact"),
-        ({"tolerance": -1.0}, "--tolerance"),
+        ({"tolerance": -1.0}, "`tolerance`"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, remedy):

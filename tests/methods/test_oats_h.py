@@ -192,12 +192,12 @@ def test_centred_moments_are_those_about_the_mean():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"iterations": 0}, "--iterations"),
+        ({"iterations": 0}, "`iterations`"),
         ({"solver": "exact"}, "admm or support"),
         ({"penalty": "none"}, "alps or slow"),
         ({"refit_rounds": 0}, "1 or more"),
         ({"damping": -1.0}, "damping"),
-        ({"compression": 1.0}, "--compression"),
+        ({"compression": 1.0}, "`compression`"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, said):

@@ -189,3 +189,11 @@ class TestOwnMethods:
             get_method(f"{file}:relative")
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_users_file_may_import_all_it_needs_from_the_registry():
+    from vitoats.format import decomposition
+    from vitoats.methods import registry
+
+    assert registry.Decomposition is decomposition.Decomposition
+    assert {"measured", "register", "register_structural"} <= vars(registry).keys()

@@ -93,13 +93,13 @@ def test_numbers_that_are_not_finite_are_refused(name, broken):
 @pytest.mark.parametrize(("pattern", "unit"), [("1x4", 4), ("2:4", 4), ("3:8", 8), ("1x2", 2)])
 def test_a_width_that_the_pattern_does_not_tile_is_refused(name, pattern, unit):
     weight, X = layer(2, 6, 9)
-    with pytest.raises(InputError, match=f"multiple of {unit}, not 9: use --pattern row"):
+    with pytest.raises(InputError, match=f"multiple of {unit}, not 9: use `pattern='row'`"):
         METHODS[name].solve(weight, InputStatistics.of(X), config_for(name, pattern))
 
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_n_of_m_contradicting_the_compression_is_refused_without_speaking_of_ranks(name):
-    with pytest.raises(InputError, match="leave --compression out") as caught:
+    with pytest.raises(InputError, match="leave `compression` out") as caught:
         METHODS[name].config(compression=0.4, pattern="2:4")
     assert "rank" not in str(caught.value)
 
@@ -113,15 +113,15 @@ def test_n_of_m_contradicting_the_compression_is_refused_without_speaking_of_ran
         ("sparsegpt", {"block_size": 6, "pattern": "1x4"}, "multiple of 4"),
         ("sparsegpt", {"pattern": "1:3", "compression": None}, "multiple of 3"),  # 128 columns cut through a group
         ("svd", {"damping": -1.0}, "damping"),
-        ("svd", {"compression": 1.0}, "--compression"),
+        ("svd", {"compression": 1.0}, "`compression`"),
         ("mrp", {"mask_choice": "X"}, "mask_choice=M"),
-        ("mrp", {"mask_choice": "M"}, "--pattern 2:4"),
-        ("mrp", {"mask_choice": "M", "pattern": "8:16", "compression": None}, "--pattern 2:4"),
+        ("mrp", {"mask_choice": "M"}, "`pattern='2:4'`"),
+        ("mrp", {"mask_choice": "M", "pattern": "8:16", "compression": None}, "`pattern='2:4'`"),
         ("mrp", {"schedule": "never"}, "schedule=oneshot"),
         ("dsnot", {"initial": "sparsegpt"}, "initial=wanda"),
-        ("dsnot", {"iterations": 0}, "--iterations"),
-        ("dsnot", {"power": -1.0}, "--method-options"),
-        ("alps", {"iterations": 0}, "--iterations"),
+        ("dsnot", {"iterations": 0}, "`iterations`"),
+        ("dsnot", {"power": -1.0}, "`power`"),
+        ("alps", {"iterations": 0}, "`iterations`"),
         ("alps", {"refit_iterations": -1}, "0 or more"),
     ],
 )
@@ -185,5 +185,5 @@ def test_svd_is_the_best_low_rank_output():
 
 
 def test_svd_that_leaves_no_rank_is_refused():
-    with pytest.raises(InputError, match="lower --compression"):
+    with pytest.raises(InputError, match="lower `compression`"):
         SVDConfig(compression=0.95).budget(12, 12)

@@ -5,7 +5,9 @@ import torch
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError
-from vitoats.models.adapter import LinearLayer, adapt
+from vitoats.models.adapter import adapt
+from vitoats.models.blocks import LinearLayer
+from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -38,11 +40,11 @@ def create(name: str, img_size: int, **kwargs) -> torch.nn.Module:
 )
 def test_chain_of_blocks(name, img_size, kwargs, per_block):
     model = create(name, img_size, **kwargs)
-    adapter = adapt(model, img_size)
-    assert adapter.block_names == [f"blocks.{i}" for i in range(len(model.blocks))]
+    adapter = adapt(model, ImageInputs(img_size))
+    assert [block.name for block in adapter.blocks] == [f"blocks.{i}" for i in range(len(model.blocks))]
     if per_block:
-        assert [len(block) for block in adapter.linears] == [per_block] * len(model.blocks)
-        assert [(x.name.split(".", 2)[2], x.parts) for x in adapter.linears[0]] == [
+        assert [len(block.linears) for block in adapter.blocks] == [per_block] * len(model.blocks)
+        assert [(x.name.split(".", 2)[2], x.parts) for x in adapter.blocks[0].linears] == [
             ("attn.qkv", 3),
             ("attn.proj", 1),
             ("mlp.fc1", 1),
@@ -56,17 +58,17 @@ def test_chain_of_blocks(name, img_size, kwargs, per_block):
         model(images)
         handle.remove()
         hidden = adapter.first_hidden(images)
-        assert hidden.shape[1:] == adapter.hidden_shapes[0]
-        for i in range(len(model.blocks)):
-            hidden = adapter.run_block(i, hidden)
+        for block in adapter.blocks:
+            assert hidden.shape[1:] == block.shape_before
+            hidden = block.run(hidden)
     assert torch.equal(hidden, reached["last"])
 
 
 def test_every_linear_is_either_compressed_or_skipped_with_a_reason():
     model = create("vit_base_patch16_224", 32, num_classes=7, **SMALL)
-    adapter = adapt(model, 32)
+    adapter = adapt(model, ImageInputs(32))
     linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    chosen = {x.name for block in adapter.linears for x in block}
+    chosen = {x.name for x in adapter.linears}
     assert chosen.isdisjoint(name for name, _ in adapter.skipped)
     assert chosen | {name for name, _ in adapter.skipped} == linears | {"patch_embed.proj"}
     assert ("head", "outside the blocks") in adapter.skipped
@@ -82,10 +84,10 @@ def test_a_fused_qkv_with_its_bias_apart_is_called(name):
         parameter.data += 0.2 * torch.randn_like(parameter)
     images = torch.randn(2, 3, size, size)
     before = model(images)
-    adapter = adapt(model, size)
+    adapter = adapt(model, ImageInputs(size))
     assert torch.allclose(model(images), before, rtol=1e-3, atol=1e-4)
-    assert adapter.linears[0][0] == LinearLayer(f"{adapter.block_names[0]}.attn.qkv", 3)
-    adapter.linear(adapter.linears[0][0]).weight.data.zero_()
+    assert adapter.linears[0] == LinearLayer(model, f"{adapter.blocks[0].name}.attn.qkv", 3)
+    adapter.linears[0].module.weight.data.zero_()
     assert not torch.allclose(model(images), before, atol=1e-3)
 
 
@@ -94,9 +96,9 @@ def test_a_weight_that_is_used_directly_is_skipped(tiny):
         return torch.nn.functional.linear(x, tiny.blocks[0].mlp.fc1.weight)
 
     tiny.blocks[0].mlp.forward = lambda x: tiny.blocks[0].mlp.fc2(multiply(x))
-    adapter = adapt(tiny, 32)
+    adapter = adapt(tiny, ImageInputs(32))
     assert ("blocks.0.mlp.fc1", "its weight is used directly, not by calling the layer") in adapter.skipped
-    assert [x.name for x in adapter.linears[0]] == ["blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc2"]
+    assert [x.name for x in adapter.blocks[0].linears] == ["blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc2"]
 
 
 STAGED = [
@@ -110,8 +112,8 @@ STAGED = [
 def test_stages_are_one_chain(name, kwargs):
     """Swin has a module between its stages, Hiera's blocks change the shape themselves."""
     model = create(name, 32, **kwargs)
-    adapter = adapt(model, 32)
-    last = model.get_submodule(adapter.block_names[-1])
+    adapter = adapt(model, ImageInputs(32))
+    last = adapter.blocks[-1].module
     reached = {}
     handle = last.register_forward_hook(lambda *args: reached.update(last=args[2]))
     images = torch.randn(3, 3, 32, 32)
@@ -119,26 +121,27 @@ def test_stages_are_one_chain(name, kwargs):
         model(images)
         handle.remove()
         hidden = adapter.first_hidden(images)
-        for i in range(len(adapter.block_names)):
-            assert hidden.shape[1:] == adapter.hidden_shapes[i]
-            hidden = adapter.run_block(i, hidden)
+        for block in adapter.blocks:
+            assert hidden.shape[1:] == block.shape_before
+            hidden = block.run(hidden)
+            assert hidden.shape[1:] == block.shape_after
     assert torch.equal(hidden, reached["last"])
-    assert len(set(adapter.hidden_shapes)) == 2
+    assert len({block.shape_before for block in adapter.blocks}) == 2
     if name.startswith("swin"):
-        assert adapter.block_names == [
+        assert [block.name for block in adapter.blocks] == [
             "layers.0.blocks.0",
             "layers.1.downsample",
             "layers.1.blocks.0",
             "layers.1.blocks.1",
         ]
-        assert [x.name for x in adapter.linears[1]] == ["layers.1.downsample.reduction"]
+        assert [x.name for x in adapter.blocks[1].linears] == ["layers.1.downsample.reduction"]
 
 
 def test_layers_that_see_no_image_are_skipped():
     """Swin v2 makes its relative positions with an MLP on coordinates."""
-    adapter = adapt(create(*STAGED[1][:1], 32, **STAGED[1][1]), 32)
+    adapter = adapt(create(*STAGED[1][:1], 32, **STAGED[1][1]), ImageInputs(32))
     assert ("layers.0.blocks.0.attn.cpb_mlp.0", "its input is the same for all images") in adapter.skipped
-    assert not [x.name for block in adapter.linears for x in block if "cpb" in x.name]
+    assert not [x.name for x in adapter.linears if "cpb" in x.name]
 
 
 @pytest.mark.parametrize(
@@ -158,23 +161,23 @@ def test_other_structures(name, size, reason):
     takes_size = name.startswith(("volo", "mvit", "twins"))
     model = timm.create_model(name, **({"img_size": size} if takes_size else {})).eval()
     if reason is None:
-        assert adapt(model, size).linears[0]
+        assert adapt(model, ImageInputs(size)).blocks[0].linears
         return
     with pytest.raises(InputError, match=reason):
-        adapt(model, size)
+        adapt(model, ImageInputs(size))
 
 
 def test_blocks_that_are_not_chained_are_refused(tiny):
     first, second, third = tiny.blocks
     tiny.forward_features = lambda x, **_: third(second(first(tiny._pos_embed(tiny.patch_embed(x))) * 2))
     with pytest.raises(InputError, match=r"output of blocks\.0 is not the input of blocks\.1"):
-        adapt(tiny, 32)
+        adapt(tiny, ImageInputs(32))
 
 
 def test_blocks_that_are_left_out_are_refused(tiny):
     tiny.forward_features = lambda x, **_: tiny.blocks[0](tiny._pos_embed(tiny.patch_embed(x)))
     with pytest.raises(InputError, match="runs 1 of its 3 blocks"):
-        adapt(tiny, 32)
+        adapt(tiny, ImageInputs(32))
 
 
 def test_what_depends_on_the_image_beside_the_hidden_state_is_refused(tiny):
@@ -187,7 +190,7 @@ def test_what_depends_on_the_image_beside_the_hidden_state_is_refused(tiny):
 
     tiny.forward_features = forward
     with pytest.raises(InputError, match=r"passes something to blocks\.0 that depends on the image"):
-        adapt(tiny, 32)
+        adapt(tiny, ImageInputs(32))
 
 
 def test_torchs_own_attention_is_skipped(tiny):
@@ -200,6 +203,6 @@ def test_torchs_own_attention_is_skipped(tiny):
             return self.inner(x, x, x)[0]
 
     tiny.blocks[0].attn = Attention().eval()
-    adapter = adapt(tiny, 32)
+    adapter = adapt(tiny, ImageInputs(32))
     assert ("blocks.0.attn.inner.in_proj", "torch's own attention, whose weights are no layers") in adapter.skipped
-    assert [x.name for x in adapter.linears[0]] == ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
+    assert [x.name for x in adapter.blocks[0].linears] == ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]

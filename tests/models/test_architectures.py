@@ -10,8 +10,9 @@ from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import load_checkpoint, save_checkpoint
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
+from vitoats.models.inputs import ImageInputs
 from vitoats.runtime import session
 
 import timm  # isort: skip
@@ -88,7 +89,13 @@ def test_from_compression_to_onnx_runtime(name, arguments, n_layers, tmp_path):
     images = torch.randn(5, 3, size, size)
     dense = loaded.model(images)
     report = compress(
-        loaded.model, iter([images]), method="oats", config=OATSConfig(iterations=2), img_size=size, nsamples=5, batch_size=2
+        loaded.model,
+        iter([images]),
+        method="oats",
+        config=OATSConfig(iterations=2),
+        inputs=ImageInputs(size),
+        nsamples=5,
+        batch_size=2,
     )
     assert n_layers in (None, len(report.layers))
     layers = compressed_layers(loaded.model)

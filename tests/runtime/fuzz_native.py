@@ -69,6 +69,32 @@ def other_in_features(model, dice):
         attribute.i = dice.choice(SIZES)
 
 
+def not_finite(model, dice):
+    """An infinity or NaN among the numbers, of either width."""
+    chosen = tensor(model, dice)
+    pattern = {TensorProto.FLOAT: b"\x00\x00\x80\x7f", TensorProto.FLOAT16: b"\x01\x7c"}.get(chosen.data_type, b"\xff")
+    data = bytearray(chosen.raw_data)
+    if len(data) >= len(pattern):
+        at = dice.randrange(len(data) // len(pattern)) * len(pattern)
+        data[at : at + len(pattern)] = pattern
+    chosen.raw_data = bytes(data)
+
+
+def other_parts(model, dice):
+    """Zeros for U and V, cut into parts and ranks in another way, which may be a sound one."""
+    factors = [t for t in model.graph.initializer if t.name in ("U", "V") and len(t.dims) == 3]
+    if len(factors) < 2:
+        return
+    n, k = factors[0].dims[0] * factors[0].dims[1], factors[1].dims[2]
+    if n < 1 or k < 1 or n * k > 10**6:  # sizes that another mutation made up
+        return
+    parts, rank = dice.choice([p for p in range(1, n + 1) if n % p == 0]), dice.choice((0, 1, 5))
+    for factor, shape in zip(factors, ((parts, n // parts, rank), (parts, rank, k)), strict=True):
+        width = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2}.get(factor.data_type, 1)
+        factor.dims[:] = shape
+        factor.raw_data = bytes(width * parts * rank * (n // parts if factor.name == "U" else k))
+
+
 def no_attribute(model, dice):
     del model.graph.node[0].attribute[:]
 
@@ -94,7 +120,7 @@ def unknown_shapes(model, dice):
 
 MUTATIONS: list[Callable] = [
     flip_bits, cut_data, grow_data, resize, lie_about_sizes, lie_about_type, other_in_features, no_attribute, other_inputs,
-    fewer_inputs, more_inputs, unknown_shapes,
+    fewer_inputs, more_inputs, unknown_shapes, not_finite, other_parts,
 ]  # fmt: skip
 
 
@@ -102,12 +128,12 @@ def main(library: str, cases: int, seed: int) -> None:
     dice, made, refused = random.Random(seed), 0, 0
     for _ in range(cases):
         numbers = np.random.default_rng(dice.getrandbits(32))
-        blocks = dice.randint(1, 3)
-        n, k = blocks * dice.randint(1, 13), dice.randint(1, 140)
+        parts = dice.choice((1, 2, 3, 100))
+        n, k = dice.choice(((parts * dice.randint(1, 13), dice.randint(1, 140)), (parts * 20, 1), (parts, 2500)))
         value_type = dice.choice((np.float32, np.float16))
         S = random_sparse(numbers, n, k, dice.choice((0.2, 0.6, 1)), value_type)
         bias = numbers.standard_normal(n, np.float32) if dice.random() < 0.5 else None
-        low_rank = random_low_rank(numbers, n, k, blocks, dice.randint(0, 9), value_type) if dice.random() < 0.5 else None
+        low_rank = random_low_rank(numbers, n, k, parts, dice.randint(0, 9), value_type) if dice.random() < 0.5 else None
         model = operator_model(S, value_type, bias, low_rank, function=dice.random() < 0.3)
         for _ in range(dice.randint(1, 3)):
             dice.choice(MUTATIONS)(model, dice)
@@ -122,9 +148,11 @@ def main(library: str, cases: int, seed: int) -> None:
             refused += 1
             continue
         tokens = dice.choice((0, 1, 5, 30))
-        feed = {"x": numbers.standard_normal((1, tokens, k), np.float32)}
+        x = numbers.standard_normal((1, tokens, k), np.float32)
+        if x.size and dice.random() < 0.3:
+            x.flat[dice.randrange(x.size)] = dice.choice((np.inf, np.nan, 1e-40))
         try:
-            opened.run(None, feed)
+            opened.run(None, {"x": x})
         except Exception:
             refused += 1
     print(f"{made} sessions made, {refused} errors")

@@ -5,8 +5,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitoats.export.onnx_file import IR_VERSION
-from vitoats.export.sparse_matmul import DOMAIN, INPUTS, NAME, OPSET, sparse_matmul_function
+from vitoats.export.sparse_matmul import sparse_matmul_function
 from vitoats.format import bitmask
+from vitoats.format.operator import DOMAIN, INPUTS, NAME, OPSET
 
 
 def random_sparse(random: np.random.Generator, n: int, k: int, zeros: float, value_type: type = np.float32) -> np.ndarray:

@@ -11,7 +11,7 @@ from onnx import helper
 
 from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse, replace_constant
 from vitoats.common.errors import InputError
-from vitoats.export.sparse_matmul import INPUTS
+from vitoats.format.operator import INPUTS
 from vitoats.runtime import library
 
 ISAS = library.available_isas()
@@ -53,7 +53,7 @@ def expected_product(x, S, bias=None, low_rank=None):
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(1, 50),
-    blocks=st.integers(1, 3),
+    parts=st.integers(1, 3),
     rank=st.none() | st.integers(0, 70),
     k=st.integers(1, 200),
     tokens=st.integers(0, 140),
@@ -63,16 +63,14 @@ def expected_product(x, S, bias=None, low_rank=None):
     has_bias=st.booleans(),
     threads=st.sampled_from([1, 2]),
 )
-def test_product_is_that_of_float64_algebra(
-    name, seed, n, blocks, rank, k, tokens, batch, zeros, value_type, has_bias, threads
-):
+def test_product_is_that_of_float64_algebra(name, seed, n, parts, rank, k, tokens, batch, zeros, value_type, has_bias, threads):
     """Any number of tokens from none on, any N, K and rank, any density down to nothing; both regimes."""
     random = np.random.default_rng(seed)
-    n *= blocks
+    n *= parts
     S = random_sparse(random, n, k, zeros, value_type)
     x = random.standard_normal((batch, tokens, k), np.float32)
     bias = random.standard_normal(n, np.float32) if has_bias else None
-    low_rank = None if rank is None else random_low_rank(random, n, k, blocks, rank, value_type)
+    low_rank = None if rank is None else random_low_rank(random, n, k, parts, rank, value_type)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(library.ISA_VARIABLE, name)
         opened = open_native(operator_model(S, value_type, bias, low_rank), threads)
@@ -89,6 +87,46 @@ def test_every_number_of_tokens_that_matters(isa, tokens):
     x = random.standard_normal((1, tokens, 330), np.float32)
     y, size = expected_product(x, S, None, low_rank)
     assert np.all(np.abs(open_native(operator_model(S, low_rank=low_rank)).run(None, {"x": x})[0] - y) <= 1e-5 * size)
+
+
+def test_many_tokens_in_several_chunks(isa):
+    """48 MB of activations go through the scratch memory in pieces; each knows its own tokens with NaN."""
+    random = np.random.default_rng(0)
+    n, k, tokens = 24, 3000, 4000
+    S, low_rank = random_sparse(random, n, k, 0.6), random_low_rank(random, n, k, 3, 5)
+    bias = random.standard_normal(n, np.float32)
+    x = random.standard_normal((1, tokens, k), np.float32)
+    hit = [0, 7, 1500, 2999, tokens - 1]
+    opened = open_native(operator_model(S, bias=bias, low_rank=low_rank), threads=2)
+    y, size = expected_product(x, S, bias, low_rank)
+    x[0, hit, random.integers(k, size=len(hit))] = np.nan
+    found = opened.run(None, {"x": x})[0]
+    assert np.array_equal(np.isnan(found).any(-1)[0].nonzero()[0], hit)
+    assert np.isnan(found[0, hit]).all()
+    rest = np.delete(np.arange(tokens), hit)
+    assert np.all(np.abs(found - y)[0, rest] <= 1e-5 * size[0, rest])
+
+
+def test_as_many_parts_as_rows(isa):
+    """U and V have a row and a rank for each output; z is larger than x, and tiles are narrower for it."""
+    random = np.random.default_rng(0)
+    n, k = 60_000, 3
+    S, low_rank = random_sparse(random, n, k, 0.5), random_low_rank(random, n, k, n, 1)
+    opened = open_native(operator_model(S, low_rank=low_rank, function=False))
+    for tokens in (1, 5, 70):
+        x = random.standard_normal((1, tokens, k), np.float32)
+        y, size = expected_product(x, S, None, low_rank)
+        assert np.all(np.abs(opened.run(None, {"x": x})[0] - y) <= 1e-5 * size + 1e-30)
+
+
+def test_no_tokens_in_large_dimensions(isa):
+    S = random_sparse(np.random.default_rng(0), 5, 12, 0.5)
+    model = operator_model(S, function=False)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    opened = open_native(model)
+    for shape in [(0, 2**50), (2**30, 2**20, 0), (0,)]:
+        assert opened.run(None, {"x": np.zeros((*shape, 12), np.float32)})[0].shape == (*shape, 5)
 
 
 def test_all_float16_numbers(isa):
@@ -108,7 +146,7 @@ def test_all_float16_numbers_in_the_low_rank_term(isa):
     numbers = numbers[np.isfinite(numbers)].astype(np.float32)
     ones, k = np.ones((1, 1, 1), np.float32), 512
     in_U = operator_model(np.zeros((len(numbers), 1), np.float32), np.float16, low_rank=(numbers[None, :, None], ones))
-    rows = numbers.reshape(-1, 1, k)  # [124, 1, 512]: a row block for each
+    rows = numbers.reshape(-1, 1, k)  # [124, 1, 512]: a part for each
     in_V = operator_model(np.zeros((len(rows), k), np.float32), np.float16, low_rank=(np.ones((len(rows), 1, 1)), rows))
     for tokens in (1, 20):
         found = open_native(in_U).run(None, {"x": np.ones((1, tokens, 1), np.float32)})[0]
@@ -129,18 +167,49 @@ def test_threads_change_nothing(isa):
         assert np.array_equal(one, two)
 
 
-def test_special_numbers_of_x_go_through(isa):
-    """An infinity or NaN reaches its own token's outputs only, and only through non-zeros."""
-    S = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
-    x = np.ones((1, 20, 2), np.float32)
-    x[0, 3] = np.inf, 1
-    x[0, 7] = np.nan, 1
-    found = open_native(operator_model(S)).run(None, {"x": x})[0][0]
-    assert np.isinf(found[3, 0])
-    assert np.isnan(found[7, 0])
-    rest = np.delete(np.arange(20), [3, 7])
-    assert np.array_equal(found[rest], np.tile([[1.0, 2.0]], (18, 1)))
-    assert found[3, 1] == found[7, 1] == 2
+@pytest.mark.parametrize("name", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    tokens=st.integers(1, 40),
+    n=st.integers(1, 40),
+    k=st.integers(1, 150),
+    parts=st.integers(1, 3),
+    rank=st.none() | st.integers(0, 20),
+    zeros=st.sampled_from([0.0, 0.6, 1.0]),
+    special=st.sampled_from([np.inf, -np.inf, np.nan]),
+)
+def test_a_token_with_infinity_or_nan_has_nan_in_all_outputs(name, seed, tokens, n, k, parts, rank, zeros, special):
+    """Where S is zero, too; other tokens are as if it were not there. The file's own function is finite in the same places."""
+    random = np.random.default_rng(seed)
+    n *= parts
+    S = random_sparse(random, n, k, zeros)
+    model = operator_model(S, low_rank=None if rank is None else random_low_rank(random, n, k, parts, rank))
+    x = random.standard_normal((1, tokens, k), np.float32)
+    hit = random.random(tokens) < 0.4
+    y = x.copy()
+    y[0, hit, random.integers(k, size=hit.sum())] = special
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(library.ISA_VARIABLE, name)
+        opened = open_native(model)
+    clean, found = (opened.run(None, {"x": batch})[0][0] for batch in (x, y))
+    assert np.isnan(found[hit]).all()
+    assert np.array_equal(found[~hit], clean[~hit])
+    stock = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": y})[0][0]
+    assert np.array_equal(np.isfinite(found), np.isfinite(stock))
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 50])
+def test_subnormal_numbers_count_as_zero(isa, tokens):
+    """In x, in the weights and in their products; numpy's arithmetic in the same thread keeps them."""
+    tiny = np.float32(1e-40)
+    S = np.array([[1.0, 0.0], [tiny, 2.0], [1e-30, 0.0]], np.float32)
+    low_rank = np.array([[[tiny], [1.0], [0.0]]], np.float32), np.array([[[1.0, tiny]]], np.float32)
+    opened = open_native(operator_model(S, low_rank=low_rank))
+    for x, y in [((tiny, 1), (0, 2, 0)), ((1, tiny), (1, 1, 1e-30)), ((1e-15, 3), (1e-15, 6, 0))]:
+        found = opened.run(None, {"x": np.full((1, tokens, 2), x, np.float32)})[0]
+        assert np.array_equal(found, np.broadcast_to(np.array(y, np.float32), found.shape))
+        assert tiny * np.float32(2) > 0
 
 
 def test_the_shape_is_inferred_without_help():
@@ -174,7 +243,7 @@ BROKEN_CONSTANTS = [
     ({"mask": np.hstack([MASK, MASK])}, r"shape \[3, 4\], not \[out_features, 2\]"),
     ({"mask": MASK[:, :1]}, r"shape \[3, 1\], not \[out_features, 2\]"),
     ({"bias": np.zeros(4, np.float32)}, r"bias has shape \[4\], not \[3\]"),
-    ({"U": np.zeros((1, 2, 2), np.float32)}, r"U has shape \[1, 2, 2\], not \[blocks, 3 / blocks, rank\]"),
+    ({"U": np.zeros((1, 2, 2), np.float32)}, r"U has shape \[1, 2, 2\], not \[parts, 3 / parts, rank\]"),
     ({"U": np.zeros((3, 3, 2), np.float32)}, r"U has shape \[3, 3, 2\]"),
     ({"U": np.zeros((2, 1, 2), np.float32)}, r"U has shape \[2, 1, 2\]"),
     ({"U": np.zeros((0, 3, 2), np.float32)}, r"U has shape \[0, 3, 2\]"),
@@ -196,6 +265,8 @@ BROKEN_CONSTANTS = [
     ({"values": np.array([1, 1, 1, -np.inf, 1, 1], np.float16)}, "infinite or NaN"),
     ({"U": np.full((1, 3, 2), np.inf, np.float32)}, "U is infinite or NaN"),
     ({"V": np.full((1, 2, 10), np.nan, np.float32)}, "V is infinite or NaN"),
+    ({"bias": np.array([0, np.nan, 0], np.float32)}, "bias is infinite or NaN"),
+    ({"bias": np.array([0, 0, -np.inf], np.float32)}, "bias is infinite or NaN"),
     # types
     ({"values": np.ones(6, np.float64)}, "neither float nor float16"),
     ({"values": np.ones(6, np.int32)}, "neither float nor float16"),

@@ -14,7 +14,7 @@ from tests.runtime.sparse_models import operator_model, random_low_rank, random_
 from vitoats.common.errors import InputError
 from vitoats.runtime import library, session
 from vitoats.runtime.densify import densified
-from vitoats.runtime.inference import inference, median_ms
+from vitoats.runtime.inference import inference
 
 
 @pytest.fixture(autouse=True)
@@ -138,13 +138,6 @@ def test_the_library_needs_no_python(case):
     needed = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=True).stdout
     names = {line.split()[0].split("/")[-1].split(".")[0] for line in needed.splitlines()}
     assert names <= {"linux-vdso", "libstdc++", "libm", "libgcc_s", "libc", "ld-linux-x86-64", "ld-linux-aarch64", "libpthread"}
-
-
-def test_median_of_turns(case):
-    path, feed, _ = case
-    opened = session(path)
-    calls = [lambda: opened.run(None, feed)] * 2
-    assert all(0 < ms < 1000 for ms in median_ms(calls, rounds=1, turn_seconds=0.001))
 
 
 def test_inference_feeds_the_only_input(tmp_path):

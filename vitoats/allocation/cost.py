@@ -16,47 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vitoats.common.errors import InputError
 from vitoats.common.kept_files import parse
 from vitoats.common.plain_values import item, number, rows, text, whole
 from vitoats.format import bitmask
 from vitoats.methods.sparsity import Pattern
-from vitoats.models.adapter import ModelAdapter
-
-
-@dataclass(frozen=True, order=True)
-class LayerShape:
-    """All that the cost of a dense linear layer depends on.
-
-    Attributes:
-        d_out: rows of its weight.
-        d_in: columns.
-        parts: how many matrices of equal height the rows stack, 3 for a fused qkv.
-        tokens: that pass it for each image.
-    """
-
-    d_out: int
-    d_in: int
-    parts: int
-    tokens: int
-
-    @property
-    def size(self) -> int:
-        """Weights."""
-        return self.d_out * self.d_in
-
-    def low_rank_parameters(self, rank: int) -> int:
-        """Of U and V, at a rank of each part."""
-        return rank * (self.d_out + self.parts * self.d_in)
-
-    def __str__(self) -> str:
-        return f"{self.d_out} x {self.d_in}"
+from vitoats.models.shapes import LayerShape
 
 
 @dataclass(frozen=True)
-class Content:
+class LayerFootprint:
     """What a compressed layer holds: non-zeros of S, and the elements of U and V."""
 
     nonzeros: int
@@ -68,33 +38,7 @@ class Content:
         return self.nonzeros + self.low_rank
 
 
-@torch.inference_mode()
-def layer_shapes(adapter: ModelAdapter, img_size: int, fused_qkv: bool = False) -> dict[str, LayerShape]:
-    """The shapes of a dense model's compressible layers, by name.
-
-    Args:
-        adapter: the model.
-        img_size: in pixels; it decides how many tokens there are.
-        fused_qkv: a fused qkv is one matrix.
-    """
-    found: dict[str, LayerShape] = {}
-    handles = []
-    for linear in [x for block in adapter.linears for x in block]:
-
-        def note(module, args, name=linear.name, parts=1 if fused_qkv else linear.parts):
-            d_out, d_in = module.weight.shape
-            found[name] = LayerShape(d_out, d_in, parts, args[0].numel() // d_in)
-
-        handles.append(adapter.linear(linear).register_forward_pre_hook(note))
-    try:
-        adapter.model(torch.zeros(1, 3, img_size, img_size, device=next(adapter.model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def content(shape: LayerShape, config: Any) -> Content:
+def footprint(shape: LayerShape, config: Any) -> LayerFootprint:
     """What a method makes of a layer with a config.
 
     Raises:
@@ -103,20 +47,20 @@ def content(shape: LayerShape, config: Any) -> Content:
     rows = shape.d_out // shape.parts
     budget = config.budget(rows, shape.d_in)
     groups = 1 if Pattern.parse(getattr(config, "pattern", "row")).kind == "layer" else rows
-    return Content(shape.parts * groups * budget.kept_per_group, shape.low_rank_parameters(budget.rank))
+    return LayerFootprint(shape.parts * groups * budget.kept_per_group, shape.low_rank_parameters(budget.rank))
 
 
-def dense(shape: LayerShape) -> Content:
+def dense(shape: LayerShape) -> LayerFootprint:
     """A layer that keeps all."""
-    return Content(shape.size, 0)
+    return LayerFootprint(shape.size, 0)
 
 
-def exported_dense(shape: LayerShape, kept: Content) -> bool:
+def exported_dense(shape: LayerShape, kept: LayerFootprint) -> bool:
     """Whether a layer that keeps this much is exported as a plain matrix."""
     return not bitmask.saves(shape.d_out, shape.d_in, kept.parameters)
 
 
-def exported_bytes(shape: LayerShape, kept: Content) -> float:
+def exported_bytes(shape: LayerShape, kept: LayerFootprint) -> float:
     """Bytes of a layer's exported float32 weights."""
     return 4 * shape.size if exported_dense(shape, kept) else bitmask.packed_bytes(shape.d_out, shape.d_in, kept.parameters)
 
@@ -164,7 +108,7 @@ class ShapeTimes:
         found = np.interp(density, d, ms) + low * min(density - d[0], 0) + high * max(density - d[-1], 0)
         return max(0.0, float(found))
 
-    def ms(self, kept: Content) -> float:
+    def ms(self, kept: LayerFootprint) -> float:
         """Milliseconds of one layer that keeps this much."""
         if exported_dense(self.shape, kept):
             return self.dense_ms
@@ -261,7 +205,7 @@ class CostTable:
                 return f"it has {found} layers of {shape} for {shape.tokens} tokens, the model {shapes.count(shape)}"
         return None
 
-    def ms(self, shape: LayerShape, kept: Content) -> float:
+    def ms(self, shape: LayerShape, kept: LayerFootprint) -> float:
         """Milliseconds of one layer; how many parts it was split in plays no part."""
         times = self.times.get(shape) or next(
             t for s, t in self.times.items() if (s.d_out, s.d_in, s.tokens) == (shape.d_out, shape.d_in, shape.tokens)

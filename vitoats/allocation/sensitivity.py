@@ -1,32 +1,23 @@
-"""Budgets from what compressing each layer alone does to the model's features: measured end to end, without labels.
+"""Budgets from what compressing each layer alone does to the model's features.
 
-One layer at a time is compressed at a few rates in the dense model, by the cheap solver of OATS-H, and the relative error of
-the features is measured. Its logarithm is taken to be linear in the kept share between two rates, and errors of layers to add
-up; ``vitoats.allocation.lagrange`` splits a budget by that. Where the rank ratio is to be chosen too, one more measurement a
-layer, without a low-rank term, says by what factor its error is another one then. Where targets let later layers make up for
-what earlier ones lose, errors count the less the earlier their block is.
+``vitoats.compression.sensitivity`` measures the relative error of the features, end to end and without labels, with one layer
+at a time compressed at a few rates in the dense model. Its logarithm is taken to be linear in the kept share between two
+rates, and errors of layers to add up; ``vitoats.allocation.lagrange`` splits a budget by that. Where the rank ratio is to be
+chosen too, one more measurement a layer, without a low-rank term, says by what factor its error is another one then. Where
+targets let later layers make up for what earlier ones lose, errors count the less the earlier their block is.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.common.errors import InputError
 from vitoats.common.plain_values import item, number, rows, text, whole
-from vitoats.evaluation.fidelity import pooled, relative_error
-from vitoats.methods.oats_h import OATSHConfig, oats_h
-from vitoats.models.adapter import LinearLayer, ModelAdapter
 
 RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
 RATE_WITHOUT_RANK = RATES[2]  # where it is also measured without a low-rank term
 LEAST_ERROR = 1e-12  # that a logarithm is taken of
-FEATURE_IMAGES = 8  # that features are measured on
-FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error that is left where later ones make up for it; found by trial
+FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error that later ones do not make up for; by trial: docs/oats-h.md, Allocation
 
 
 @dataclass(frozen=True)
@@ -87,14 +78,18 @@ class Sensitivity:
         return inside + low * np.minimum(kept - measured[0], 0) + high * np.maximum(kept - measured[-1], 0)
 
 
-def read_sensitivities(values: Any, adapter: ModelAdapter, without_rank: bool) -> list[Sensitivity]:
-    """What ``measure`` has given for a model, from plain values.
+def read_sensitivities(values: Any, layers: list[tuple[str, int]], without_rank: bool) -> list[Sensitivity]:
+    """What was measured for a model, from plain values.
+
+    Args:
+        values: a row for each layer.
+        layers: name and parameters of each layer of the model, in order.
+        without_rank: whether each was measured without a low-rank term, too.
 
     Raises:
-        ValueError: the values are not one row for each layer of the model, in order.
+        ValueError: the values are not those of the model's layers.
     """
     found = [Sensitivity.from_json(row) for row in rows(values, "the measurement")]
-    layers = [(x.name, adapter.linear(x).weight.numel()) for block in adapter.linears for x in block]
     if [(s.name, s.parameters) for s in found] != layers:
         raise ValueError("the layers are not those of the model")
     if any((s.without_rank is None) == without_rank for s in found):
@@ -102,74 +97,7 @@ def read_sensitivities(values: Any, adapter: ModelAdapter, without_rank: bool) -
     return found
 
 
-@torch.inference_mode()
-def measure(
-    adapter: ModelAdapter,
-    hidden: HiddenStates,
-    config: OATSHConfig,
-    refit_bias: bool = False,
-    without_rank: bool = False,
-    feature_images: int = FEATURE_IMAGES,
-    progress: Callable[[int, str], None] = lambda *_: None,
-) -> list[Sensitivity]:
-    """Measures every layer.
-
-    Args:
-        adapter: the dense model; unchanged afterwards.
-        hidden: the images that give the layers' moments; used up.
-        config: pattern and rank ratio are what the layers are compressed with.
-        refit_bias: let biases take up the mean of what a layer loses, as the compression will.
-        without_rank: measure each layer without a low-rank term, too.
-        feature_images: at least so many of the images are also those that the features are measured on.
-        progress: told the block, and what is being done.
-
-    Raises:
-        InputError: there are not two images whose features differ.
-    """
-    every = max(1, hidden.n_images // feature_images)
-    if hidden.n_images < 2:
-        raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
-    quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
-    cheap = [replace(quick, compression=rate) for rate in RATES]
-    if without_rank:
-        cheap.append(replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0))
-    images = hidden.values[::every].to(hidden.device)
-    reference = _features(adapter, 0, images)
-    if not (reference != reference[0]).any():
-        raise InputError(
-            "budgets cannot be measured on images that all look the same: give `images` other ones, or `allocation='uniform'`"
-        )
-    found = []
-    for index, linears in enumerate(adapter.linears):
-        progress(index, "calibrating")
-        statistics = hidden.statistics(adapter, index, linears, "full")
-        images = hidden.values[::every].to(hidden.device).clone()
-        for linear in linears:
-            progress(index, linear.name)
-            moments = statistics[linear.name].to(hidden.device)
-            module = adapter.linear(linear)
-            refit = refit_bias and module.bias is not None
-            solved = moments.centred() if refit else moments
-            dense = [p.data for p in module.parameters()]
-            errors = []
-            try:
-                for rate in cheap:
-                    parts = [oats_h(w.float(), solved, rate) for w in dense[0].chunk(linear.parts)]
-                    module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(dense[0])
-                    if refit:
-                        module.bias.data = dense[1] + moments.mean_output(dense[0] - module.weight.data).to(dense[1])
-                    errors.append(relative_error(_features(adapter, index, images), reference))
-            finally:
-                for parameter, data in zip(module.parameters(), dense, strict=True):
-                    parameter.data = data
-            measured, rest = tuple(errors[: len(RATES)]), errors[len(RATES) :]
-            found.append(Sensitivity(linear.name, module.weight.numel(), measured, *rest))
-        if index + 1 < len(adapter.linears):
-            hidden.advance(adapter, index)
-    return found
-
-
-def counted_by_depth(sensitivities: list[Sensitivity], blocks: list[list[LinearLayer]]) -> list[Sensitivity]:
+def counted_by_depth(sensitivities: list[Sensitivity], blocks: list[list[str]]) -> list[Sensitivity]:
     """Errors as they count where each layer also makes up for what the layers before it have lost.
 
     What is left of a layer's error falls geometrically with the number of blocks behind it, from all in the last block to
@@ -177,14 +105,7 @@ def counted_by_depth(sensitivities: list[Sensitivity], blocks: list[list[LinearL
 
     Args:
         sensitivities: measured in the dense model, where nothing is made up for.
-        blocks: the model's layers, block by block.
+        blocks: the names of the model's layers, block by block.
     """
-    share = {x.name: FIRST_BLOCK_SHARE ** (1 - i / max(1, len(blocks) - 1)) for i, block in enumerate(blocks) for x in block}
+    share = {name: FIRST_BLOCK_SHARE ** (1 - i / max(1, len(blocks) - 1)) for i, block in enumerate(blocks) for name in block}
     return [s.scaled(share[s.name]) for s in sensitivities]
-
-
-def _features(adapter: ModelAdapter, index: int, hidden: Tensor) -> np.ndarray:
-    """Features [b, d] from the hidden states before block ``index``."""
-    for i in range(index, len(adapter.linears)):
-        hidden = adapter.run_block(i, hidden)
-    return pooled(adapter.model, hidden).float().cpu().numpy()

@@ -8,13 +8,16 @@ for the layers behind them. Without that memory every pass starts at the block's
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.common.memory import KeptApart
-from vitoats.models.adapter import LinearLayer, ModelAdapter
+from vitoats.common.memory import PageBuffers
+from vitoats.models.blocks import Block, LinearLayer
+from vitoats.models.hooks import inputs_of, watch_inputs, watch_outputs
 from vitoats.models.stream import StreamAddition, stream_additions
 
 PROBES = 2  # images that show which layers add to the residual stream
@@ -32,55 +35,58 @@ class DensePath:
         self.hidden = hidden
         self.additions: dict[str, StreamAddition] = {}
         self._keep = keep
-        self._block: nn.Module  # a dense copy of the current block
+        self._block: Block  # the current one
+        self._module: nn.Module  # a dense copy of it
         self._kept: list[dict[str, Tensor]] = []  # inputs of modules in it, by batch
 
-    def enter(self, adapter: ModelAdapter, index: int, linears: list[LinearLayer], residual: bool) -> None:
-        """Takes a copy of a block before it is compressed, and finds where its layers add to the residual stream."""
-        self._block = copy.deepcopy(adapter.block(index))
+    def enter(self, block: Block, linears: list[LinearLayer], residual: bool) -> None:
+        """Takes a copy of a block before it is compressed, and finds where its layers add to the residual stream.
+
+        Args:
+            block: the next one, still dense.
+            linears: the layers whose inputs will be asked for.
+            residual: whether what they add to matters.
+        """
+        self._block, self._module = block, copy.deepcopy(block.module)
         images = self.hidden.values[:PROBES].to(self.hidden.device)
-        self.additions = stream_additions(adapter, index, linears, images) if residual else {}
+        self.additions = stream_additions(block, linears, images) if residual else {}
         if not self._keep:
             return
-        self._kept, apart = [], KeptApart(self.hidden.n_batches)
+        self._kept, buffers = [], PageBuffers(self.hidden.n_batches)
 
         def keep(name: str, x: Tensor) -> None:
-            self._kept[-1][name] = apart.copy(name, x)
+            self._kept[-1][name] = buffers.copy(name, x)
 
-        hooks = [self._block.register_forward_pre_hook(lambda _m, _a: self._kept.append({}))]
-        for name in self._needed(adapter, index, linears):
-            module = self._block.get_submodule(name)
-            hooks.append(module.register_forward_pre_hook(lambda _m, args, name=name: keep(name, args[0])))
-        self._advance(adapter, index)
-        for hook in hooks:
-            hook.remove()
+        def run(_i: int, hidden: Tensor) -> Tensor:
+            self._kept.append({})
+            return block.run(hidden, self._module)
 
-    def inputs(self, adapter: ModelAdapter, index: int, batch: int, names: list[str]) -> dict[str, Tensor]:
+        with watch_inputs({name: self._module.get_submodule(name) for name in self._needed(linears)}, keep):
+            self.hidden.advance(block, run)
+
+    def inputs(self, batch: int, names: list[str]) -> dict[str, Tensor]:
         """What modules of the current block get, by name in the block, for one batch."""
         if self._keep:
             return {name: self._kept[batch][name].to(self.hidden.device) for name in names}
-        return _inputs(adapter, index, self._block, self.hidden.batch(batch), names)
+        return _inputs(self._block, self._module, self.hidden.batch(batch), names)
 
-    def keep_for(self, adapter: ModelAdapter, index: int, pending: list[LinearLayer]) -> None:
+    def keep_for(self, pending: list[LinearLayer]) -> None:
         """Frees what is kept for none of these layers."""
-        needed = self._needed(adapter, index, pending)
+        needed = self._needed(pending)
         for kept in self._kept:
             for name in kept.keys() - needed:
                 del kept[name]
 
-    def _needed(self, adapter: ModelAdapter, index: int, linears: list[LinearLayer]) -> set[str]:
+    def _needed(self, linears: list[LinearLayer]) -> set[str]:
         """Modules of the current block whose inputs say what these layers get, and what they add to."""
         streams = {self.additions[x.name].stream for x in linears if x.name in self.additions}
-        return streams | {adapter.name_in_block(index, x) for x in linears}
+        return streams | {self._block.name_inside(x) for x in linears}
 
-    def leave(self, adapter: ModelAdapter, index: int) -> None:
+    def advance(self, block: Block) -> None:
         """Moves on to the next block."""
         self._kept = []
         if not self._keep:
-            self._advance(adapter, index)
-
-    def _advance(self, adapter: ModelAdapter, index: int) -> None:
-        self.hidden.advance(adapter, index, lambda _i, batch: adapter.run_block(index, batch, self._block))
+            self.hidden.advance(block, lambda _i, hidden: block.run(hidden, self._module))
 
 
 class CompressedPath:
@@ -93,94 +99,80 @@ class CompressedPath:
     def __init__(self, hidden: HiddenStates, keep: bool):
         self.hidden = hidden
         self._keep = keep
-        self._finished: list[str] = []  # modules in the current block that will not change any more
+        self._block: Block  # the current one
+        self._compressed: list[str] = []  # its layers, by name in it
+        self._pending: list[str] = []
+        self._finished: list[str] = []  # modules in it that will not change any more
         self._outputs: list[dict[str, Tensor]] = []  # of such modules, by batch
-        self._apart = KeptApart(0)
+        self._buffers = PageBuffers(0)
 
-    def finish(self, adapter: ModelAdapter, index: int, compressed: list[LinearLayer], pending: list[LinearLayer]) -> None:
-        """Notes which modules of a block will not change any more: the outermost that hold compressed layers alone."""
+    def enter(self, block: Block, linears: list[LinearLayer]) -> None:
+        """Comes to the next block, of which these layers will be compressed."""
+        self._block = block
+        self._compressed, self._pending, self._finished = [], [block.name_inside(x) for x in linears], []
+        self._outputs = [{} for _ in range(self.hidden.n_batches)]
+        self._buffers = PageBuffers(self.hidden.n_batches)
+
+    def finish(self, layer: LinearLayer) -> None:
+        """A layer is compressed. Modules that hold compressed layers alone, the outermost of them, will not change any more."""
         if not self._keep:
             return
-        if not compressed:
-            self._outputs = [{} for _ in range(self.hidden.n_batches)]
-            self._apart = KeptApart(self.hidden.n_batches)
-        done, left = ([adapter.name_in_block(index, x) for x in layers] for layers in (compressed, pending))
+        name = self._block.name_inside(layer)
+        self._pending.remove(name)
+        self._compressed.append(name)
         self._finished = []
-        for name, _ in adapter.block(index).named_modules():
-            holds_done, holds_left = (any(_inside(x, name) for x in layers) for layers in (done, left))
-            if name and holds_done and not holds_left and not any(_inside(name, outer) for outer in self._finished):
+        for name, _ in self._block.module.named_modules():
+            done, left = (any(_inside(x, name) for x in layers) for layers in (self._compressed, self._pending))
+            if name and done and not left and not any(_inside(name, outer) for outer in self._finished):
                 self._finished.append(name)
 
-    def inputs(self, adapter: ModelAdapter, index: int, batch: int, names: list[str]) -> dict[str, Tensor]:
+    def inputs(self, batch: int, names: list[str]) -> dict[str, Tensor]:
         """What modules of the current block get, by name in the block, for one batch."""
-        with self._shortcuts(adapter.block(index), batch):
-            return _inputs(adapter, index, adapter.block(index), self.hidden.batch(batch), names)
+        with self._shortcuts(batch):
+            return _inputs(self._block, self._block.module, self.hidden.batch(batch), names)
 
-    def leave(self, adapter: ModelAdapter, index: int) -> None:
+    def advance(self, block: Block) -> None:
         """Moves on to the next block."""
 
         def run(i: int, hidden: Tensor) -> Tensor:
-            with self._shortcuts(adapter.block(index), i):
-                return adapter.run_block(index, hidden)
+            with self._shortcuts(i):
+                return block.run(hidden)
 
-        self.hidden.advance(adapter, index, run)
-        self._finished, self._outputs, self._apart = [], [], KeptApart(0)
+        self.hidden.advance(block, run)
+        self._finished, self._outputs, self._buffers = [], [], PageBuffers(0)
 
     @contextmanager
-    def _shortcuts(self, block: nn.Module, batch: int) -> Iterator[None]:
+    def _shortcuts(self, batch: int) -> Iterator[None]:
         """Within it, finished modules answer with what they put out before; those that have not run yet are noted."""
+        module = self._block.module
         outputs = self._outputs[batch] if self._finished else {}
         calls: dict[str, list[Tensor]] = {name: [] for name in self._finished if name not in outputs}
-
-        def keep(name: str, out: Tensor) -> None:
-            calls[name].append(self._apart.copy(name, out))
-
-        hooks = [
-            block.get_submodule(name).register_forward_hook(lambda _m, _a, out, name=name: keep(name, out)) for name in calls
-        ]
-        replayed = [block.get_submodule(name) for name in outputs]
-        for name, module in zip(outputs, replayed, strict=True):
-            module.forward = lambda *_, name=name, **__: outputs[name].to(self.hidden.device, copy=True)
+        replayed = [module.get_submodule(name) for name in outputs]
+        for name, finished in zip(outputs, replayed, strict=True):
+            finished.forward = partial(self._replay, outputs[name])
         try:
-            yield
+            with watch_outputs(
+                {name: module.get_submodule(name) for name in calls},
+                lambda name, _x, out: calls[name].append(self._buffers.copy(name, out)),
+            ):
+                yield
         finally:
-            for hook in hooks:
-                hook.remove()
-            for module in replayed:
-                del module.forward
+            for finished in replayed:
+                del finished.forward
         new = {name: found[0] for name, found in calls.items() if len(found) == 1}  # what runs more than once is not replayed
         for name in [x for x in outputs if any(_inside(x, outer) for outer in new)]:
             del outputs[name]
         outputs.update(new)
+
+    def _replay(self, output: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return output.to(self.hidden.device, copy=True)
 
 
 def _inside(name: str, outer: str) -> bool:
     return name == outer or name.startswith(outer + ".")
 
 
-class _AllReachedError(Exception):
-    """Ends a block's forward pass once all that was asked for is known."""
-
-
 @torch.inference_mode()
-def _inputs(adapter: ModelAdapter, index: int, block: nn.Module, hidden: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Runs a block until the modules ``names`` in it have been called; returns their inputs."""
-    caught: dict[str, Tensor] = {}
-
-    def catch(name: str, x: Tensor) -> None:
-        caught[name] = x
-        if len(caught) == len(names):
-            raise _AllReachedError
-
-    handles = [
-        block.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: catch(name, args[0])) for name in names
-    ]
-    call = adapter.calls[index]
-    try:
-        block(hidden, *call.args, **call.kwargs)
-    except _AllReachedError:
-        return caught
-    finally:
-        for handle in handles:
-            handle.remove()
-    raise AssertionError(f"{adapter.block_names[index]} did not call all of {names}")
+def _inputs(block: Block, module: nn.Module, hidden: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """Runs a block, or a copy of it, until the modules ``names`` in it have been called; returns their inputs."""
+    return inputs_of({name: module.get_submodule(name) for name in names}, lambda: block.run(hidden, module))

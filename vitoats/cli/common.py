@@ -4,11 +4,9 @@ import argparse
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,46 +19,20 @@ from vitoats.cli.wording import in_flags
 from vitoats.common.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from vitoats.loading.load import LoadedModel
+    from vitoats.loading.loaded import LoadedModel
+
+MODEL_FLAGS = ("checkpoint", "random_weights", "img_size", "crop_mode", "pos_resample", "head", "head_layers")
 
 log = logging.getLogger("vitoats")
 stderr = Console(stderr=True)
 
 
 def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
-    """Loads the model that the model flags name, and says where its weights come from."""
-    from vitoats.loading.load import load_model
+    """Loads the model that the model flags name."""
+    from vitoats.loading.source import ModelSource, open_model
 
-    loaded = load_model(
-        args.model,
-        checkpoint=args.checkpoint,
-        random_weights=args.random_weights,
-        img_size=args.img_size,
-        crop_mode=args.crop_mode,
-        head=args.head,
-        head_layers=args.head_layers,
-        with_head=with_head,
-        pos_resample=args.pos_resample,
-    )
-    log.info("model: %s (%s)", args.model, loaded.weights)
-    log.info("preprocessing: %s", loaded.preprocessing)
-    return loaded
-
-
-def load_or_randomise(args: argparse.Namespace) -> tuple["LoadedModel", str]:
-    """For benchmarks: the model with its own weights, or with random ones where those cannot be had; says which."""
-    from vitoats.loading.load import load_model
-
-    arguments = {"checkpoint": args.checkpoint, "img_size": args.img_size, "crop_mode": args.crop_mode}
-    if not args.random_weights:
-        try:
-            loaded = load_model(args.model, **arguments)
-            return loaded, loaded.weights
-        except InputError as error:
-            if "cannot be fetched" not in str(error):
-                raise
-            log.warning("%s", error)
-    return load_model(args.model, random_weights=True, **arguments), "random weights"
+    given = {name: getattr(args, name) for name in MODEL_FLAGS}
+    return open_model(ModelSource(name=args.model, **given), with_head)
 
 
 def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
@@ -161,87 +133,23 @@ class Bar:
             log.info("%s %d/%d %s", self.title, done, total, what)
 
 
-def set_threads(threads: int) -> int:
-    """Sets torch's CPU threads; 0 takes all cores. Returns how many there are."""
-    import torch
+class Bars:
+    """A bar for each stage of long work, one after the other (``common.progress``). Use it as a context manager."""
 
-    if threads:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        self._bar: Bar | None = None
 
+    def __enter__(self) -> "Bars":
+        return self
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.__exit__()
+            self._bar = None
 
-
-def processor() -> str:
-    """What runs this: the processor's name and how many cores there are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def check_device(device: str) -> str:
-    """Checks that torch has the device.
-
-    Raises:
-        InputError: it has not.
-    """
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"the device {device!r} cannot be used here: use --device cpu") from None
-    return device
-
-
-def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
-    """Refuses an output folder that exists or cannot be made.
-
-    Args:
-        output: the folder.
-        overwrite: it may be replaced if compress wrote it; None where the command has no such flag.
-
-    Raises:
-        InputError: it exists, or cannot be a folder.
-    """
-    if output.is_file():
-        raise InputError(f"{output} is a file: give --output a folder")
-    if output.exists() and any(output.iterdir()):
-        if not overwrite:
-            remedy = "give another --output" if overwrite is None else "add --overwrite to replace it, or give another --output"
-            raise InputError(f"the folder {output} exists: {remedy}")
-        if not (output / "vitoats.json").is_file():
-            raise InputError(f"{output} was not written by compress, so --overwrite does not touch it: give another --output")
-    check_parents(output)
-
-
-def check_output_file(output: Path, overwrite: bool) -> None:
-    """Refuses an output file that exists, unless it may be replaced, or that cannot be made.
-
-    Raises:
-        InputError: it exists, or cannot be a file.
-    """
-    check_parents(output)
-    if output.is_dir():
-        raise InputError(f"{output} is a folder: give --output a file")
-    if output.exists() and not overwrite:
-        raise InputError(f"{output} exists: add --overwrite to replace it")
-
-
-def check_parents(output: Path) -> None:
-    """Refuses an output below a file, or below a folder that cannot be written to.
-
-    Raises:
-        InputError: it is such a one.
-    """
-    for parent in output.absolute().parents:
-        if parent.exists():
-            if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise InputError(f"{output} cannot be written, {parent} is no folder to write to: give another --output")
-            return
+    def __call__(self, stage: str, done: int, total: int, what: str) -> None:
+        if self._bar is None or self._bar.title != stage:
+            self.__exit__()
+            self._bar = Bar(stage, self.quiet).__enter__()
+        self._bar.update(done, total, what)

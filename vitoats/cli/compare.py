@@ -7,354 +7,113 @@
 The same command again goes on where it stopped. docs/compare.md says what each column is.
 """
 
-import json
-import shutil
-import time
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from vitoats.cli import common, config_file, flags
 from vitoats.cli import compress as compress_command
-from vitoats.common.errors import InputError, RunError
-from vitoats.common.files import atomic_write, hold
-from vitoats.comparison.plan import OWN, Run, compressions, methods, patterns, plan
+from vitoats.cli.method_flags import SHARED, settings
+from vitoats.common.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitoats.data.images import ImageDataset
-    from vitoats.evaluation.fidelity import Observe
-    from vitoats.evaluation.store import RowStore
-    from vitoats.loading.load import LoadedModel
-
-Row = tuple[dict[str, Any], dict[str, np.ndarray]]  # figures, figures of each image
-
-OOD_CROPS = 5  # random crops of each out-of-domain image, beside the model's own view
-LAYER_IMAGES = 64  # test images that measure single layers
+# flags of compress that --options cannot set: they are the comparison's own, or make no sense for one of its rows
+SET_HERE = ("method", "method_options", "compression", "pattern", "config", "output", "overwrite", "resume", "format")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Parses flags, makes all rows that are missing, writes tables and plots; returns the JSON line."""
+    """Parses flags, makes all rows that are missing, writes and prints what came out; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
-    start = time.perf_counter()
-    common.set_threads(args.threads)
-    common.check_device(args.device)
-    runs, skipped = plan(args)
-    for line in skipped:
+    comparison = make_comparison(args)
+    for line in comparison.skipped:
         common.log.warning("%s", line)
 
-    from vitoats.evaluation.store import RowStore
+    from vitoats.comparison.compare import compare
+    from vitoats.report.comparison import comparison_table
 
-    bench = open_bench(args)
-    with hold(args.output):
-        return make_rows(args, bench, RowStore(args.output, bench.settings), runs, skipped, start)
-
-
-def make_rows(
-    args: Namespace, bench: "Bench", store: "RowStore", runs: list[Run], skipped: list[str], start: float
-) -> dict[str, Any]:
-    """Makes all rows that are missing, writes tables and plots; returns the JSON line."""
-    jobs: list[tuple[str, str, dict[str, Any], Callable[[], Row]]] = [
-        ("dense", "dense", {}, partial(dense_row, bench, args.output)),
-        ("int8", "int8", {}, partial(int8_row, bench, args.output)),
-        *((run.name, str(run), run.settings, partial(compressed_row, bench, run, args)) for run in runs),
-    ]
-    finished = {name: store.load(name, settings) for name, _, settings, _ in jobs}  # what does not fit shows before the work
-    rows: list[Row] = []
-    failed: list[str] = []
-    for i, (name, words, settings, make) in enumerate(jobs, 1):
-        row = finished[name]
-        common.log.info("[%d/%d] %s%s", i, len(jobs), words, " is done already" if row else "")
-        try:
-            if row is None:
-                row = make()
-                store.save(name, settings, *row)
-            rows.append(row)
-        except (InputError, RunError) as error:
-            if not rows:  # nothing to compare with
-                raise
-            common.log.error("%s failed: %s", words, error)
-            failed.append(words)
-        bench.reference = rows[0]
-    result = write_report(args, bench, rows, skipped, failed, start)
-    if failed:
-        raise RunError(f"failed: {', '.join(failed)}; the other rows are in {args.output}, and the same command tries again")
+    with common.Bars(args.quiet) as progress:
+        result = compare(comparison, progress)
+    if not args.quiet:
+        title = f"{args.model}, {result['n_images']} test images"
+        comparison_table(f"{title}; MB are those of the weights on disk; ± is one standard error", result["rows"])
     return result
 
 
-# ---- the bench: one dense model and the same images for all
+def make_comparison(args: Namespace) -> Any:
+    """The comparison that the flags describe.
 
-
-@dataclass
-class Bench:
-    """What all rows share.
-
-    Attributes:
-        dense: the model before compression.
-        device: where torch models run.
-        threads: for ONNX Runtime; 0 takes all cores.
-        images: opens the test images, batches of ([b, 3, h, w], labels [b]), in the same order each time.
-        few_images: opens the first of them, without labels.
-        n_images: how many there are, unreadable files included.
-        n_classes: how many classes their labels come from.
-        ood: opens the out-of-domain images, batches of ([b, crops, 3, h, w], labels); None where there are none.
-        settings: all that makes rows comparable.
-        quiet: no progress.
-        reference: the dense model's row; its features are what others are compared with.
+    Raises:
+        InputError: they contradict each other.
     """
+    from vitoats.comparison.compare import Comparison
+    from vitoats.comparison.plan import plan
 
-    dense: "LoadedModel"
-    device: str
-    threads: int
-    images: "Callable[[], Iterator[tuple[Tensor, Tensor]]]"
-    few_images: "Callable[[], Iterator[Tensor]]"
-    n_images: int
-    n_classes: int
-    ood: "Callable[[], Iterator[tuple[Tensor, Tensor]]] | None"
-    settings: dict[str, Any]
-    quiet: bool
-    reference: Row | None = None
-
-
-def open_bench(args: Namespace) -> Bench:
-    """Loads the dense model and opens all images."""
-    import torch
-
-    import vitoats
-    from vitoats.common.fingerprint import tensors_sha256
-    from vitoats.data.crops import Crops
-    from vitoats.data.images import SAMPLE, ImageFiles, batches, open_images, shuffled
-    from vitoats.evaluation.fidelity import observer
-    from vitoats.loading.names import EMBEDDED
-
-    if args.data_dir is None:
-        if args.model != EMBEDDED:
-            raise InputError("there are no images: give --data-dir a folder with train and val, each one folder a class")
-        args.data_dir = SAMPLE
-    dense = common.load(args)
-    observer(dense, args.device)  # a model without a classifier is refused before the work
-    transform = dense.preprocessing.transform()
-    calibration, test = (open_images(args.data_dir, split, transform) for split in ("train", "test"))
-    if not test.classes:
-        raise InputError("these images have no labels: give --data-dir a folder with one subfolder for each class")
-    if isinstance(calibration, ImageFiles) and isinstance(test, ImageFiles) and calibration.paths == test.paths:
-        common.log.warning("calibration and test images are drawn from the same ones: better give a folder with train and val")
-    drawn = shuffled(calibration, args.seed)[: args.nsamples + compress_command.HELD_OUT]
-    order = shuffled(test, args.seed)[: args.num_samples]
-    if len(order) < 2:
-        raise InputError("one test image cannot tell methods apart: raise --num-samples, or add images")
-    ood = None
-    if args.ood_dir is not None:
-        ood = open_images(str(args.ood_dir), "test", Crops(dense.preprocessing, OOD_CROPS, args.seed))
-    settings = {
-        "model": args.model,
-        "weights (sha256)": tensors_sha256(dense.model.state_dict()),
-        "preprocessing": dense.preprocessing.to_dict(),
-        "calibration images": _described(calibration, drawn),
-        "test images": _described(test, order),
-        "out-of-domain images": None if ood is None else _described(ood, range(len(ood))),
-        "nsamples": args.nsamples,
-        "num_samples": len(order),
-        "seed": args.seed,
-        "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
-    }
-    return Bench(
-        dense=dense,
-        device=args.device,
-        threads=args.threads,
-        images=lambda: batches(test, order, args.batch_size, args.workers),
-        few_images=lambda: (images for images, _ in batches(test, order[:LAYER_IMAGES], args.batch_size, 0)),
-        n_images=len(order),
-        n_classes=len(test.classes),
-        ood=None if ood is None else lambda: batches(ood, list(range(len(ood))), max(1, args.batch_size // 8), args.workers),
-        settings=settings,
-        quiet=args.quiet,
+    if args.data_dir is None and args.model != "dinov2s_derived":
+        raise InputError("there are no images: give --data-dir a folder with train and val, each one folder a class")
+    shared = {name: getattr(args, name) for name in SHARED if name in args}
+    shared |= {"model": args.model, "images": args.data_dir, "nsamples": args.nsamples}
+    options = read_options(args)
+    methods = {label: settings_of(args, label, method, options.get(label, {})) for label, method in args.methods.items()}
+    runs, skipped = plan(shared, methods, args.patterns, args.compressions)
+    return Comparison(
+        runs=runs,
+        output=args.output,
+        num_samples=args.num_samples,
+        ood_dir=args.ood_dir,
+        keep_models=args.keep_models,
+        skipped=skipped,
     )
 
 
-def _described(dataset: "ImageDataset", indices: Iterable[int]) -> str:
-    from vitoats.data.images import digest
+def read_options(args: Namespace) -> dict[str, dict[str, str]]:
+    """--options LABEL:NAME=VALUE,... as names and values of each label.
 
-    return f"{len(dataset)} ({digest(dataset, indices)[:12]})"
-
-
-# ---- rows
-
-
-def figures(bench: Bench, observe: "Observe", name: str) -> Row:
-    """What the test images say of a model, beside the dense one; of the dense one itself where there is no reference yet."""
-    from vitoats.evaluation import fidelity
-    from vitoats.evaluation.paired import binomial_se, paired_difference
-
-    with common.Bar(f"evaluating {name}", bench.quiet) as bar:
-        found = fidelity.outcome(observe, bench.images(), bench.n_classes, lambda done: bar.update(done, bench.n_images))
-    if not np.isfinite(found.features).all():
-        raise RunError(f"the features of {name} are not finite (NaN or Inf)")
-    ood = None if bench.ood is None else fidelity.stacked_features(observe, bench.ood())
-    arrays = {"features": found.features} | ({} if ood is None else {"ood_features": ood})
-    dense = bench.reference[1] if bench.reference else {**arrays, "hits1": found.hits1}
-    if len(dense["hits1"]) != len(found.hits1):
-        raise RunError(f"{len(found.hits1)} test images could be read, not the {len(dense['hits1'])} of the dense model")
-    difference, difference_se = paired_difference(100 * found.hits1.astype(float), 100 * dense["hits1"].astype(float))
-    cosine = fidelity.cosines(found.features, dense["features"])
-    row = {
-        "n_images": len(found.hits1),
-        "top1": 100 * float(found.hits1.mean()),
-        "top1_se": binomial_se(found.hits1),
-        "vs_dense": difference,
-        "vs_dense_se": difference_se,
-        "top5": 100 * float(found.hits5.mean()),
-        "cosine": float(cosine.mean()),
-        "relative_error": fidelity.relative_error(found.features, dense["features"]),
-        "ood_cosine": None if ood is None else float(fidelity.cosines(ood, dense["ood_features"]).mean()),
-        "ood_relative_error": None if ood is None else fidelity.relative_error(ood, dense["ood_features"]),
-    }
-    kept = {} if bench.reference else arrays  # only the dense model's features are needed again
-    return row, {"hits1": found.hits1, "hits5": found.hits5, "cosine": cosine, **kept}
+    Raises:
+        InputError: the label is no method's, or there is no value.
+    """
+    options: dict[str, dict[str, str]] = {}
+    for text in args.options or []:
+        label = text.partition("=")[0].rpartition(":")[0]
+        if label not in args.methods:
+            raise InputError(
+                f"--options {text} names no method of --methods: "
+                f"write METHOD:NAME=VALUE,... with one of {', '.join(args.methods)}"
+            )
+        for item in text.removeprefix(label + ":").split(","):
+            name, equals, value = item.partition("=")
+            if not equals or not name:
+                raise InputError(f"--options {text}: {item!r} is no NAME=VALUE")
+            options.setdefault(label, {})[name.replace("-", "_")] = value
+    return options
 
 
-def dense_row(bench: Bench, output: Path) -> Row:
-    """The model before compression."""
-    from vitoats.evaluation.fidelity import observer
-    from vitoats.format.counts import count_flops
-    from vitoats.loading.checkpoint import save_checkpoint
+def settings_of(args: Namespace, label: str, method: str, options: dict[str, str]) -> dict[str, Any]:
+    """The settings of one method: its options, read as compress reads its flags.
 
-    row, arrays = figures(bench, observer(bench.dense, bench.device), "dense")
-    folder = output / "models" / "dense"
-    save_checkpoint(bench.dense, folder, {"method": "dense"}, overwrite=True)
-    row |= {
-        **described("dense"),
-        "bytes": weight_bytes(folder),
-        "flops": count_flops(bench.dense.model, bench.dense.preprocessing.img_size),
-    }
-    _remove(folder)
-    return row, arrays
-
-
-def int8_row(bench: Bench, output: Path) -> Row:
-    """ONNX Runtime's dynamic quantization of the dense model, what one would deploy otherwise."""
-    import onnx
-    import torch
-
-    from vitoats.export.int8 import classifier_input, quantize, with_output
-    from vitoats.export.onnx_file import export_onnx
-    from vitoats.runtime.inference import session
-
-    assert bench.reference is not None
-    folder = output / "models" / "int8"
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        InputError: an option is not one method's to set, or compress would refuse it.
+    """
+    parser = compress_command.make_parser()
+    actions = {action.dest: action for action in parser._actions}
+    words, rest = [f"--method={method}", "--model=", "--output="], []
+    for name, value in options.items():
+        action = actions.get(name)
+        if name in SET_HERE or name in vars(args):
+            raise InputError(f"--options {label}:{name}: this is no setting of one method: leave it out")
+        if action is None:
+            rest.append(f"{name}={value}")
+        elif action.nargs != 0:
+            words.append(f"--{name.replace('_', '-')}={value}")
+        elif value == "true":
+            words.append(f"--{name.replace('_', '-')}")
+        else:
+            raise InputError(f"--options {label}:{name} is true, or left out")
+    if rest:
+        words.append(f"--method-options={','.join(rest)}")
     try:
-        start = time.perf_counter()
-        dense, int8, both = (folder / f"{name}.onnx" for name in ("dense", "int8", "both_outputs"))
-        name = classifier_input(export_onnx(bench.dense, dense))
-        quantize(dense, int8)
-        seconds = time.perf_counter() - start
-        onnx.save(with_output(onnx.load(str(int8)), name), str(both))
-        opened = session(both, bench.threads)
-
-        def observe(images: "Tensor") -> "tuple[Tensor, Tensor]":
-            logits, features = opened.run(None, {opened.get_inputs()[0].name: images.numpy()})
-            return torch.from_numpy(np.asarray(logits)), torch.from_numpy(np.asarray(features))
-
-        row, arrays = figures(bench, observe, "int8")
-        size = int8.stat().st_size
-    finally:
-        _remove(folder)
-    return row | {**described("int8", seconds=seconds), "bytes": size, "flops": bench.reference[0]["flops"]}, arrays
-
-
-def compressed_row(bench: Bench, run: Run, args: Namespace) -> Row:
-    """Compresses as compress does, from the same flags, and measures what comes out."""
-    from vitoats.evaluation.fidelity import layer_error, observer
-    from vitoats.format.counts import count_flops
-    from vitoats.loading.checkpoint import save_checkpoint
-
-    folder = run.args.output = args.output / "models" / run.name
-    try:
-        loaded, about, report = compress_command.compress_model(run.args)
-        row, arrays = figures(bench, observer(loaded, bench.device), run.name)
-        save_checkpoint(loaded, folder, about, overwrite=True)
-        row |= {
-            **described(run.label, report.compression, about["config"].get("pattern"), report.seconds),
-            "target": run.target,
-            "asked_pattern": run.pattern,
-            "layer_error": layer_error(bench.dense.timm_model, loaded.timm_model, bench.few_images()),
-            "bytes": weight_bytes(folder),
-            "flops": count_flops(loaded.model, loaded.preprocessing.img_size),
-        }
-    finally:
-        if not args.keep_models:
-            _remove(folder)
-    return row, arrays
-
-
-def described(
-    method: str, compression: float = 0.0, pattern: str | None = None, seconds: float | None = None
-) -> dict[str, Any]:
-    """The columns that the images have no part in."""
-    return {
-        "method": method,
-        "compression": compression,
-        "target": None,
-        "pattern": pattern,
-        "asked_pattern": None,
-        "layer_error": None,
-        "seconds": seconds,
-    }
-
-
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the weights in a folder that compress wrote: values, bit masks, U, V, all that stays dense, and the head."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _remove(folder: Path) -> None:
-    """Removes a model's folder, and the folder of models with the last one."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
-
-
-# ---- what comes out
-
-
-def write_report(args: Namespace, bench: Bench, found: list[Row], skipped: list[str], failed: list[str], start: float) -> dict:
-    """Writes the tables and plots; returns the JSON line."""
-    from vitoats.report.comparison import COLUMNS, PAIR_COLUMNS, comparison_table, pairs, rounded, write_csv
-    from vitoats.report.plots import plot_accuracy
-
-    rows = [rounded(row) for row, _ in found]
-    runs = [(row, arrays) for row, arrays in found if row["asked_pattern"] is not None]
-    differences = pairs([row for row, _ in runs], [arrays for _, arrays in runs])
-    title = f"{args.model}, {rows[0]['n_images']} test images"
-    if not args.quiet:
-        comparison_table(f"{title}; MB are those of the weights on disk; ± is one standard error", rows)
-    write_csv(args.output / "rows.csv", COLUMNS, rows)
-    write_csv(args.output / "pairs.csv", PAIR_COLUMNS, differences)
-    for x in ("compression", "bytes"):
-        plot_accuracy(args.output / f"accuracy_{x}", rows, x, title)
-    result = {
-        "model": args.model,
-        "data_dir": args.data_dir,
-        "n_images": rows[0]["n_images"],
-        "nsamples": args.nsamples,
-        "seed": args.seed,
-        "rows": [{name: row[name] for name in COLUMNS} for row in rows],
-        "pairs": differences,
-        "skipped": skipped,
-        "failed": failed,
-        "output": str(args.output),
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    with atomic_write(args.output / "results.json") as partial:
-        partial.write_text(json.dumps({**result, "settings": bench.settings}, indent=1))
-    return result
+        given = settings(parser.parse_args(words))
+    except InputError as error:
+        raise InputError(f"{label}: {error} (settings of one method: --options {label}:NAME=VALUE,...)") from None
+    return {name: value for name, value in given.items() if name not in vars(args)} | {"method": method}
 
 
 def make_parser() -> flags.ArgumentParser:
@@ -372,7 +131,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument(
         "--patterns",
         type=patterns,
-        default=[OWN],
+        default=["own"],
         metavar="P,...",
         help="own (each method's own default), row, layer, 1x4, 2:4",
     )
@@ -387,3 +146,29 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--keep-models", action="store_true", help="keep the compressed folders in DIR/models")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write, or to go on with")
     return parser
+
+
+def methods(text: str) -> dict[str, str]:
+    """Reads "oats,mine=./file.py:name" as methods by label, for argparse."""
+    found: dict[str, str] = {}
+    for item in text.split(","):
+        label, _, method = item.partition("=")
+        if not label or label in ("dense", "int8"):
+            raise ArgumentTypeError(f"{item!r} is no METHOD or LABEL=METHOD" + (": it is always a row" if label else ""))
+        if label in found:
+            raise ArgumentTypeError(f"{label!r} is named twice: write LABEL=METHOD for one of them")
+        found[label] = method or label
+    return found
+
+
+def compressions(text: str) -> list[float]:
+    """Reads "0.4,0.5", for argparse; the range is what the methods say."""
+    try:
+        return list(dict.fromkeys(float(item) for item in text.split(",")))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no list of numbers such as 0.4,0.5") from None
+
+
+def patterns(text: str) -> list[str]:
+    """Reads "own,2:4", for argparse; which there are is what the methods say."""
+    return list(dict.fromkeys(text.split(",")))

@@ -7,8 +7,6 @@
 The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py; with --format dense in timm as local-dir:.
 """
 
-import dataclasses
-import logging
 import shutil
 import time
 from argparse import Namespace
@@ -16,233 +14,123 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
-from vitoats.cli.budgets import make_budgets
-from vitoats.cli.goals import make_goal, say_prediction
-from vitoats.cli.method_flags import NSAMPLES, add_method_flags, given_flags, make_config, make_recipe, refuse_layer_flags
+from vitoats.cli.method_flags import add_method_flags, settings
 from vitoats.common.errors import InputError
 from vitoats.common.files import hold
-from vitoats.common.memory import reuse_freed_memory
 
 if TYPE_CHECKING:
-    from vitoats.compression.pipeline import CompressionReport
+    from vitoats.compression.job import CompressionJob
+    from vitoats.compression.run import Compressed
     from vitoats.compression.structural import PruningReport
-    from vitoats.loading.load import LoadedModel
-
-log = logging.getLogger("vitoats")
-HELD_OUT = 32  # images of each kind that do not calibrate, to measure features on
-DOMAIN_RATIO = 3  # features on other images may be off this many times as much before it is worth a warning
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, compresses, writes the folder, prints the table of layers; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
-    result, report = run(args)
-    if not args.quiet:
-        from vitoats.compression.structural import PruningReport
-        from vitoats.format.counts import FLOPS
-        from vitoats.loading.checkpoint import about
-        from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
+    from vitoats.common.outputs import check_parents
 
-        if isinstance(report, PruningReport):
-            pruning_table(report)
-        else:
-            layer_table(report)
-        for line in skipped_lines(report):
-            print(line)
-        said = about(args.output)
-        count_table(said["counts_before"], said["counts"])
-        print(f"GFLOPs: {said['flops_before'] / 1e9:.4f} before, {said['flops'] / 1e9:.4f} after ({FLOPS})")
-    return result
-
-
-def run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningReport"]:
-    """Compresses and writes the folder; returns the JSON line and the figures of all layers."""
-    common.check_parents(args.output)
+    check_parents(args.output)
     with hold(args.output):  # from here on the folder is as the last run has left it, were it killed
-        return _run(args)
+        return run(args)
 
 
-def _run(args: Namespace) -> tuple[dict[str, Any], "CompressionReport | PruningReport"]:
-    partial = args.output.with_name(args.output.name + ".partial")
-    overwrite = args.overwrite or _complete(args, partial)
-    common.check_output_folder(args.output, overwrite)
-
-    from vitoats.compression.structural import PruningReport
-    from vitoats.format.layers import parameter_count
-    from vitoats.loading.checkpoint import WEIGHTS, save_checkpoint
+def run(args: Namespace) -> dict[str, Any]:
+    """Compresses, writes the folder that is held, and prints the tables; returns the JSON line."""
+    from vitoats.common.outputs import check_output_folder
+    from vitoats.compression.run import run as run_job
 
     start = time.perf_counter()
-    loaded, about, report = compress_model(args, partial)
-    save_checkpoint(loaded, args.output, about, dense=args.format == "dense", overwrite=overwrite)
-    shutil.rmtree(partial, ignore_errors=True)
-    result = {
-        "model": args.model,
-        "method": args.method,
-        "compression": round(report.compression, 6),
-        "rank_ratio": about["config"].get("rank_ratio"),
-        "pattern": about["config"].get("pattern"),
-        "format": args.format,
-        **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
-        "param_count_before": round(about["counts_before"]["parameters"] / 1e6, 3),
-        "param_count": round(parameter_count(loaded.timm_model) / 1e6, 3),
-        "gflops_before": round(about["flops_before"] / 1e9, 4),
-        "gflops": round(about["flops"] / 1e9, 4),
-        **about.get("predicted", {}),
-        "n_images": report.n_images,
-        "model_mb": round((args.output / WEIGHTS).stat().st_size / 1e6, 3),
-        "seconds": round(time.perf_counter() - start, 1),
-        "output": str(args.output),
-    }
-    return result, report
+    kept = args.output.with_name(args.output.name + ".partial")
+    overwrite = args.overwrite or is_complete(args, kept)
+    check_output_folder(args.output, overwrite)
+    job = make_job(args)
+    with common.Bars(args.quiet) as progress:
+        compressed = run_job(job, scratch=args.output.parent, partial_folder=kept, resume=args.resume, progress=progress)
+    compressed.save(args.output, args.format, overwrite)
+    shutil.rmtree(kept, ignore_errors=True)
+    if not args.quiet:
+        print_figures(compressed, args.output)
+    return json_line(job, compressed, args.output, args.format, time.perf_counter() - start)
 
 
-def _complete(args: Namespace, partial: Path) -> bool:
+def is_complete(args: Namespace, kept: Path) -> bool:
     """Whether the run that is to be resumed has written its folder already, and only its blocks were left to clear away."""
-    if not (args.resume and partial.is_dir() and args.output.is_dir()):
+    if not (args.resume and kept.is_dir() and args.output.is_dir()):
         return False
     from vitoats.compression.resume import is_output_of
 
-    complete = is_output_of(partial, args.output)
+    complete = is_output_of(kept, args.output)
     if complete:
-        log.info("%s is finished already: it is written once more from its blocks", args.output)
+        common.log.info("%s is finished already: it is written once more from its blocks", args.output)
     return complete
 
 
-def compress_model(
-    args: Namespace, partial: Path | None = None
-) -> tuple["LoadedModel", dict[str, Any], "CompressionReport | PruningReport"]:
-    """From flags to a compressed model.
+def make_job(args: Namespace) -> "CompressionJob":
+    """The compression that the flags describe.
 
-    Args:
-        args: the flags of compress.
-        partial: where finished blocks are kept, for ``--resume``; nowhere if None.
-
-    Returns:
-        the model, what vitoats.json says of it, and the figures of all layers.
+    Raises:
+        InputError: they contradict each other.
     """
-    import vitoats.methods  # noqa: F401  (fills the table of methods)
-    from vitoats.common.fingerprint import fingerprint
-    from vitoats.compression.pipeline import compress
-    from vitoats.compression.resume import BlockStore
-    from vitoats.compression.structural import prune
-    from vitoats.data.calibration import calibration_images
-    from vitoats.data.images import SAMPLE
-    from vitoats.evaluation.fidelity import Fidelity
-    from vitoats.format.counts import count, count_flops
-    from vitoats.loading.names import EMBEDDED
+    from vitoats.compression.settings import make_job
     from vitoats.methods.registry import StructuralMethod, find_method
 
-    method = find_method(args.method)
-    structural = isinstance(method, StructuralMethod)
-    if structural:
-        refuse_layer_flags(args)
-    recipe = make_recipe(args, method)
-    config = make_config(args, method)
-    nsamples = given_flags(args).get("nsamples", NSAMPLES)
-    if args.data_dir is None:
-        if args.model != EMBEDDED:
-            raise InputError("there are no images to calibrate on: give --data-dir a folder of images")
-        args.data_dir = SAMPLE
-    common.set_threads(args.threads)
-    if args.memory_limit is None:
-        reuse_freed_memory()
-    device = common.check_device(args.device)
-    loaded = common.load(args)
-    model, img_size = loaded.timm_model.to(device), loaded.preprocessing.img_size
-    images = calibration_images(
-        args.data_dir,
-        args.general_images,
-        recipe.calibration_mix,
-        nsamples,
-        HELD_OUT,
-        args.seed,
-        img_size,
-        loaded.preprocessing.transform(),
-    )
-
-    goal = None if isinstance(method, StructuralMethod) else make_goal(args, method, recipe, config, loaded)
-    buffers = {name for name, _ in model.named_buffers()}
-    before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, img_size)
-    settings = {
-        "model": args.model,
-        "method": args.method,
-        "method_digest": method.digest,
-        "config": dataclasses.asdict(config),
-        "goal": None if goal is None else goal.to_dict(),
-        "recipe": dataclasses.asdict(recipe),
-        "fused_qkv": args.fused_qkv,
-        "preprocessing": loaded.preprocessing.to_dict(),
-        "calibration": {
-            "data": args.data_dir,
-            "general_images": args.general_images,
-            "nsamples": nsamples,
-            "seed": args.seed,
-            "images": {name: len(source) for name, source in images.sources.items()},
-        },
-    }
-    store = None
-    if partial is not None and not structural:
-        store = BlockStore(partial, fingerprint(model, {**settings, "images": images.digests()}), args.resume)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    work = {
-        "method": args.method,
-        "img_size": img_size,
-        "nsamples": images.nsamples,
-        "batch_size": args.batch_size,
-        "memory_limit": None if args.memory_limit is None else args.memory_limit * 1e9,
-        "scratch": args.output.parent,
-    }
-    stream = images.batches(args.batch_size, args.workers)
-    report: CompressionReport | PruningReport
-    try:
-        fidelity = Fidelity(model, images.held_out, args.batch_size, args.workers)
-        config, budgets = make_budgets(args, recipe, config, model, img_size, images, goal)
-        predicted = {} if goal is None else say_prediction(goal, config, budgets)
-        with common.Bar("block", args.quiet) as bar:
-            if structural:
-                report = prune(model, stream, config=config, **work, progress=bar.update)
-            else:
-                report = compress(
-                    model,
-                    stream,
-                    config=config,
-                    **work,
-                    fused_qkv=args.fused_qkv,
-                    target=recipe.target,
-                    refit_bias=recipe.refit_bias,
-                    budgets=budgets,
-                    state=store,
-                    progress=bar.update,
-                )
-    except BaseException:
-        if store:
-            store.settle()
-        raise
-    about = {
-        "weights": loaded.weights,
-        **settings,
-        "config": dataclasses.asdict(config),
-        "budgets": budgets,
-        "predicted": predicted,
-        **report.to_dict(),
-        "counts_before": dataclasses.asdict(before),
-        "flops_before": flops_before,
-        "flops": count_flops(model, img_size),
-        "feature_error": fidelity.errors(model),
-    }
-    warn_of_other_domains(about["feature_error"])
-    return loaded, about, report
-
-
-def warn_of_other_domains(errors: dict[str, float]) -> None:
-    """Says how far features moved on images that did not calibrate, and warns if those unlike the user's fare much worse."""
-    log.info("relative feature error on held-out images: %s", ", ".join(f"{k} {v:.3f}" for k, v in errors.items()))
-    if errors.get("synthetic", 0) > DOMAIN_RATIO * errors.get("own", float("inf")):
-        log.warning(
-            "features of images unlike yours are off %.1f times as much as those of yours: "
-            "if the model is to see such images, use --calibration-mix synthetic or --general-images DIR",
-            errors["synthetic"] / errors["own"],
+    if isinstance(find_method(args.method), StructuralMethod):
+        if args.resume:
+            raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
+        if args.format != "factored":
+            raise InputError(f"{args.method} writes smaller dense matrices, which timm does not open: leave --format out")
+    job = make_job(args.model, args.data_dir, **settings(args))
+    if job.limit and args.format == "dense":
+        raise InputError(
+            f"`{job.limit.kind}` is out of place, --format dense writes weights as large and as slow as before: "
+            "leave one of them out"
         )
+    return job
+
+
+def print_figures(compressed: "Compressed", output: Path) -> None:
+    """The tables of layers and counts, on stdout."""
+    from vitoats.compression.structural import PruningReport
+    from vitoats.loading.checkpoint import about as saved
+    from vitoats.models.flops import FLOPS
+    from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
+
+    report, about = compressed.report, compressed.about
+    if isinstance(report, PruningReport):
+        pruning_table(report)
+    else:
+        layer_table(report)
+    for line in skipped_lines(report):
+        print(line)
+    count_table(about["counts_before"], saved(output)["counts"])
+    print(f"GFLOPs: {about['flops_before'] / 1e9:.4f} before, {about['flops'] / 1e9:.4f} after ({FLOPS})")
+
+
+def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, format: str, seconds: float) -> dict[str, Any]:
+    """The command's last line."""
+    from vitoats.compression.structural import PruningReport
+    from vitoats.format.layers import parameter_count
+    from vitoats.loading.checkpoint import WEIGHTS
+
+    report, about = compressed.report, compressed.about
+    return {
+        "model": job.model.name,
+        "method": job.method,
+        "compression": round(report.compression, 6),
+        "rank_ratio": about["config"].get("rank_ratio"),
+        "pattern": about["config"].get("pattern"),
+        "format": format,
+        **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
+        "param_count_before": round(about["counts_before"]["parameters"] / 1e6, 3),
+        "param_count": round(parameter_count(compressed.loaded.timm_model) / 1e6, 3),
+        "gflops_before": round(about["flops_before"] / 1e9, 4),
+        "gflops": round(about["flops"] / 1e9, 4),
+        **about["predicted"],
+        "n_images": report.n_images,
+        "model_mb": round((output / WEIGHTS).stat().st_size / 1e6, 3),
+        "seconds": round(seconds, 1),
+        "output": str(output),
+    }
 
 
 def _units(report: "PruningReport") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
 from vitoats.common.errors import InputError
+from vitoats.common.machine import cores
 
 if TYPE_CHECKING:
     from vitoats.data.transforms import Preprocessing
@@ -43,54 +44,38 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def run(args: Namespace, world: "World") -> dict[str, Any]:
     """Evaluates this process's share of the images; returns the JSON line on all of them."""
-    from vitoats.data.images import SAMPLE, given_batches, stream_batches
-    from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_classes_of_model, with_real_labels
-    from vitoats.evaluation.accuracy import evaluate
+    from vitoats.common.devices import set_threads
+    from vitoats.evaluation.protocol import Protocol, open_test_set
 
     if world.size > 1 and not args.threads:
-        args.threads = max(1, common.cores() // world.size)
-    threads = common.set_threads(args.threads)
+        args.threads = max(1, cores() // world.size)
+    threads = set_threads(args.threads)
     start = time.perf_counter()
-    valid = None if args.valid_labels is None else read_valid_labels(args.valid_labels)
     target = open_target(args)
     preprocessing = chosen(target.preprocessing, args)
     common.log.info("data processing: %s", preprocessing)
-    if args.data_dir is None and not args.dataset and target.embedded:
-        args.data_dir = SAMPLE
-    dataset: Any = open_labelled(
-        args.data_dir,
-        preprocessing.transform(),
+    protocol = Protocol(
+        images=args.data_dir,
         dataset=args.dataset,
         split=args.split,
-        class_map=args.class_map,
         num_samples=args.num_samples,
+        class_map=args.class_map,
+        real_labels=args.real_labels,
+        valid_labels=args.valid_labels,
+        batch_size=args.batch_size,
+        workers=args.workers,
     )
-    if not (args.class_map or args.valid_labels):  # these say themselves which class is which
-        dataset = with_classes_of_model(dataset, target.classes)
-    n_classes = len(dataset.classes) or None
-    if isinstance(dataset, StreamedImages):
-        if world.size > 1 or args.real_labels:
-            raise InputError(f"{args.dataset} is a stream without an index: use one process, and leave --real-labels out")
-        n = 0
-        batches = stream_batches(dataset, args.batch_size, args.workers)
-    else:
-        order = list(range(len(dataset)))
-        if args.real_labels is not None:
-            dataset, order = with_real_labels(dataset, args.real_labels)
-            n_classes = None
-        order = spread(order, args.num_samples)
-        n = len(order)
-        batches = given_batches(dataset, world.share(order, args.batch_size), args.workers)
+    test_set = open_test_set(protocol, target, preprocessing, world)
     with common.Bar("images", args.quiet or args.log_freq is not None) as bar:
 
         def progress(seen: "Accuracy") -> None:
             done, batch = seen.n_images * world.size, -(-seen.n_images // args.batch_size)
-            of = n or done  # a stream does not say how many there are
+            of = test_set.n_images or done  # a stream does not say how many there are
             bar.update(min(done, of), of, f"Acc@1 {seen.top1:.3f}")
             if args.log_freq and batch % args.log_freq == 0:
                 common.log.info("Test: [%d/%d]  Acc@1: %.3f  Acc@5: %.3f", min(done, of), of, seen.top1, seen.top5)
 
-        result = evaluate(target.predict, batches, n_classes, progress, valid, world.total)
+        result = test_set.evaluate(target, world, progress)
     common.log.info(
         " * Acc@1 %.3f (%.3f) Acc@5 %.3f (%.3f) on %d images",
         result.top1,
@@ -111,7 +96,7 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
         "interpolation": preprocessing.interpolation,
         "crop_mode": preprocessing.crop_mode,
         "n_images": result.n_images,
-        "n_skipped": n - result.n_images if n else 0,
+        "n_skipped": max(0, test_set.n_images - result.n_images),
         "n_correct1": result.correct1,
         "n_correct5": result.correct5,
         **target.compression,
@@ -138,7 +123,9 @@ def open_target(args: Namespace) -> "Target":
 
     import torch
 
-    device = common.check_device(args.device)
+    from vitoats.common.devices import check_device
+
+    device = check_device(args.device)
     amp_dtype = None
     if args.amp:
         amp_dtype = getattr(torch, args.amp_dtype or ("bfloat16" if device == "cpu" else "float16"))
@@ -169,18 +156,12 @@ def square(input_size: list[int], img_size: int | None) -> int:
     return height
 
 
-def spread(order: list[int], wanted: int | None) -> list[int]:
-    """``wanted`` of the images, evenly spaced, so that all classes of a sorted set are among them."""
-    wanted = min(wanted or len(order), len(order))
-    return [order[i * len(order) // wanted] for i in range(wanted)]
-
-
 def make_parser() -> flags.ArgumentParser:
     """The flags of eval_imagenet."""
     parser = flags.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
     parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
     flags.add_model_flags(parser)
-    flags.add_data_flags(parser, batch_size=64, workers=min(2, common.cores()))
+    flags.add_data_flags(parser, batch_size=64, workers=min(2, cores()))
     flags.add_compute_flags(parser)
     add = parser.add_argument
     add("--pretrained", action="store_true", help="the weights that the name stands for: always so without --checkpoint")

@@ -17,7 +17,7 @@ from vitoats.cli import common, config_file, flags
 from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
-    from vitoats.loading.load import LoadedModel
+    from vitoats.loading.loaded import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -49,26 +49,28 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("--float16 stores S, U and V, which --dense folds: leave one of them out")
     if args.data_dir and not args.verify:
         raise InputError("--data-dir is for --verify: add that, or leave it out")
-    common.check_output_file(args.output, args.overwrite)
-    common.set_threads(args.threads)
+    from vitoats.common.devices import set_threads
+    from vitoats.common.outputs import check_output_file
 
-    from vitoats.export.onnx_file import Form, export_onnx
+    check_output_file(args.output, args.overwrite)
+    set_threads(args.threads)
+
+    from vitoats.export.onnx_file import Form, described_by, export_onnx
+    from vitoats.format.operator import DOMAIN
 
     start = time.perf_counter()
     args.model = name
     loaded = common.load(args)
-    described = {"model": loaded.about.get("model", name)}
-    described |= {key: loaded.about[key] for key in ("method", "compression") if key in loaded.about}
     form: Form = "inline" if args.inline else "matmul" if args.matmul else "dense" if args.dense else "sparse"
     common.log.info("tracing")
-    proto = export_onnx(loaded, args.output, form, described, args.float16)
+    proto = export_onnx(loaded, args.output, form, described_by(loaded.about, name), args.float16)
     result = {
         "model": name,
         "output": str(args.output),
         "form": form,
         "float16": args.float16,
         "onnx_mb": round(args.output.stat().st_size / 1e6, 3),
-        "sparse_nodes": sum(node.domain == "vitoats" for node in proto.graph.node),
+        "sparse_nodes": sum(node.domain == DOMAIN for node in proto.graph.node),
         "img_size": loaded.preprocessing.img_size,
     }
     if args.verify:

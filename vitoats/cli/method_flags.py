@@ -1,25 +1,20 @@
-"""The flags that choose a method and its settings, and what they come to together with the method's own defaults."""
+"""The flags that choose a method and its settings, and the settings that they give."""
 
-import dataclasses
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vitoats.cli.common import MODEL_FLAGS
 from vitoats.cli.flags import positive, positive_number
-from vitoats.cli.goals import refuse_goal
-from vitoats.common.errors import InputError
 
-if TYPE_CHECKING:
-    from vitoats.methods.registry import Method, Recipe, StructuralMethod
-
-METHOD_FLAGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
-CLOSED_DOMAIN_DAMPING = 0.1  # where a method that mixes images is told not to: damping stands in a little for the mix
-RECIPE_FLAGS = ("target", "refit_bias", "allocation", "calibration_mix")
-NSAMPLES = 512
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: what flags are where they are not given
-    "oats-h": {"fast": {"solver": "support", "iterations": 20, "allocation": "uniform", "nsamples": 128}},
-}
+# What is not given is absent, so that the preset or the method decides it; these are always there, None where not given.
+ALWAYS = ("preset", "cost_table", "general_images")
+SETTINGS = (
+    *("method", "nsamples", "compression", "speedup", "max_ms", "max_mb", "rank_ratio", "iterations", "pattern", "solver"),
+    *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv"),
+)
+SHARED = (*MODEL_FLAGS, "batch_size", "workers", "device", "threads", "seed", "memory_limit")  # with other commands
 
 
 def add_method_flags(parser: ArgumentParser) -> None:
@@ -41,7 +36,7 @@ def add_method_flags(parser: ArgumentParser) -> None:
         help="oats-h: fast finds supports as OATS does, splits the budget equally and calibrates on 128 images: minutes for "
         "a ViT-B; other flags beat it",
     )
-    method("--nsamples", type=positive, metavar="N", help=f"calibration images, drawn at random (default: {NSAMPLES})")
+    method("--nsamples", type=positive, metavar="N", help="calibration images, drawn at random (default: 512)")
     budget = parser.add_mutually_exclusive_group()
     asked = partial(budget.add_argument, default=SUPPRESS)
     asked(
@@ -115,73 +110,14 @@ def add_method_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
 
 
-def given_flags(args: Namespace) -> dict[str, Any]:
-    """Method flags that were given, and what the preset says of the others.
+def settings(args: Namespace) -> dict[str, Any]:
+    """What ``compression.settings.make_job`` takes, from the flags that were given.
 
     Raises:
-        InputError: the method has no such preset.
+        InputError: the method has no such option, or there is no such method.
     """
-    if args.preset and args.preset not in PRESETS.get(args.method, {}):
-        raise InputError(f"the method {args.method} has no preset {args.preset!r}: leave --preset out, or use --method oats-h")
-    preset = PRESETS[args.method][args.preset] if args.preset else {}
-    return preset | {name: getattr(args, name) for name in ("nsamples", *METHOD_FLAGS, *RECIPE_FLAGS) if name in args}
+    from vitoats.compression.settings import read_options
 
-
-def make_recipe(args: Namespace, method: "Method | StructuralMethod") -> "Recipe":
-    """How the method is used on the whole model: flags that were given, then the preset, then the method's own recipe."""
-    given = {name: value for name, value in given_flags(args).items() if name in RECIPE_FLAGS}
-    if args.general_images and "calibration_mix" not in given:
-        given["calibration_mix"] = "general"
-    return dataclasses.replace(method.recipe, **given)
-
-
-def refuse_layer_flags(args: Namespace) -> None:
-    """Refuses what only methods that work layer by layer take.
-
-    Raises:
-        InputError: one of these flags is given.
-    """
-    for name in ("target", "refit_bias", "allocation"):
-        if name in args:
-            raise InputError(f"{args.method} compresses no single layers: leave --{name.replace('_', '-')} out")
-    refuse_goal(args, f"{args.method} removes heads and neurons: give --compression instead")
-    if args.resume:
-        raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
-    if args.fused_qkv:
-        raise InputError(f"{args.method} removes whole heads from q, k and v: leave --fused-qkv out")
-    if args.format != "factored":
-        raise InputError(f"{args.method} writes smaller dense matrices, which timm does not open: leave --format out")
-
-
-def make_config(args: Namespace, method: "Method | StructuralMethod") -> Any:
-    """The method's config: flags, --method-options, what the preset says, what suits the mix, and then the method's defaults.
-
-    Raises:
-        InputError: the method has no such setting, or its value is wrong.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(method.config)}
-    given = {name: value for name, value in given_flags(args).items() if name in METHOD_FLAGS}
-    for name in given.keys() - defaults.keys():
-        raise InputError(f"the method {args.method} takes no --{name.replace('_', '-')}: leave it out")
-    closed_domain = method.recipe.calibration_mix != "none" and make_recipe(args, method).calibration_mix == "none"
-    if closed_domain and "damping" in defaults:
-        given["damping"] = CLOSED_DOMAIN_DAMPING
-    if "seed" in defaults:
-        given["seed"] = args.seed
-    for item in args.method_options.split(",") if args.method_options else []:
-        name, _, text = item.partition("=")
-        if name not in defaults or name in ("seed", *METHOD_FLAGS):
-            own = [n for n in defaults if n not in ("seed", *METHOD_FLAGS)]
-            raise InputError(f"the method {args.method} has no option {name!r}: it has {', '.join(own) or 'none'}")
-        given[name] = _value(name, text, type(defaults[name]))
-    if ":" in str(given.get("pattern", defaults.get("pattern"))):
-        given.setdefault("compression", None)  # N:M implies it
-    return method.config(**given)
-
-
-def _value(name: str, text: str, kind: type) -> Any:
-    """Reads an option's value as what its default is."""
-    try:
-        return {"true": True, "false": False}[text] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        raise InputError(f"--method-options: {name}={text} is wrong: give {name} a value of type {kind.__name__}") from None
+    given = {name: getattr(args, name) for name in (*SETTINGS, *SHARED) if name in args}
+    given |= {name: getattr(args, name) for name in ALWAYS if getattr(args, name) is not None}
+    return given | read_options(args.method, args.method_options)

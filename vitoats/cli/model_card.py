@@ -24,9 +24,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     args = config_file.parse(parser, argv)
 
+    from vitoats.common.json_files import read_json
     from vitoats.loading.checkpoint import CARD, CONFIG, about, is_checkpoint
     from vitoats.loading.model_card import model_card
-    from vitoats.loading.weights import read_json
 
     if not is_checkpoint(args.folder):
         raise InputError(f"{args.folder} was not written by compress (it has no vitoats.json): name a folder that was")

@@ -18,7 +18,7 @@ from vitoats.common.files import atomic_write
 
 if TYPE_CHECKING:
     from vitoats.evaluation.features import Features
-    from vitoats.loading.load import LoadedModel
+    from vitoats.loading.loaded import LoadedModel
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -26,16 +26,20 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = config_file.parse(make_parser(), argv)
     if args.data_dir is None:
         raise InputError("there are no images to train on: give --data-dir a folder with one subfolder for each class")
-    common.check_output_file(args.output, args.overwrite)
+    from vitoats.common.outputs import check_output_file
+
+    check_output_file(args.output, args.overwrite)
 
     import torch
 
+    from vitoats.common.devices import set_threads
     from vitoats.evaluation.features import MOST_LAYERS
     from vitoats.evaluation.knn import knn_predict
     from vitoats.evaluation.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
-    from vitoats.models.heads import HeadInfo, save_head
+    from vitoats.loading.head_files import save_head
+    from vitoats.models.heads import HeadInfo
 
-    common.set_threads(args.threads)
+    set_threads(args.threads)
     start = time.perf_counter()
     loaded = common.load(args, with_head=False)
     depth = min(MOST_LAYERS, len(loaded.timm_model.blocks))
@@ -93,6 +97,7 @@ def features_of(
     """Features, class names and file names of a split's images, or of some of them, drawn at random."""
     import torch
 
+    from vitoats.common.devices import check_device
     from vitoats.common.fingerprint import fingerprint
     from vitoats.data.images import batches, digest, open_images
     from vitoats.evaluation.features import cached, extract
@@ -101,7 +106,7 @@ def features_of(
     if not dataset.classes:
         raise InputError("these images have no labels: training needs a folder with one subfolder for each class")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))[:wanted].tolist()
-    backbone = loaded.timm_model.to(common.check_device(args.device))
+    backbone = loaded.timm_model.to(check_device(args.device))
 
     def compute() -> "Features":
         with common.Bar(f"features ({split})", args.quiet) as bar:

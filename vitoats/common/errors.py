@@ -29,3 +29,10 @@ class InputError(_ArgumentError, ValueError):
 
 class RunError(_ArgumentError, RuntimeError):
     """Something failed on the way, such as a full disk. A command ends with exit status 1."""
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    """An error's message on one line, cut to ``limit`` characters, without characters that a terminal would obey."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -31,7 +31,7 @@ def return_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-class KeptApart:
+class PageBuffers:
     """Copies on the CPU in pages of their own, which go back to the system when a copy is freed.
 
     The first copy under a name makes room for all, which takes no memory until it is written to. Where each copy makes its own,

@@ -25,14 +25,13 @@ moment is a copy.
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from vitoats.calibration.targets import token_stride
-from vitoats.format.counts import count_flops
 from vitoats.methods.hessian import REFIT_BYTES
-from vitoats.methods.statistics import Needs
-from vitoats.models.adapter import LinearLayer, ModelAdapter
+from vitoats.methods.statistics import StatisticsLevel
+from vitoats.models.blocks import Block, ModelAdapter
+from vitoats.models.flops import count_flops
 
 PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
 MLP_TENSORS = 16  # a block at work: four tensors of four times the width
@@ -78,7 +77,7 @@ def estimate_memory(
     batch_size: int,
     factors: int,
     compression: float,
-    needs: Needs = "diagonal",
+    level: StatisticsLevel = "diagonal",
     paths: int = 1,
 ) -> MemoryEstimate:
     """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
@@ -89,27 +88,27 @@ def estimate_memory(
         batch_size: images at a time.
         factors: parameters of all low-rank factors.
         compression: share of the weights that is removed.
-        needs: what is collected of a layer's input.
+        level: how much is collected of a layer's input.
         paths: 2 where the dense model's hidden states are kept beside the compressed one's.
     """
-    shapes = adapter.hidden_shapes
-    stored = [math.prod(shape) for shape in shapes[:-1]]
-    stored += [math.prod(a) + math.prod(b) for a, b in pairwise(shapes[:-1]) if a != b]
-    sizes = [adapter.linear(linear).weight.numel() for block in adapter.linears for linear in block]
-    squares = [[adapter.linear(linear).in_features ** 2 for linear in block] for block in adapter.linears]
+    before = [math.prod(block.shape_before) for block in adapter.blocks]
+    after = [math.prod(block.shape_after) for block in adapter.blocks]
+    changing = [b.shape_before != b.shape_after for b in adapter.blocks[:-1]]  # both are held, behind all but the last
+    stored = max([*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes)])
+    sizes = [layer.module.weight.numel() for layer in adapter.linears]
+    widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
+    kept = max(elements * (sum(block) / block[0] + 3) for elements, block in zip(before, widths, strict=True) if block)
     statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
-    blocks = zip(shapes, ([adapter.linear(linear).in_features for linear in block] for block in adapter.linears), strict=False)
-    kept = max(math.prod(shape) * (sum(widths) / widths[0] + 3) for shape, widths in blocks if widths)
-    if needs == "full":
-        statistics = 8 * max(sum(block) for block in squares)
+    if level == "full":
+        statistics = 8 * max(sum(width**2 for width in block) for block in widths)
         solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
-        solver += HESSIAN_BUFFERS * 8 * max(n for block in squares for n in block) + REFIT_BYTES
+        solver += HESSIAN_BUFFERS * 8 * max(width for block in widths for width in block) ** 2 + REFIT_BYTES
     return MemoryEstimate(
         process=PROCESS_BYTES,
         model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
-        hidden=paths * nsamples * max(stored) * 4,
+        hidden=paths * nsamples * stored * 4,
         kept=round(nsamples * kept * 4) if paths > 1 else 0,
-        block=paths * min(batch_size, nsamples) * max(map(math.prod, shapes)) * MLP_TENSORS * 4,
+        block=paths * min(batch_size, nsamples) * max(*before, *after) * MLP_TENSORS * 4,
         statistics=statistics,
         solver=solver,
         saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),
@@ -135,11 +134,10 @@ class WorkEstimate:
 
 def estimate_work(
     adapter: ModelAdapter,
-    linears: list[list[LinearLayer]],
+    blocks: list[Block],
     configs: dict[str, Any],
     nsamples: int,
-    img_size: int,
-    needs: Needs,
+    level: StatisticsLevel,
     passes: float,
     two_paths: bool,
 ) -> WorkEstimate:
@@ -147,46 +145,44 @@ def estimate_work(
 
     Args:
         adapter: the model.
-        linears: the layers to compress, block by block.
+        blocks: its blocks, with the layers to compress.
         configs: of the method, by layer name; its own count comes from ``multiply_adds(d_out, d_in)`` where it has one.
         nsamples: calibration images.
-        img_size: in pixels.
-        needs: what is collected of a layer's input.
+        level: how much is collected of a layer's input.
         passes: how often all blocks run over all images.
         two_paths: whether layers are measured against the dense path, which takes cross moments too.
     """
     statistics, solver = 0, 0
-    for block, shape in zip(linears, adapter.hidden_shapes, strict=False):
-        for layer in block:
-            module = adapter.linear(layer)
-            tokens = nsamples * math.prod(shape) // adapter.linear(block[0]).in_features
-            if needs == "full" and two_paths:
+    for block in blocks:
+        for layer in block.linears:
+            module = layer.module
+            tokens = nsamples * math.prod(block.shape_before) // block.linears[0].module.in_features
+            if level == "full" and two_paths:
                 statistics += tokens // token_stride(tokens, module.in_features) * 2 * module.in_features**2
-            elif needs == "full":
+            elif level == "full":
                 statistics += tokens * module.in_features**2
             if hasattr(configs[layer.name], "multiply_adds"):
                 shares = module.out_features // layer.parts, module.in_features
                 solver += layer.parts * configs[layer.name].multiply_adds(*shares)
-    return WorkEstimate(passes * nsamples * count_flops(adapter.model, img_size), statistics, solver or None)
+    return WorkEstimate(passes * nsamples * count_flops(adapter.model, adapter.inputs), statistics, solver or None)
 
 
-def count_passes(adapter: ModelAdapter, linears: list[list[LinearLayer]], target: str, keep: bool) -> float:
-    """How often all blocks run over all images, parts of blocks by their share of the weights.
+def count_passes(blocks: list[Block], target: str, keep: bool) -> float:
+    """How often all blocks run over all images, a share of a block by its share of the weights.
 
     Args:
-        adapter: the model.
-        linears: the layers to compress, block by block.
+        blocks: with the layers to compress.
         target: of the layers (vitoats.calibration.targets).
         keep: whether what would run again is kept.
     """
-    most = max(len(block) for block in linears)
+    most = max(len(block.linears) for block in blocks)
     if target in ("block", "sequential"):
         return 2.0 if target == "block" else most + 1.0
     if keep:
         return KEPT_PASSES
     ran, total = 0, 0
-    for block in linears:
-        sizes = [adapter.linear(layer).weight.numel() for layer in block]
+    for block in blocks:
+        sizes = [layer.module.weight.numel() for layer in block.linears]
         total += sum(sizes)
         ran += sum(sizes) + sum(sum(sizes[:i]) for i in range(len(sizes)))
     return 2 * ran / total

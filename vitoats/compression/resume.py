@@ -6,15 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.kept_files import UnfitError, read_tensors, read_values, write_tensors, write_values
-from vitoats.compression.pipeline import LayerRow
-from vitoats.format import bitmask
+from vitoats.compression.layer import LayerRow
+from vitoats.format import factored
 from vitoats.format.layers import SparseLowRankLinear
-from vitoats.loading.checkpoint import about, factored_tensors
+from vitoats.loading.checkpoint import about
 
 log = logging.getLogger("vitoats")
 
@@ -58,7 +57,7 @@ class BlockStore:
         """Writes a finished block."""
         tensors: dict[str, Tensor] = {}
         for name, layer in layers.items():
-            tensors |= factored_tensors(name, layer)
+            tensors |= factored.pack(name, layer)
         tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
         path, key = self.folder / _file_name(index), _key(index, self.fingerprint)
         write_tensors(path, key, tensors, [asdict(row) for row in rows], "free some space, then add `resume`")
@@ -97,13 +96,13 @@ class BlockStore:
 
 
 def is_output_of(partial: Path, output: Path) -> bool:
-    """Whether a folder that compress wrote came from these finished blocks: it has their figures, solving times included."""
+    """Whether a folder that compress wrote came from these finished blocks: it has their figures."""
     rows: list[Any] = []
     try:
         fingerprint = read_values(partial / STATE, STATE)
         for index in range(len(_block_files(partial))):
             rows += read_tensors(partial / _file_name(index), _key(index, fingerprint))[1]
-        return bool(rows) and about(output).get("layers") == rows
+        return bool(rows) and about(output).get("layers") == [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -132,10 +131,4 @@ def _row(values: dict[str, Any]) -> LayerRow:
 
 
 def _layer(row: LayerRow, tensors: dict[str, Tensor]) -> SparseLowRankLinear:
-    values, mask = (tensors[f"{row.name}.S.{part}"].numpy() for part in ("values", "mask"))
-    return SparseLowRankLinear(
-        torch.from_numpy(bitmask.unpack(values, mask, row.d_in)),
-        [tensors[f"{row.name}.U.{i}"] for i in range(len(row.ranks))],
-        [tensors[f"{row.name}.V.{i}"] for i in range(len(row.ranks))],
-        tensors.get(f"{row.name}.bias"),
-    )
+    return factored.unpack(row.name, tensors, [(row.d_out // len(row.ranks), rank) for rank in row.ranks], row.d_in)

@@ -19,13 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.calibration.moments import input_statistics
+from vitoats.calibration.walk import walk
 from vitoats.common.errors import InputError
 from vitoats.compression.estimates import estimate_memory
-from vitoats.compression.pipeline import Progress, plan_memory
+from vitoats.compression.pipeline import Progress
+from vitoats.compression.plan import plan_memory
 from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
 from vitoats.methods.statistics import InputStatistics
-from vitoats.models.adapter import LinearLayer, ModelAdapter, adapt
+from vitoats.models.adapter import adapt
+from vitoats.models.blocks import Block, ModelAdapter
+from vitoats.models.inputs import ImageInputs
 from vitoats.models.units import Units, find_units, keep_units, linear, why_not
 
 log = logging.getLogger("vitoats")
@@ -88,7 +93,7 @@ def prune(
     *,
     method: str,
     config: Any,
-    img_size: int,
+    inputs: ImageInputs,
     nsamples: int,
     batch_size: int = 64,
     memory_limit: float | None = None,
@@ -99,10 +104,10 @@ def prune(
 
     Args:
         model: a vision transformer in eval mode, on the device where the work is done.
-        images: batches of calibration images [b, 3, img_size, img_size].
+        images: batches of calibration images, as ``inputs`` describes them.
         method: a structural method's name.
         config: that method's config.
-        img_size: in pixels.
+        inputs: what the model takes.
         nsamples: how many images ``images`` yields at most.
         batch_size: how many images a block runs on at a time.
         memory_limit: bytes; if the estimate is above it, hidden states go to files in ``scratch`` instead.
@@ -115,29 +120,18 @@ def prune(
     """
     start = time.perf_counter()
     solver = STRUCTURAL[method]
-    adapter = adapt(model, img_size)
+    adapter = adapt(model, inputs)
     estimate = estimate_memory(adapter, nsamples, batch_size, 0, config.compression, "full")
     spill_to = plan_memory(dataclasses.replace(estimate, hidden=2 * estimate.hidden), memory_limit, scratch)
-    n_blocks = len(adapter.block_names)
+    n_blocks = len(adapter.blocks)
     progress(0, 2 * n_blocks, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
     found, skipped = _removable(adapter, hidden.values[:TRIAL_IMAGES].to(hidden.device))
     scores = _scores(adapter, hidden.copy(spill_to), found, solver, config, progress)
-    flat = [units for block in found for units in block]
+    flat = [units for modules in found for units in modules]
     kept = iter(cut(scores, [units.weights for units in flat], config))
 
-    rows: list[ModuleRow] = []
-    for index, block in enumerate(found):
-        progress(n_blocks + index, 2 * n_blocks, "pruning")
-        if config.compensation == "dense":  # statistics of the whole block, and its outputs, before it is touched
-            statistics = _measured(adapter, hidden, index, block)
-            hidden.advance(adapter, index)
-            rows += [_shrink(adapter, units, next(kept), statistics, config) for units in block]
-            continue
-        for units in block:
-            rows.append(_shrink(adapter, units, next(kept), _measured(adapter, hidden, index, [units]), config))
-        if index + 1 < n_blocks:
-            hidden.advance(adapter, index)
+    rows = _prune_blocks(adapter, hidden, found, kept, config, progress)
     progress(2 * n_blocks, 2 * n_blocks, "done")
     total = sum(units.count * units.weights for units in flat)
     return PruningReport(
@@ -150,23 +144,61 @@ def prune(
     )
 
 
+def _prune_blocks(
+    adapter: ModelAdapter,
+    hidden: HiddenStates,
+    found: list[list[Units]],
+    kept: Iterator[Tensor],
+    config: Any,
+    progress: Progress,
+) -> list[ModuleRow]:
+    """Makes all modules smaller, and refits their output layers on inputs behind pruned blocks, or behind dense ones.
+
+    Args:
+        adapter: the model.
+        hidden: the images before the first block; used up.
+        found: the units of each block.
+        kept: which units of each module stay, [n] in order.
+        config: of the method.
+        progress: told what is being done.
+    """
+    n_blocks = len(adapter.blocks)
+    rows: list[ModuleRow] = []
+    if config.compensation == "dense":
+        for index, (block, modules) in enumerate(zip(adapter.blocks, found, strict=True)):
+            progress(n_blocks + index, 2 * n_blocks, "pruning")
+            statistics = _output_inputs(hidden, block, modules)
+            hidden.advance(block)  # before it is touched
+            rows += [_shrink(adapter.model, units, next(kept), statistics, config) for units in modules]
+        return rows
+    for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
+        progress(n_blocks + index, 2 * n_blocks, "pruning")
+        for units in modules:
+            statistics = _output_inputs(hidden, block, [units])
+            rows.append(_shrink(adapter.model, units, next(kept), statistics, config))
+    return rows
+
+
 def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]], list[tuple[str, str]]]:
     """The units of each block that can be removed, and (name, reason) of all layers that stay as they are.
+
+    Args:
+        adapter: the model.
+        hidden: a few hidden states before the first block.
 
     Raises:
         InputError: there are none at all.
     """
-    called = {layer.name for block in adapter.linears for layer in block}
+    called = {layer.name for layer in adapter.linears}
     found: list[list[Units]] = []
     reasons = dict.fromkeys(sorted(called), "its heads or neurons are not known")
-    for index, name in enumerate(adapter.block_names):
+    for block in adapter.blocks:
         found.append([])
-        width = adapter.hidden_shapes[index + 1][-1]
-        for units in find_units(adapter.model, name):
+        for units in find_units(adapter.model, block.name):
             layers = (*units.inputs, units.output)
-            if not called.issuperset(layers) or linear(adapter.model, units.output).out_features != width:
+            if not called.issuperset(layers) or linear(adapter.model, units.output).out_features != block.shape_after[-1]:
                 continue  # (an MLP that makes a position bias, say)
-            reason = why_not(adapter, index, units, hidden)
+            reason = why_not(block, units, hidden)
             if reason is None:
                 found[-1].append(units)
                 for layer in layers:
@@ -187,36 +219,33 @@ def _scores(
     config: Any,
     progress: Progress,
 ) -> list[Tensor]:
-    """Scores all units of the model on its dense activations, module by module."""
+    """Scores all units of the model on its dense activations, module by module; ``hidden`` is used up."""
     scores = []
-    for index, block in enumerate(found):
+    for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
         progress(index, 2 * len(found), "scoring")
-        statistics = _measured(adapter, hidden, index, block)
-        for units in block:
+        statistics = _output_inputs(hidden, block, modules)
+        for units in modules:
             weight = linear(adapter.model, units.output).weight.detach()
             moments = statistics[units.output].to(weight.device)
             scores.append(method.score(weight, moments, units.width, config))
-        hidden.advance(adapter, index)
     return scores
 
 
-def _measured(adapter: ModelAdapter, hidden: HiddenStates, index: int, block: list[Units]) -> dict[str, InputStatistics]:
+def _output_inputs(hidden: HiddenStates, block: Block, modules: list[Units]) -> dict[str, InputStatistics]:
     """Full moments of what the output layers of these units read."""
-    return hidden.statistics(adapter, index, [LinearLayer(units.output, 1) for units in block], "full")
+    return input_statistics(hidden, block, "full", [units.output for units in modules])
 
 
 @torch.no_grad()
-def _shrink(
-    adapter: ModelAdapter, units: Units, mask: Tensor, statistics: dict[str, InputStatistics], config: Any
-) -> ModuleRow:
+def _shrink(model: nn.Module, units: Units, mask: Tensor, statistics: dict[str, InputStatistics], config: Any) -> ModuleRow:
     """Removes the units that ``mask`` [n] does not mark for real, and refits the output layer."""
     start = time.perf_counter()
-    output = linear(adapter.model, units.output)
+    output = linear(model, units.output)
     device = output.weight.device
     kept = mask.nonzero().flatten().to(device)
     moments = statistics[units.output].to(device)
     weight, bias, error = compensated(output.weight, output.bias, moments, units.columns(kept), config)
-    keep_units(adapter.model, units, kept)
+    keep_units(model, units, kept)
     output.weight.copy_(weight)
     if bias is not None:
         output.bias.copy_(bias)

@@ -9,6 +9,7 @@ from torch.utils.data import Subset
 
 from vitoats.common.errors import InputError
 from vitoats.data.images import calibration_batches, digest, open_images, shuffled
+from vitoats.data.in_memory import ImagesInMemory
 from vitoats.data.synthetic import SyntheticImages
 
 Mix = Literal["none", "synthetic", "general", "both"]
@@ -52,7 +53,7 @@ class CalibrationImages:
 
 
 def calibration_images(
-    data_dir: str,
+    own: Any,
     general_images: str | None,
     mix: Mix,
     nsamples: int,
@@ -64,7 +65,8 @@ def calibration_images(
     """Opens and splits the images.
 
     Args:
-        data_dir: the user's images (``open_images``, its training split).
+        own: the user's images: what ``open_images`` takes, of which the training split counts, or images in memory
+            (``data.in_memory``).
         general_images: a folder of varied images, for the mixes "general" and "both".
         mix: "none", or what is mixed in, each kind as much as the user's images: "synthetic" (``vitoats.data.synthetic``),
             "general", or "both".
@@ -82,7 +84,8 @@ def calibration_images(
     if (mix in ("general", "both")) != (general_images is not None):
         remedy = "leave `general_images` out, or `calibration_mix`" if general_images else "give `general_images` a folder"
         raise InputError(f"the calibration mix is {mix}: {remedy}")
-    sources: dict[str, Any] = {"own": open_images(data_dir, "train", transform)}
+    opened: Any = open_images(own, "train", transform) if isinstance(own, str) else ImagesInMemory(own, transform, img_size)
+    sources: dict[str, Any] = {"own": opened}
     if general_images is not None:
         sources["general"] = open_images(general_images, "train", transform)
     if mix in ("synthetic", "both"):

@@ -60,6 +60,13 @@ class ImageFiles(Dataset):
         except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
             return Unreadable(path, str(error) or type(error).__name__)
 
+    def content(self, index: int) -> bytes:
+        """The file's bytes; none where it cannot be read, which is an image that is skipped."""
+        try:
+            return Path(self.paths[index]).read_bytes()
+        except OSError:
+            return b""
+
 
 class ImageArrays(Dataset):
     """Greyscale images in memory, uint8 [n, height, width]; an item is (image tensor, label)."""
@@ -72,6 +79,10 @@ class ImageArrays(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.images[index]).convert("RGB")), int(self.labels[index])
+
+    def content(self, index: int) -> bytes:
+        """The image as it is kept."""
+        return self.images[index].tobytes()
 
 
 ImageDataset = ImageFiles | ImageArrays
@@ -132,17 +143,8 @@ def digest(dataset: ImageDataset, indices: Iterable[int]) -> str:
     labels = [] if dataset.labels is None else [int(dataset.labels[i]) for i in indices]
     found = hashlib.sha256(json.dumps([dataset.classes, labels]).encode())
     for i in indices:
-        content = dataset.images[i].tobytes() if isinstance(dataset, ImageArrays) else _bytes_of(dataset.paths[i])
-        found.update(hashlib.sha256(content).digest())
+        found.update(hashlib.sha256(dataset.content(i)).digest())
     return found.hexdigest()
-
-
-def _bytes_of(path: str) -> bytes:
-    """A file's content; none where it cannot be read, which is an image that is skipped."""
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
 
 
 def shuffled(dataset: Any, seed: int) -> list[int]:

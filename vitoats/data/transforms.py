@@ -1,15 +1,19 @@
 """What an image goes through before a model sees it; stored with every checkpoint and ONNX file."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, one_line
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform  # isort: skip
 
 CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MAX_IMG_SIZE = 4096
+CROP_PCT = (0.1, 2.0)  # above 1, "border" leaves one
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,12 @@ class Preprocessing:
         img_size: height and width in pixels after all.
         crop_pct: the crop's share of the resized image; with "center" the short side is resized to img_size / crop_pct.
         crop_mode: "center", "squash" (both sides resized, nothing cut off) or "border".
-        interpolation: "bicubic", "bilinear", ...
+        interpolation: one of ``INTERPOLATIONS``.
         mean: per channel, of pixels in 0..1.
         std: per channel.
 
     Raises:
-        ValueError: such images cannot be.
+        InputError: such images cannot be.
     """
 
     img_size: int
@@ -36,9 +40,18 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self):
-        sizes = isinstance(self.img_size, int) and self.img_size > 0 and self.crop_pct > 0
-        if not sizes or self.crop_mode not in CROP_MODES or not len(self.mean) == len(self.std) == 3:
-            raise ValueError(f"this preprocessing cannot be: {asdict(self)}")
+        if not (isinstance(self.img_size, int) and not isinstance(self.img_size, bool) and 1 <= self.img_size <= MAX_IMG_SIZE):
+            raise InputError(f"images of {_brief(self.img_size)} px cannot be: sizes go from 1 to {MAX_IMG_SIZE} (`img_size`)")
+        fits = {
+            "crop_pct": _is_number(self.crop_pct) and CROP_PCT[0] <= self.crop_pct <= CROP_PCT[1],
+            "crop_mode": self.crop_mode in CROP_MODES,
+            "interpolation": self.interpolation in INTERPOLATIONS,
+            "mean": _is_colour(self.mean),
+            "std": _is_colour(self.std) and min(self.std) > 0,
+        }
+        for name, fit in fits.items():
+            if not fit:
+                raise InputError(f"this preprocessing cannot be: its {name} is {_brief(getattr(self, name))}")
 
     @classmethod
     def from_timm(cls, config: dict[str, Any]) -> "Preprocessing":
@@ -61,8 +74,15 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """From what ``to_dict`` gave."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        """From what ``to_dict`` gave.
+
+        Raises:
+            InputError: these are other values.
+        """
+        try:
+            return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"this is no preprocessing ({one_line(error, 100)})") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -94,3 +114,15 @@ class Preprocessing:
             f"{self.img_size} px, {self.crop_mode} crop {self.crop_pct:.3g}, {self.interpolation}, "
             f"mean {numbers(self.mean)}, std {numbers(self.std)}"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_colour(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) == 3 and all(_is_number(v) for v in values)
+
+
+def _brief(value: Any) -> str:
+    return one_line(ValueError(repr(value)), 50)

@@ -12,9 +12,11 @@ from vitoats.common.errors import InputError
 from vitoats.data.images import batches
 from vitoats.evaluation.accuracy import evaluate
 from vitoats.format.layers import compressed_layers
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
+from vitoats.models.hooks import watch_inputs, watch_outputs
+from vitoats.models.inputs import ImageInputs
 
-Observe = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, 3, h, w] -> logits [b, n_classes], features [b, d]
+LogitsAndFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, 3, h, w] -> logits [b, n_classes], features [b, d]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Outcome:
     hits5: np.ndarray
 
 
-def observer(loaded: LoadedModel, device: str) -> Observe:
-    """A torch model with the features that its classifier gets.
+def logits_and_features(loaded: LoadedModel, device: str) -> LogitsAndFeatures:
+    """A torch model's forward pass, with the features that its classifier gets.
 
     Raises:
         InputError: it has no classifier.
@@ -44,20 +46,17 @@ def observer(loaded: LoadedModel, device: str) -> Observe:
         raise InputError(f"{loaded.name} has no classifier: give it one with `head`")
 
     @torch.inference_mode()
-    def observe(images: Tensor) -> tuple[Tensor, Tensor]:
-        caught: list[Tensor] = []
-        handle = classifier.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
-        try:
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        features: list[Tensor] = []
+        with watch_inputs({"": classifier}, lambda _name, x: features.append(x)):
             logits = model(images.to(device))
-        finally:
-            handle.remove()
-        return logits.cpu(), caught[0].float().cpu()
+        return logits.cpu(), features[0].float().cpu()
 
-    return observe
+    return forward
 
 
 def outcome(
-    observe: Observe,
+    forward: LogitsAndFeatures,
     batches: Iterator[tuple[Tensor, Tensor]],
     n_classes: int | None,
     progress: Callable[[int], None] = lambda _: None,
@@ -70,7 +69,7 @@ def outcome(
     features: list[Tensor] = []
 
     def predict(images: Tensor) -> Tensor:
-        logits, found = observe(images)
+        logits, found = forward(images)
         features.append(found)
         return logits
 
@@ -78,9 +77,9 @@ def outcome(
     return Outcome(torch.cat(features).numpy(), np.array(counted.hits1), np.array(counted.hits5))
 
 
-def stacked_features(observe: Observe, batches: Iterator[tuple[Tensor, Tensor]]) -> np.ndarray:
+def stacked_features(forward: LogitsAndFeatures, batches: Iterator[tuple[Tensor, Tensor]]) -> np.ndarray:
     """Features [n * k, d] of n images in k crops each, from batches of [b, k, 3, h, w]."""
-    return torch.cat([observe(crops.flatten(0, 1))[1] for crops, _ in batches]).numpy()
+    return torch.cat([forward(crops.flatten(0, 1))[1] for crops, _ in batches]).numpy()
 
 
 def cosines(features: np.ndarray, dense: np.ndarray) -> np.ndarray:
@@ -95,34 +94,12 @@ def relative_error(features: np.ndarray, dense: np.ndarray) -> float:
     return float(np.square(features - dense).sum() / np.square(dense - dense.mean(axis=0)).sum())
 
 
-FINAL_NORMS = ("norm", "fc_norm")  # timm's names; where there are both one is an identity
-
-
-def pooled(model: Any, hidden: Tensor, normed: bool = False) -> Tensor:
-    """Features [b, d] of a timm backbone from its last hidden states, for where there is no classifier.
-
-    The final norm; then for tokens [b, n, width] the class token, if there is one, and the mean of the patch tokens, for maps
-    [b, ..., width] the mean over all places.
-
-    Args:
-        model: the backbone.
-        hidden: after the last block.
-        normed: they are past the final norm already.
-    """
-    for name in () if normed else FINAL_NORMS:
-        hidden = getattr(model, name, nn.Identity())(hidden)
-    if hidden.ndim != 3:
-        return hidden.flatten(1, -2).mean(dim=1)
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    patches = hidden[:, prefix:].mean(dim=1)
-    return torch.cat([hidden[:, 0], patches], dim=1) if prefix else patches
-
-
 class Fidelity:
     """How far a backbone's features move between two moments, on sets of images by name."""
 
-    def __init__(self, model: Any, datasets: dict[str, Any], batch_size: int, workers: int):
+    def __init__(self, model: Any, inputs: ImageInputs, datasets: dict[str, Any], batch_size: int, workers: int):
         """Notes the features as they are now."""
+        self.inputs = inputs
         self.datasets, self.batch_size, self.workers = datasets, batch_size, workers
         features = self._features(model)
         self.before = {name: f for name, f in features.items() if len(f) and (f != f[0]).any()}  # else there is no scale
@@ -139,7 +116,7 @@ class Fidelity:
         for name, dataset in self.datasets.items():
             parts = []
             for images, _ in batches(dataset, list(range(len(dataset))), self.batch_size, self.workers):
-                parts.append(pooled(model, model.forward_features(images.to(device)), normed=True).float().cpu())
+                parts.append(self.inputs.features(model, images.to(device)).float().cpu())
             found[name] = torch.cat(parts).numpy() if parts else np.empty((0, 0))
         return found
 
@@ -164,15 +141,8 @@ def layer_error(dense: nn.Module, compressed: nn.Module, batches: Iterator[Tenso
         size = exact if before.bias is None else exact - before.bias
         sums[name] += torch.stack([(y - exact).square().sum(), size.square().sum()]).cpu()
 
-    handles = [
-        layer.register_forward_hook(lambda _module, args, y, name=name: measure(name, args[0], y))
-        for name, layer in layers.items()
-    ]
     device = next(compressed.parameters()).device
-    try:
+    with watch_outputs(layers, measure):
         for images in batches:
             compressed(images.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
     return float(np.mean([(error / size).item() for error, size in sums.values()])) if layers else None

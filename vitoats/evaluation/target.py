@@ -13,7 +13,7 @@ from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.accuracy import Predict
 from vitoats.format.layers import compressed_counts, parameter_count
 from vitoats.loading.checkpoint import WEIGHTS
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.names import EMBEDDED
 from vitoats.runtime.inference import metadata, session
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
-from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, NAME
 from vitoats.format import bitmask
 from vitoats.format.layers import SparseLowRankLinear
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, NAME
 
 LowRankForm = Literal["none", "inputs", "nodes"]
 
@@ -63,9 +63,9 @@ class ExportedSparseLowRankLinear(nn.Module):
 
 
 def _stacked(U: list[Tensor], V: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """U_i [d_i, r_i] and V_i [r_i, d_in] of all row blocks as U [blocks, d, r] and V [blocks, r, d_in], r at least 1.
+    """U_i [d_i, r_i] and V_i [r_i, d_in] of all parts as U [parts, d, r] and V [parts, r, d_in], r at least 1.
 
-    Smaller ranks are filled up with zeros. Row blocks of different heights become one, with zeros beside each U_i.
+    Smaller ranks are filled up with zeros. Parts of different heights become one, with zeros beside each U_i.
     """
     if len({len(u) for u in U}) > 1:
         U, V = [torch.block_diag(*U)], [torch.cat(V)]

@@ -18,10 +18,12 @@ from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
 from vitoats.export.gelu import gelu
 from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
-from vitoats.export.sparse_matmul import DOMAIN, DOMAIN_VERSION, OPSET, sparse_matmul_function
+from vitoats.export.sparse_matmul import sparse_matmul_function
 from vitoats.format import bitmask
 from vitoats.format.layers import compressed_counts, compressed_layers, parameter_count, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, OPSET
+from vitoats.loading.loaded import LoadedModel
+from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
@@ -64,7 +66,7 @@ def export_onnx(
     for module in model.modules():
         if hasattr(module, "fused_attn"):  # the fused one becomes more nodes, not fewer
             module.fused_attn = False  # type: ignore[assignment]
-    proto = _trace(model, loaded.preprocessing.img_size)
+    proto = _trace(model, loaded.inputs)
     for noted in _parts(proto.graph):
         del noted.metadata_props[:]  # the exporter notes stack traces, with paths of this machine
     for node in proto.graph.node:
@@ -94,6 +96,16 @@ def export_onnx(
     return proto
 
 
+def described_by(about: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a file says of its origin: the model before compression, and how it was compressed.
+
+    Args:
+        about: what vitoats.json says; empty for a dense model.
+        name: of the model.
+    """
+    return {"model": about.get("model", name)} | {key: about[key] for key in ("method", "compression") if key in about}
+
+
 def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
     """All that can carry notes of the exporter."""
     yield graph
@@ -112,21 +124,21 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def _trace(model: nn.Module, img_size: int) -> onnx.ModelProto:
+def _trace(model: nn.Module, inputs: ImageInputs) -> onnx.ModelProto:
     """Traces with a batch of 2 (a batch of 1 would be taken for a constant)."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    example = torch.zeros(2, 3, img_size, img_size)
+    dynamic = tuple({axis: torch.export.Dim(name) for axis, name in axes.items()} for axes in inputs.dynamic_axes)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model,
-                (example,),
-                input_names=["images"],
-                output_names=["logits"],
+                (inputs.zeros(2),),
+                input_names=list(inputs.names),
+                output_names=list(inputs.output_names),
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=dynamic,
                 dynamo=True,
                 verbose=False,
             )

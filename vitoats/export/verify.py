@@ -8,7 +8,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import Session
 
 BATCHES = (1, 2, 7)
@@ -42,8 +42,7 @@ def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor
         images: batches of (images [b, 3, h, w], labels), to classify.
         seed: of the noise images.
     """
-    size = loaded.preprocessing.img_size
-    noise = torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(seed))
+    noise = loaded.inputs.noise(max(BATCHES), seed)
     agreement = Agreement()
     for batch in BATCHES:
         expected = loaded.model(noise[:batch])

@@ -4,19 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitoats.methods.registry import Decomposition
+from vitoats.format.decomposition import Decomposition
 
 
 class SparseLowRankLinear(nn.Module):
-    """y = x S^T + [x V_1^T U_1^T, x V_2^T U_2^T, ...] + b: a sparse matrix and one low-rank term for each block of rows.
+    """y = x S^T + [x V_1^T U_1^T, x V_2^T U_2^T, ...] + b: a sparse matrix and one low-rank term for each part of the rows.
 
-    A plain layer has one row block; a fused qkv has three, each decomposed on its own. S is held with its zeros, so that
+    A plain layer has one part; a fused qkv has three, each decomposed on its own. S is held with its zeros, so that
     every device and torch.autograd take it; a checkpoint and an ONNX file hold its values and bit mask.
 
     Attributes:
         S: [d_out, d_in].
-        U: one [d_i, r_i] for each row block; the d_i add up to d_out, and r_i may be 0.
-        V: one [r_i, d_in] for each row block.
+        U: one [d_i, r_i] for each part; the d_i add up to d_out, and r_i may be 0.
+        V: one [r_i, d_in] for each part.
         bias: [d_out] or None.
     """
 
@@ -32,21 +32,8 @@ class SparseLowRankLinear(nn.Module):
 
     @classmethod
     def from_decompositions(cls, parts: list[Decomposition], bias: Tensor | None) -> "SparseLowRankLinear":
-        """Stacks the decompositions of consecutive row blocks into one layer."""
+        """Stacks the decompositions of consecutive parts into one layer."""
         return cls(torch.cat([p.S for p in parts]), [p.U for p in parts], [p.V for p in parts], bias)
-
-    @classmethod
-    def empty(
-        cls, row_blocks: list[tuple[int, int]], in_features: int, bias: bool, dtype: torch.dtype
-    ) -> "SparseLowRankLinear":
-        """A layer of zeros with the given (rows, rank) of each block, for a state dict to fill."""
-        d_out = sum(rows for rows, _ in row_blocks)
-        return cls(
-            torch.zeros(d_out, in_features, dtype=dtype),
-            [torch.zeros(rows, rank, dtype=dtype) for rows, rank in row_blocks],
-            [torch.zeros(rank, in_features, dtype=dtype) for _, rank in row_blocks],
-            torch.zeros(d_out, dtype=dtype) if bias else None,
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.numel() // self.in_features
@@ -58,13 +45,13 @@ class SparseLowRankLinear(nn.Module):
         return y
 
     @property
-    def row_blocks(self) -> list[tuple[int, int]]:
-        """(rows, rank) of each row block."""
+    def parts(self) -> list[tuple[int, int]]:
+        """(rows, rank) of each part."""
         return [(u.shape[0], u.shape[1]) for u in self.U]
 
     @property
     def rank(self) -> int:
-        """The ranks of all row blocks together."""
+        """The ranks of all parts together."""
         return sum(u.shape[1] for u in self.U)
 
     @property

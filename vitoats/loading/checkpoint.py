@@ -6,42 +6,47 @@
     vitoats.json        format_version, method, budget, row blocks and figures of each layer, counts, preprocessing, versions;
                         how many heads or neurons are left in each module that lost some
     README.md           a model card of the same figures (vitoats.loading.model_card)
-    head.safetensors    a linear head, where there is one (vitoats.models.heads)
+    head.safetensors    a linear head, where there is one (vitoats.loading.head_files)
 
 Format "dense" folds S + U V into plain weights: timm opens that folder by ``local-dir:``.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
 import vitoats
 import vitoats.common.torchvision_ops  # (before timm)
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, one_line
 from vitoats.common.files import whole_folder
+from vitoats.common.fingerprint import tensors_sha256
+from vitoats.common.json_files import read_json
 from vitoats.common.tensor_files import save_tensors
 from vitoats.data.transforms import Preprocessing
-from vitoats.format import bitmask
+from vitoats.format import factored
 from vitoats.format.counts import count
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers, replace_module
-from vitoats.loading.load import LoadedModel
+from vitoats.loading.head_files import save_head
+from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.model_card import model_card
-from vitoats.loading.weights import read_json
+from vitoats.loading.sketch import Held, create, sketch
+from vitoats.loading.timm_config import CONFIG, TimmConfig, read_config
+from vitoats.loading.weights import TensorKind, open_tensors, tensor_kinds
+from vitoats.models import units
 from vitoats.models.adapter import call_fused_qkv
-from vitoats.models.heads import LinearHeadClassifier, save_head
-from vitoats.models.units import kept_units, resize
+from vitoats.models.heads import LinearHeadClassifier
 
 import timm  # isort: skip
-from timm.models._hub import load_model_config_from_path, save_config_for_hf  # isort: skip
+from timm.models._hub import save_config_for_hf  # isort: skip
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, ABOUT, HEAD, CARD = "model.safetensors", "config.json", "vitoats.json", "head.safetensors", "README.md"
+WEIGHTS, ABOUT, HEAD, CARD = "model.safetensors", "vitoats.json", "head.safetensors", "README.md"
+CHECKSUM = "tensors_sha256"  # key of vitoats.json
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -66,24 +71,25 @@ def save_checkpoint(
         RunError: it cannot be written.
     """
     backbone = loaded.timm_model
-    if dense and kept_units(backbone):
+    if dense and units.kept_units(backbone):
         raise InputError("timm cannot open a model whose heads or neurons were removed: leave `format` out")
     state = dict(backbone.state_dict())
     layers = compressed_layers(backbone)
     for name, layer in layers.items():
         for key in [k for k in state if k.startswith(name + ".")]:
             del state[key]
-        state |= dense_tensors(name, layer) if dense else factored_tensors(name, layer)
+        state |= dense_tensors(name, layer) if dense else factored.pack(name, layer)
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     about = {
         "format_version": FORMAT_VERSION,
         "format": "dense" if dense else "factored",
         **about,
+        CHECKSUM: tensors_sha256(state),
         "n_classes": loaded.n_classes,
         "counts": asdict(count(state, not_parameters={name for name, _ in backbone.named_buffers()})),
         "preprocessing": loaded.preprocessing.to_dict(),
-        "row_blocks": {} if dense else {name: layer.row_blocks for name, layer in layers.items()},
-        "kept_units": kept_units(backbone),
+        "row_blocks": {} if dense else {name: layer.parts for name, layer in layers.items()},
+        "kept_units": units.kept_units(backbone),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__, "timm": timm.__version__},
     }
     size = loaded.preprocessing.img_size
@@ -98,73 +104,111 @@ def save_checkpoint(
             save_head(partial / HEAD, loaded.model.head.weight.data, loaded.model.head.bias.data, loaded.model.info)
 
 
-def factored_tensors(name: str, layer: SparseLowRankLinear) -> dict[str, torch.Tensor]:
-    """The tensors of one compressed layer, S as values and bit mask."""
-    values, mask = bitmask.pack(layer.S.detach().cpu().numpy())
-    tensors = {f"{name}.S.values": torch.from_numpy(values), f"{name}.S.mask": torch.from_numpy(mask)}
-    for i, (u, v) in enumerate(zip(layer.U, layer.V, strict=True)):
-        tensors |= {f"{name}.U.{i}": u.data, f"{name}.V.{i}": v.data}
-    return tensors | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
-
-
 def dense_tensors(name: str, layer: SparseLowRankLinear) -> dict[str, torch.Tensor]:
     """The tensors of the dense layer it stands for."""
     return {f"{name}.weight": layer.weight.detach()} | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
 
 
-def load(folder: str | Path) -> nn.Module:
-    """Loads a compressed model in one call: images [batch, 3, h, w] to logits, or to features where there is no head.
+def load_checkpoint(folder: Path) -> LoadedModel:
+    """Loads the backbone of a folder that ``save_checkpoint`` wrote, without its head.
 
-    Args:
-        folder: that compress wrote, or hf-hub:owner/name where it lies on the Hub.
+    What the folder describes is compared with the tensors in its file before any memory is taken for it.
 
     Raises:
-        InputError: no such folder, or its files do not belong together.
+        InputError: its files are damaged or do not belong together.
     """
-    from vitoats.loading.load import load_model
-
-    on_hub = str(folder).startswith("hf-hub:")
-    return load_model(str(folder) if on_hub else str(Path(folder).resolve())).model
-
-
-def load_checkpoint(folder: Path) -> LoadedModel:
-    """Loads the backbone of a folder that ``save_checkpoint`` wrote, without its head."""
     try:
-        about = read_json(folder / ABOUT)
-        if about["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{folder} has format version {about['format_version']}, this vitoats reads {FORMAT_VERSION}: update vitoats"
-            )
-        pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
-        state = safetensors.torch.load_file(str(folder / WEIGHTS))
-        model = timm.create_model(architecture, pretrained_cfg=pretrained_cfg, **model_args)
-        resize(model, about.get("kept_units", {}))
-        call_fused_qkv(model)
-        for name, row_blocks in about["row_blocks"].items():
-            linear = model.get_submodule(name)
-            values, mask = state.pop(f"{name}.S.values").numpy(), state.pop(f"{name}.S.mask").numpy()
-            blocks = [(int(rows), int(rank)) for rows, rank in row_blocks]
-            layer = SparseLowRankLinear.empty(blocks, linear.in_features, f"{name}.bias" in state, linear.weight.dtype)
-            state[f"{name}.S"] = torch.from_numpy(bitmask.unpack(values, mask, linear.in_features))
-            replace_module(model, name, layer)
-        model.load_state_dict(state, strict=True)
+        about = _read_about(folder)
+        config = read_config(folder)
+        with open_tensors(folder / WEIGHTS) as file:
+            model = _build(config, about, file, (folder / WEIGHTS).stat().st_size)
         preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    except InputError:
+    except MemoryError:
         raise
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception as error:  # timm and torch fail in many ways on a configuration and tensors that do not fit
+        if isinstance(error, InputError) and str(error).startswith(str(folder)):
+            raise
+        reason = one_line(error, 200)
         raise InputError(
             f"{folder} is no whole compressed model ({reason}): compress again, or copy the folder again"
-        ) from None
+        ) from error
     return LoadedModel(str(folder), model.eval().requires_grad_(False), preprocessing, str(folder), about)
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """vitoats.json, with those of its values checked that loading goes by."""
+    about = read_json(folder / ABOUT)
+    if not isinstance(about, dict):
+        raise InputError(f"{folder / ABOUT} holds no object")
+    if about["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{folder} has format version {about['format_version']}, this vitoats reads {FORMAT_VERSION}: update vitoats"
+        )
+    if not all(isinstance(about.get(key, ""), str) for key in ("model", "method", "weights", CHECKSUM)):
+        raise InputError("a text of vitoats.json is none")
+    pairs, kept = [pair for pairs in about["row_blocks"].values() for pair in pairs], about.get("kept_units", {})
+    if not all(len(pair) == 2 and all(_is_count(n) for n in pair) for pair in pairs) or not all(map(_is_count, kept.values())):
+        raise InputError("the parts or units of vitoats.json are no counts")
+    return about
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _build(config: TimmConfig, about: dict[str, Any], file: Any, n_bytes: int) -> nn.Module:
+    """The model with its weights: first without memory, to see that it is the one in the file, then in full."""
+    parts = {name: [(rows, rank) for rows, rank in pairs] for name, pairs in about["row_blocks"].items()}
+    found = tensor_kinds(file)
+    outline = sketch(config, Held(len(found), n_bytes))
+    _prepare(outline, about)
+    _compare(_expected(outline, parts, found), found)
+    state = {name: file.get_tensor(name) for name in found}
+    if about.get(CHECKSUM) not in (None, tensors_sha256(state)):
+        raise InputError(f"the tensors of {WEIGHTS} are not those whose checksum vitoats.json has")
+    model = create(config)
+    _prepare(model, about)
+    for name, pairs in parts.items():
+        linear = units.linear(model, name)
+        layer = factored.unpack(name, state, pairs, linear.in_features).to(linear.weight.dtype)
+        replace_module(model, name, layer)
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state |= {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def _prepare(model: nn.Module, about: dict[str, Any]) -> None:
+    units.resize(model, about.get("kept_units", {}))
+    call_fused_qkv(model)
+
+
+def _expected(outline: nn.Module, parts: dict[str, list[tuple[int, int]]], held: Mapping[str, Any]) -> dict[str, TensorKind]:
+    """What the file must hold, by name."""
+    expected = {name: TensorKind(tuple(t.shape), t.is_floating_point()) for name, t in outline.state_dict().items()}
+    for name, pairs in parts.items():
+        linear = outline.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise InputError(f"{name} is no linear layer")
+        if len(pairs) > len(held) or linear.out_features != sum(rows for rows, _ in pairs):
+            raise InputError(f"{name} has {linear.out_features} rows, its parts in {ABOUT} have others")
+        expected = {key: kind for key, kind in expected.items() if not key.startswith(f"{name}.")}
+        shapes = factored.shapes(name, pairs, linear.in_features, f"{name}.bias" in held)
+        expected |= {key: TensorKind(shape, not key.endswith(".S.mask")) for key, shape in shapes.items()}
+    return expected
+
+
+def _compare(expected: Mapping[str, TensorKind], held: Mapping[str, TensorKind]) -> None:
+    """Raises InputError where a file's tensors differ from the expected ones."""
+    different = expected.keys() ^ held.keys()
+    if different:
+        name = min(different)
+        raise InputError(f"{WEIGHTS} {'lacks' if name in expected else 'has one tensor too many,'} {name}")
+    for name, (shape, floating) in expected.items():
+        if not factored.same_shape(held[name].shape, shape):
+            raise InputError(f"{name} has the shape {list(held[name].shape)}, not {list(shape)}")
+        if held[name].floating != floating:
+            raise InputError(f"{name} holds numbers of another type")
 
 
 def about(folder: Path) -> dict[str, Any]:

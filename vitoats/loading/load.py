@@ -1,67 +1,37 @@
-"""From a name, a folder or a file to a model with its preprocessing."""
+"""From a name, a folder or a model in memory to a model with its preprocessing."""
 
-import difflib
-import re
-from dataclasses import dataclass, field
+import copy
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
 from torch import nn
 
-import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError
-from vitoats.data.transforms import Preprocessing
+from vitoats.data.transforms import MAX_IMG_SIZE, Preprocessing
 from vitoats.loading import embedded
-from vitoats.loading.names import DINOV2, EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
-from vitoats.loading.weights import announce_fetch, cannot_fetch, check_folder, hub_folder, one_line, read_weights
-from vitoats.models.heads import LinearHeadClassifier, attach_head
-from vitoats.models.positions import set_image_size
-
-import timm  # isort: skip
-from timm.data.model_config import resolve_input_data_config  # isort: skip
+from vitoats.loading.checkpoint import HEAD, is_checkpoint, load_checkpoint
+from vitoats.loading.head_files import attach_head
+from vitoats.loading.hub import hub_folder
+from vitoats.loading.loaded import LoadedModel
+from vitoats.loading.lookup import check_name
+from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
+from vitoats.loading.timm_model import load_timm, resolved_preprocessing
 
 EMBEDDED_HEAD = Path(__file__).parent.parent / "data" / "fashion_mnist_head.safetensors"
+_EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {embedded.PACKAGE_VERSION}"
 
 
-@dataclass
-class LoadedModel:
-    """A model ready for evaluation or compression.
+def load(folder: str | Path) -> nn.Module:
+    """Loads a compressed model in one call: images [batch, 3, h, w] to logits, or to features where there is no head.
 
-    Attributes:
-        name: the name that was asked for.
-        model: images to logits, or to features where there is no classifier; in eval mode.
-        preprocessing: what its images go through.
-        weights: where its weights came from, in words.
-        about: what vitoats.json says of a model that compress wrote; empty for others.
+    Args:
+        folder: that compress wrote, or hf-hub:owner/name where it lies on the Hub.
+
+    Raises:
+        InputError: no such folder, or its files do not belong together.
     """
-
-    name: str
-    model: nn.Module
-    preprocessing: Preprocessing
-    weights: str
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def source(self) -> str:
-        """The name of the model before it was compressed; ``name`` where it was not."""
-        return self.about.get("model", self.name)
-
-    @property
-    def timm_model(self) -> Any:
-        """The timm model inside: ``model`` itself, or the backbone under a linear head."""
-        return self.model.backbone if isinstance(self.model, LinearHeadClassifier) else self.model
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the outputs; empty where its head does not say them."""
-        return self.model.info.classes if isinstance(self.model, LinearHeadClassifier) else ()
-
-    @property
-    def n_classes(self) -> int:
-        """How many classes its outputs are logits of; 0 where they are features."""
-        return self.model.head.out_features if isinstance(self.model, LinearHeadClassifier) else self.timm_model.num_classes
+    on_hub = str(folder).startswith("hf-hub:")
+    return load_model(str(folder) if on_hub else str(Path(folder).resolve())).model
 
 
 def load_model(
@@ -96,17 +66,17 @@ def load_model(
     """
     if not name:
         raise InputError("no model is named: give `model` a timm name, a dinov2_ name or a folder")
-    if img_size is not None and img_size < 1:
-        raise InputError(f"an image of {img_size} px cannot be: give `img_size` a positive number")
+    if img_size is not None and not 1 <= img_size <= MAX_IMG_SIZE:
+        raise InputError(f"an image of {img_size} px cannot be: give `img_size` a number from 1 to {MAX_IMG_SIZE}")
     own_head = None
     if ("/" in name and not name.startswith(("hf-hub:", "local-dir:"))) or Path(name).is_dir():
         _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights, pos_resample)
         loaded = _load_folder(Path(name), img_size)
-        own_head = Path(name) / "head.safetensors"
-    elif folder := _hub_folder(name, checkpoint, random_weights):
+        own_head = Path(name) / HEAD
+    elif folder := _folder_on_hub(name, checkpoint, random_weights):
         loaded = _load_folder(folder, img_size)
         loaded.name, loaded.weights = name, f"{name.removeprefix('hf-hub:')}{ON_HUB}"
-        own_head = folder / "head.safetensors"
+        own_head = folder / HEAD
     elif name == EMBEDDED:
         reason = f"{EMBEDDED} has its own weights (other ones go with dinov2_vits14)"
         _refuse_other_weights(reason, checkpoint, random_weights, pos_resample)
@@ -114,7 +84,7 @@ def load_model(
         loaded = LoadedModel(name, embedded.load_backbone(size), Preprocessing(img_size=size, crop_pct=1.0), _EMBEDDED_WEIGHTS)
         own_head = EMBEDDED_HEAD
     else:
-        loaded = _load_timm(name, checkpoint, random_weights, img_size, pos_resample)
+        loaded = load_timm(name, checkpoint, random_weights, img_size, pos_resample)
     if crop_mode is not None:
         loaded.preprocessing = loaded.preprocessing.with_crop_mode(crop_mode)
     _check_finite(loaded)
@@ -129,7 +99,33 @@ def load_model(
     return loaded
 
 
-_EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {embedded.PACKAGE_VERSION}"
+def from_memory(
+    model: nn.Module, *, name: str | None = None, img_size: int | None = None, preprocessing: Preprocessing | None = None
+) -> LoadedModel:
+    """Takes a timm model that is in memory already; a copy of it, so that the caller's stays as it is.
+
+    Args:
+        model: that ``timm.create_model`` made.
+        name: what to call it; timm's name of its architecture and pretrained weights where None.
+        img_size: in pixels; where None, timm's test size, or the size that the model was built for where that is another.
+        preprocessing: what its images go through, instead of what timm recommends.
+
+    Raises:
+        InputError: it is no timm model, takes no square RGB images, or not of that size, or its weights are not finite.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(model, nn.Module) or not isinstance(config, dict) or not config.get("architecture"):
+        raise InputError(f"a {type(model).__name__} is no timm model: give `model` one that timm.create_model made")
+    if preprocessing is not None and img_size not in (None, preprocessing.img_size):
+        raise InputError(f"the preprocessing is for {preprocessing.img_size} px, not {img_size}: leave `img_size` out")
+    size = img_size or (preprocessing.img_size if preprocessing else None)
+    resolved = resolved_preprocessing(model, size)
+    if name is None:
+        name = ".".join(part for part in (config["architecture"], config.get("tag")) if part)
+    loaded = LoadedModel(name, copy.deepcopy(model), preprocessing or resolved, "given in memory")
+    _check_finite(loaded)
+    loaded.model.eval().requires_grad_(False)
+    return loaded
 
 
 def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: bool, pos_resample: str | None) -> None:
@@ -139,17 +135,15 @@ def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: 
             raise InputError(f"{reason}: leave `{argument}` out")
 
 
-def _hub_folder(name: str, checkpoint: Path | None, random_weights: bool) -> Path | None:
+def _folder_on_hub(name: str, checkpoint: Path | None, random_weights: bool) -> Path | None:
     """The local copy of a folder on the Hub, None where the name or the flags ask for something else."""
     if not name.startswith("hf-hub:") or checkpoint is not None or random_weights:
         return None
-    _check_name(name, name, needs_weights=True)
+    check_name(name, name, needs_weights=True)
     return hub_folder(name)
 
 
 def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
-    from vitoats.loading.checkpoint import is_checkpoint, load_checkpoint
-
     if not folder.is_dir():
         hub = "" if folder.is_absolute() else f", or hf-hub:{folder} for the Hub"
         raise InputError(f"there is no model folder {folder}: use a folder that compress wrote{hub}")
@@ -163,137 +157,6 @@ def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
             f"{folder} was compressed for {loaded.preprocessing.img_size} px: leave `img_size` out, or compress again"
         )
     return loaded
-
-
-def _load_timm(
-    name: str, checkpoint: Path | None, random_weights: bool, img_size: int | None, pos_resample: str | None
-) -> LoadedModel:
-    named = DINOV2.get(name)
-    timm_name = named.timm_name if named else name
-    img_size = img_size or (named.img_size if named else None)
-    way = pos_resample or ("official" if named else "timm")
-    _check_name(name, timm_name, needs_weights=not random_weights and checkpoint is None)
-    # timm resizes positions as it loads them; to do it in another way, they are loaded at their own size first
-    kwargs = {} if img_size is None or way != "timm" else {"img_size": img_size}
-    try:
-        if random_weights:
-            weights = "random weights"
-            with torch.random.fork_rng():
-                torch.manual_seed(0)  # the same ones each time
-                model = timm.create_model(timm_name, pretrained=False, **kwargs)
-        elif checkpoint is not None:
-            weights = str(checkpoint)
-            state = read_weights(checkpoint)
-            model = _create_with(timm_name, state, kwargs)
-            if way != "timm" and img_size is not None:
-                _check_positions(checkpoint, state, model)
-        else:
-            weights = announce_fetch(name, timm_name, named)
-            model = timm.create_model(timm_name, pretrained=True, **kwargs)
-    except InputError:
-        raise
-    except safetensors.SafetensorError as error:
-        raise InputError(f"model.safetensors of {name} is damaged ({one_line(error, 100)}): copy the folder again") from None
-    except OSError as error:
-        raise cannot_fetch(name, timm_name, named, one_line(error, 150)) from None
-    except (RuntimeError, KeyError, ValueError, AssertionError, TypeError, ZeroDivisionError) as error:
-        raise InputError(_explain(name, checkpoint, img_size, error)) from None
-    _check_img_size(name, model, img_size)
-    if way != "timm" and img_size is not None:
-        if getattr(model, "pos_embed", None) is None or not hasattr(model, "no_embed_class"):
-            raise InputError(f"{name} has no position embedding of its own to resize: leave `pos_resample` out")
-        set_image_size(model, img_size, way)
-        weights += f", positions resized as in {way}"
-    args = ({} if img_size is None else {"img_size": img_size}) | ({"crop_pct": named.crop_pct} if named else {})
-    return LoadedModel(
-        name, model, Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True)), weights
-    )
-
-
-def _create_with(timm_name: str, state: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> nn.Module:
-    """A timm model with the given weights, converted by timm as it converts those of the architecture.
-
-    The class count is that of the weights: of their classifier, or 0 where native weights have none.
-    """
-    source, _, path = timm_name.partition(":")
-    arguments: dict[str, Any] = {}
-    if source in ("local-dir", "hf-hub"):
-        from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
-
-        config, timm_name, arguments = (load_model_config_from_path if source == "local-dir" else load_model_config_from_hf)(
-            path
-        )
-        config = {k: v for k, v in config.items() if k not in ("file", "source", "url", "hf_hub_id")}
-    else:
-        found = timm.get_pretrained_cfg(timm_name)
-        config = {} if found is None else found.to_dict(remove_source=True, remove_null=True)
-    classifier = config.get("classifier") or "head"
-    key = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
-    if key in state:
-        arguments["num_classes"] = config["num_classes"] = state[key].shape[0]
-    elif "patch_embed.proj.weight" in state and "mask_token" not in state:
-        arguments["num_classes"] = config["num_classes"] = 0
-    config["state_dict"] = state
-    model = timm.create_model(timm_name, pretrained=True, pretrained_cfg=config, **(arguments | kwargs))
-    model.pretrained_cfg.pop("state_dict", None)
-    return model
-
-
-def _check_name(name: str, timm_name: str, needs_weights: bool) -> None:
-    if timm_name.startswith("hf-hub:"):
-        if not re.fullmatch(r"hf-hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", timm_name):
-            raise InputError(f"{name!r} is no repository on the Hub: use hf-hub:owner/name")
-        return
-    if timm_name.startswith("local-dir:"):
-        check_folder(Path(timm_name.removeprefix("local-dir:")), needs_weights)
-        return
-    architecture, _, tag = timm_name.partition(".")
-    if not timm.is_model(architecture):
-        raise InputError(f"unknown model {name!r}: {_nearest(name, [*DINOV2, EMBEDDED, *timm.list_models()])}")
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(architecture + ".*")]
-    if tag and tag not in tags:
-        raise InputError(
-            f"{architecture} has no weights tagged {tag!r}: {_nearest(name, [f'{architecture}.{t}' for t in tags])}"
-        )
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    return (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "use a timm name, a dinov2_ name, hf-hub:owner/name or local-dir:/path"
-    )
-
-
-def _explain(name: str, checkpoint: Path | None, img_size: int | None, error: Exception) -> str:
-    """One line out of timm's or torch's many."""
-    text = re.sub(r"Error\(s\) in loading state_dict for \w+: ?", "", one_line(error, 1000))
-    text = text if len(text) <= 300 else text[:300] + "..."
-    if checkpoint is not None:
-        return f"the weights {checkpoint} do not fit {name}: {text}; use the model they were made for"
-    if "Missing key" in text or "Unexpected key" in text or "size mismatch" in text:
-        return f"the weights of {name} do not fit its architecture: {text}; save the folder again"
-    if img_size is not None:
-        return f"{name} cannot be built for `img_size` {img_size}: {text}"
-    return f"{name} cannot be built: {text}"
-
-
-def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if img_size is not None and patch and img_size % patch[0]:
-        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change `img_size`")
-
-
-def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: Any) -> None:
-    """Refuses weights whose position embedding was resized already: what follows would resize it a second time."""
-    patches = model.patch_embed.num_patches
-    held = state["pos_embed"].shape[1] if "pos_embed" in state and state["pos_embed"].ndim == 3 else patches
-    if held not in (patches, patches + 1, patches + model.num_prefix_tokens):
-        raise InputError(
-            f"{checkpoint} holds {held} positions, not those of {patches} patches, so it was resized already: "
-            f"use `pos_resample='timm'`"
-        )
 
 
 def _check_finite(loaded: LoadedModel) -> None:

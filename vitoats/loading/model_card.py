@@ -3,6 +3,7 @@
 Every number in it was measured: it is in vitoats.json, or in the results file of an evaluation.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -39,9 +40,10 @@ def _front_matter(about: Mapping[str, Any], license: str | None) -> str:
         *(f"- {tag}" for tag in ("timm", "vitoats", "sparse", "low-rank")),
     ]
     weights = str(about.get("weights", ""))
-    if weights.endswith(ON_HUB):
-        lines.append(f"base_model: {weights.removesuffix(ON_HUB)}")
-        lines += [f"license: {license}"] if license else []
+    repository = weights.removesuffix(ON_HUB)
+    if weights.endswith(ON_HUB) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        lines.append(f"base_model: {repository}")
+        lines += [f"license: {license}"] if license and re.fullmatch(r"[\w.+-]+", license) else []
     return "\n".join(("---", *lines, "---"))
 
 
@@ -108,11 +110,11 @@ def _dense_layers(skipped: Sequence[Sequence[str]]) -> str:
 
 
 def _published(name: str) -> str:
-    """A model's name without the folders of the machine where it lay."""
-    prefix = "local-dir:"
+    """A model's name on one line, without the folders of the machine where it lay."""
+    name, prefix = " ".join(name.split()), "local-dir:"
     return Path(name.removeprefix(prefix)).name if name.startswith((prefix, "/", ".")) else name
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |" for line in lines)

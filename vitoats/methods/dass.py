@@ -50,15 +50,15 @@ class DaSSConfig(SparseConfig):
             raise InputError(f"attention={self.attention} is unknown: use dense or wanda")
 
 
-def left_dense(place: str, config: DaSSConfig) -> str | None:
-    """Why a layer at that place stays dense, None if it is pruned.
+def left_dense(role: str, config: DaSSConfig) -> str | None:
+    """Why a layer of that role stays dense, None if it is pruned.
 
     Raises:
         InputError: it is in an MLP without a gate, and ``plain`` was not asked for.
     """
-    if place == "plain MLP" and not config.plain:
+    if role == "plain MLP" and not config.plain:
         raise InputError("this model's MLPs have no gate, which DaSS is made for: use `method='wanda'`, or add `plain=true`")
-    return None if place.endswith("MLP") or config.attention == "wanda" else "DaSS prunes MLPs only"
+    return None if role.endswith("MLP") or config.attention == "wanda" else "DaSS prunes MLPs only"
 
 
 @register("dass", DaSSConfig, needs="neurons", left_dense=left_dense)

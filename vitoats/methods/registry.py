@@ -18,38 +18,15 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from vitoats.common.errors import InputError
-from vitoats.methods.statistics import InputStatistics, Needs
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """W ~ W' = S + U V, for one weight matrix [d_out, d_in].
-
-    Attributes:
-        S: [d_out, d_in], the sparse term with explicit zeros.
-        U: [d_out, r].
-        V: [r, d_in].
-        objective: the output error. Where the method knows H it is the true one, tr((W - W') H (W - W')^T) =
-            ||X (W - W')^T||_F^2 / n_tokens; where it knows the diagonal alone, ||(W - W') D||_F^2 with
-            D = diag(sqrt(second_moment)), which leaves out how inputs correlate.
-        relative_error: the root of objective over the same figure for W itself: ||X (W - W')^T||_F / ||X W^T||_F, or
-            ||(W - W') D||_F / ||W D||_F.
-        steps: how many iterations were taken; 1 for a method without.
-    """
-
-    S: Tensor
-    U: Tensor
-    V: Tensor
-    objective: float
-    relative_error: float
-    steps: int
+from vitoats.format.decomposition import Decomposition
+from vitoats.methods.statistics import InputStatistics, StatisticsLevel
 
 
 def measured(
@@ -101,6 +78,14 @@ class Recipe:
     allocation: Literal["uniform", "owl", "sensitivity"] = "uniform"
     calibration_mix: Literal["none", "synthetic", "general", "both"] = "none"
 
+    def __post_init__(self):
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if choices and value not in choices:
+                raise InputError(f"{value!r} is wrong: `{field.name}` takes {', '.join(choices)}")
+        if not isinstance(self.refit_bias, bool):
+            raise InputError(f"{self.refit_bias!r} is wrong: `refit_bias` takes True or False")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -109,9 +94,8 @@ class Method:
     Attributes:
         config: its frozen dataclass.
         solve: the function.
-        needs: "diagonal" for the second moment of each input, "neurons" for those of an MLP's hidden neurons too, "full" for H
-            and the mean as well.
-        left_dense: says why a layer at a place ("attention", "gated MLP", "plain MLP", "other") stays dense with a config, or
+        needs: the statistics that are collected for it.
+        left_dense: says why a layer of a role ("attention", "gated MLP", "plain MLP", "other") stays dense with a config, or
             None if it is compressed; without it all layers are.
         recipe: how it is used on a whole model by default.
         digest: SHA-256 of the file that a user's own method comes from, "" for ours.
@@ -119,8 +103,8 @@ class Method:
 
     config: type
     solve: Callable[[Tensor, InputStatistics, Any], Decomposition]
-    needs: Needs
-    left_dense: Callable[[str, Any], str | None] = lambda _place, _config: None
+    needs: StatisticsLevel
+    left_dense: Callable[[str, Any], str | None] = lambda _role, _config: None
     recipe: Recipe = Recipe()
     digest: str = ""
 
@@ -128,8 +112,8 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, config: type, needs: Needs, **options: Any) -> Callable:
-    """Enters a solver into the table of methods."""
+def register(name: str, config: type, needs: StatisticsLevel, **options: Any) -> Callable:
+    """Enters a solver into the table of methods; ``needs`` and ``options`` are the attributes of ``Method``."""
 
     def enter(solve):
         METHODS[name] = Method(config, solve, needs, **options)

@@ -69,7 +69,9 @@ class Pattern:
         """
         unit = self.m if self.kind == "N:M" else self.width
         if d_in % unit:
-            raise InputError(f"pattern {self} needs input widths divisible by {unit}, not {d_in}: use `pattern='row'`")
+            raise InputError(
+                f"pattern {self} needs an input width that is a multiple of {unit}, not {d_in}: use `pattern='row'`"
+            )
 
     def keep(self, magnitudes: Tensor, kept: int) -> Tensor:
         """Marks what the pattern keeps of a matrix.

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError
 
-Needs = Literal["diagonal", "neurons", "full"]  # neurons: the diagonal, and InputStatistics.neurons
+# How much is collected of a layer's inputs: the second moment of each ("diagonal"), those of an MLP's hidden neurons as well
+# ("neurons"), or H and the mean ("full").
+StatisticsLevel = Literal["diagonal", "neurons", "full"]
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Models by name, and the adapter that finds their blocks and linear layers."""
+"""What is inside a model: its inputs, the chain of its blocks, their linear layers, heads and neurons."""

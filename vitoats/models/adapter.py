@@ -7,7 +7,6 @@ those can be replaced), and what else the blocks get besides the hidden state (a
 block. A model that does not fit is refused with the reason.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,102 +14,22 @@ from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
 from vitoats.format.layers import compressed_layers
+from vitoats.models.blocks import Block, BlockCall, LinearLayer, ModelAdapter
+from vitoats.models.hooks import first_input, watch_calls, watch_inputs
+from vitoats.models.inputs import ImageInputs
 
 _REMEDY = "use a ViT-like model (docs/models.md)"
 
 FUSED_PARTS = {"qkv": 3}  # layers whose rows stack several matrices of equal height, by the last part of their name
 
 
-@dataclass(frozen=True)
-class LinearLayer:
-    """One linear layer that can be compressed.
-
-    Attributes:
-        name: dotted name in the model.
-        parts: how many matrices of equal height its rows stack, 3 for a fused qkv.
-    """
-
-    name: str
-    parts: int
-
-
-@dataclass
-class BlockCall:
-    """What a block is called with besides the hidden state."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ModelAdapter:
-    """A model seen as a chain of blocks.
-
-    Attributes:
-        model: the whole model.
-        block_names: dotted name of each block, and of each module that runs between two of them, in order.
-        linears: the compressible linear layers of each block, in order of their first call.
-        calls: what each block is called with besides the hidden state.
-        skipped: (name, reason) of every other layer with a weight matrix.
-        hidden_shapes: shape of the hidden state of one image before each block, such as (tokens, width), and after the last.
-    """
-
-    model: nn.Module
-    block_names: list[str]
-    linears: list[list[LinearLayer]]
-    calls: list[BlockCall]
-    skipped: list[tuple[str, str]]
-    hidden_shapes: list[tuple[int, ...]]
-
-    def block(self, index: int) -> nn.Module:
-        """The block as it is now, compressed or not."""
-        return self.model.get_submodule(self.block_names[index])
-
-    def linear(self, layer: LinearLayer) -> nn.Linear:
-        """The module of a layer that is not compressed yet."""
-        module = self.model.get_submodule(layer.name)
-        assert isinstance(module, nn.Linear)
-        return module
-
-    def name_in_block(self, index: int, layer: LinearLayer) -> str:
-        """A layer's name, seen from its block."""
-        return layer.name[len(self.block_names[index]) + 1 :]
-
-    def run_block(self, index: int, hidden: Tensor, block: nn.Module | None = None) -> Tensor:
-        """One block, or another module in its place: [batch, *hidden_shapes[index]] to [batch, *hidden_shapes[index + 1]]."""
-        call = self.calls[index]
-        return (block or self.block(index))(hidden, *call.args, **call.kwargs)
-
-    @torch.inference_mode()
-    def first_hidden(self, images: Tensor) -> Tensor:
-        """The input of the first block, for images [batch, 3, h, w]; the blocks are not run."""
-        caught: list[Tensor] = []
-
-        def stop(_module, args, kwargs):
-            caught.append(args[0] if args else kwargs["x"])
-            raise _FirstBlockReachedError
-
-        handle = self.block(0).register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            self.model(images)
-        except _FirstBlockReachedError:
-            return caught[0]
-        finally:
-            handle.remove()
-        raise AssertionError("the model did not call its first block")
-
-
-class _FirstBlockReachedError(Exception):
-    """Ends a forward pass once the first block's input is known."""
-
-
 @torch.inference_mode()
-def adapt(model: nn.Module, img_size: int) -> ModelAdapter:
+def adapt(model: nn.Module, inputs: ImageInputs) -> ModelAdapter:
     """Makes the adapter of a model.
 
     Args:
-        model: an image model in eval mode with one list ``blocks``, or one for each stage.
-        img_size: height and width of its images in pixels.
+        model: in eval mode, with one list ``blocks``, or one for each stage.
+        inputs: what it takes.
 
     Raises:
         InputError: the model has no chain of blocks, with the reason, or is compressed already.
@@ -119,49 +38,53 @@ def adapt(model: nn.Module, img_size: int) -> ModelAdapter:
         raise InputError("the model is compressed already: start from the dense one")
     kind = type(model).__name__
     call_fused_qkv(model)
-    blocks = _blocks(model)
-    if not blocks:
+    names = _blocks(model)
+    if not names:
         raise InputError(f"{kind} has no list named 'blocks', so its blocks cannot be compressed one by one: {_REMEDY}")
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, img_size, img_size, generator=generator).to(device)
-    probe = _probe(model, blocks, images)
-    again = _probe(model, blocks, images[:1] * 0.5)
+    noise = inputs.noise(2).to(next(model.parameters()).device)
+    probe = _probe(model, names, inputs, noise)
+    again = _probe(model, names, inputs, noise[:1] * 0.5)
     for name, call, other in zip(probe.names, probe.calls, again.calls, strict=True):
         if not _same(call, other):
             raise InputError(
                 f"{kind} passes something to {name} that depends on the image, "
                 f"which calibration by blocks cannot keep: {_REMEDY}"
             )
-
-    linears: list[list[LinearLayer]] = []
     skipped: list[tuple[str, str]] = []
-    inside: set[str] = set()
-    for block_name in probe.names:
-        rows = []
-        for name, module in model.get_submodule(block_name).named_modules(prefix=block_name):
-            inside.add(name)
-            if isinstance(module, nn.MultiheadAttention):
-                skipped.append((f"{name}.in_proj", "torch's own attention, whose weights are no layers"))
-            if not isinstance(module, nn.Linear):
-                continue
-            if name not in probe.called:
-                skipped.append((name, "its weight is used directly, not by calling the layer"))
-            elif probe.called[name] == again.called[name]:
-                skipped.append((name, "its input is the same for all images"))
-            else:
-                parts = FUSED_PARTS.get(name.rpartition(".")[2], 1)
-                rows.append(LinearLayer(name, parts if module.out_features % parts == 0 else 1))
-        order = list(probe.called)
-        linears.append(sorted(rows, key=lambda linear: order.index(linear.name)))
-    if not any(linears):
+    blocks = [
+        Block(model, name, _linears(model, name, probe, again, skipped), call, before, after)
+        for name, call, before, after in zip(probe.names, probe.calls, probe.shapes, probe.shapes[1:], strict=False)
+    ]
+    if not any(block.linears for block in blocks):
         raise InputError(f"the blocks of {kind} have no linear layers that are called: {_REMEDY}")
+    inside = {name for block in blocks for name, _ in block.module.named_modules(prefix=block.name)}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name not in inside:
             skipped.append((name, "outside the blocks"))
         elif isinstance(module, nn.Conv2d):
             skipped.append((name, "a convolution"))
-    return ModelAdapter(model, probe.names, linears, probe.calls, skipped, probe.shapes)
+    return ModelAdapter(model, inputs, blocks, skipped)
+
+
+def _linears(
+    model: nn.Module, block: str, probe: "_Probe", again: "_Probe", skipped: list[tuple[str, str]]
+) -> list[LinearLayer]:
+    """The compressible layers of a block; those that are not go to ``skipped``, with the reason."""
+    found = []
+    for name, module in model.get_submodule(block).named_modules(prefix=block):
+        if isinstance(module, nn.MultiheadAttention):
+            skipped.append((f"{name}.in_proj", "torch's own attention, whose weights are no layers"))
+        if not isinstance(module, nn.Linear):
+            continue
+        if name not in probe.called:
+            skipped.append((name, "its weight is used directly, not by calling the layer"))
+        elif probe.called[name] == again.called[name]:
+            skipped.append((name, "its input is the same for all images"))
+        else:
+            parts = FUSED_PARTS.get(name.rpartition(".")[2], 1)
+            found.append(LinearLayer(model, name, parts if module.out_features % parts == 0 else 1))
+    order = list(probe.called)
+    return sorted(found, key=lambda layer: order.index(layer.name))
 
 
 def call_fused_qkv(model: nn.Module) -> None:
@@ -213,17 +136,17 @@ class _Probe:
         is_block = name in self.blocks
         if self._running or not (is_block or self.names):
             return
-        kwargs = dict(kwargs)
-        hidden = args[0] if args else kwargs.pop("x", None)
+        hidden = first_input(args, kwargs)
+        call = BlockCall(args[1:], kwargs if args else {key: value for key, value in kwargs.items() if key != "x"})
         if not self._is_batch(hidden):
             self._refuse(is_block, f"the blocks of {self.kind} take no batch of hidden states first")
         elif not self.names:
             self.shapes.append(tuple(hidden.shape[1:]))
-            self._running = name, BlockCall(args[1:], kwargs)
+            self._running = name, call
         elif not _same(hidden, self._hidden):
             self._refuse(is_block, f"in {self.kind} the output of {self.names[-1]} is not the input of {name}")
         else:
-            self._running = name, BlockCall(args[1:], kwargs)
+            self._running = name, call
 
     def after(self, name: str, output: Any) -> None:
         """It returns."""
@@ -258,33 +181,25 @@ class _Probe:
             raise InputError(f"{reason}: {_REMEDY}")
 
 
-def _probe(model: nn.Module, blocks: list[str], images: Tensor) -> _Probe:
+def _probe(model: nn.Module, blocks: list[str], inputs: ImageInputs, batch: Tensor) -> _Probe:
     """Runs the model once and notes the chain of its blocks and the calls of its linear layers.
 
     Raises:
         InputError: the blocks are no chain.
     """
-    probe = _Probe(type(model).__name__, blocks, len(images))
-
-    def note_call(name: str, args: tuple[Any, ...]) -> None:
-        probe.called.setdefault(name, args[0].shape)
-
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            handles.append(module.register_forward_pre_hook(lambda _m, args, name=name: note_call(name, args)))
-        if name and not _inside(name, blocks) and not any(block.startswith(f"{name}.") for block in blocks):
-            handles += [
-                module.register_forward_pre_hook(
-                    lambda _m, args, kwargs, name=name: probe.before(name, args, kwargs), with_kwargs=True
-                ),
-                module.register_forward_hook(lambda _m, _args, output, name=name: probe.after(name, output)),
-            ]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe = _Probe(type(model).__name__, blocks, len(batch))
+    modules = dict(model.named_modules())
+    linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    links = {
+        name: module
+        for name, module in modules.items()
+        if name and not _inside(name, blocks) and not any(block.startswith(f"{name}.") for block in blocks)
+    }
+    with (
+        watch_inputs(linears, lambda name, x: probe.called.setdefault(name, x.shape)),
+        watch_calls(links, probe.before, lambda name, _args, _kwargs, output: probe.after(name, output)),
+    ):
+        inputs.call(model, batch)
     probe.finish()
     return probe
 

@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitoats.models.adapter import LinearLayer, ModelAdapter
+from vitoats.models.blocks import Block, LinearLayer
+from vitoats.models.hooks import watch_inputs, watch_outputs
 
 EXACT = 1e-6  # a sum of a stream and a scaled output is recognised to this relative error, in float64
 
@@ -24,43 +26,40 @@ class StreamAddition:
     gamma: Tensor
 
 
-def stream_additions(
-    adapter: ModelAdapter, index: int, linears: list[LinearLayer], hidden: Tensor
-) -> dict[str, StreamAddition]:
+@torch.inference_mode()
+def stream_additions(block: Block, linears: list[LinearLayer], hidden: Tensor) -> dict[str, StreamAddition]:
     """Finds the layers of a block whose output, scaled channel by channel, is added to the residual stream.
 
     The block runs in float64, and a layer's output o qualifies if the difference of two tensors of the hidden states' shape,
     inputs of modules in the block or the block's output, is gamma o.
 
     Args:
-        adapter: the model.
-        index: which block, still dense.
+        block: still dense.
         linears: its linear layers.
         hidden: a few hidden states before it.
     """
-    block = copy.deepcopy(adapter.block(index)).double()
+    module = copy.deepcopy(block.module).double()
     hidden = hidden.double()
+    inside = dict(module.named_modules())
     streams: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
-    def before(name: str, args: tuple) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].shape == hidden.shape:
-            streams[name] = args[0].clone()
+    def note_stream(name: str, x: Any) -> None:
+        if isinstance(x, Tensor) and x.shape == hidden.shape:
+            streams[name] = x.clone()
 
-    handles = []
-    for name, module in block.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _m, args, name=name: before(name, args)))
-        if isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: out.clone()})))
-    with torch.inference_mode():
-        call = adapter.calls[index]
-        result = block(hidden, *call.args, **call.kwargs)
-    for handle in handles:
-        handle.remove()
+    def note_output(name: str, _x: Tensor, output: Tensor) -> None:
+        outputs[name] = output.clone()
+
+    with (
+        watch_inputs(inside, note_stream),
+        watch_outputs({name: m for name, m in inside.items() if isinstance(m, nn.Linear)}, note_output),
+    ):
+        result = block.run(hidden, module)
 
     found: dict[str, StreamAddition] = {}
     for linear in linears:
-        o = outputs[adapter.name_in_block(index, linear)]
+        o = outputs[block.name_inside(linear)]
         if o.shape != hidden.shape:
             continue
         tokens = tuple(range(o.ndim - 1))

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vitoats.models.adapter import ModelAdapter
+from vitoats.models.blocks import Block
 
 ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
 MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
@@ -87,13 +87,13 @@ def _units(
     return Units(name, kind, count, width, tuple(makes), f"{name}.{output}", weights, stacked)
 
 
-def places(model: nn.Module, block_names: list[str]) -> dict[str, str]:
-    """Where the layers of units are: "attention", "gated MLP" or "plain MLP", by name."""
-    found: dict[str, str] = {}
-    for units in [units for name in block_names for units in find_units(model, name)]:
-        place = "attention" if units.kind == "heads" else "gated MLP" if units.stacked == 2 else "plain MLP"
-        found |= dict.fromkeys((*units.inputs, units.output), place)
-    return found
+def layer_roles(blocks: list[Block]) -> dict[str, str]:
+    """What the layers of units do, by name: "attention", "gated MLP" or "plain MLP"."""
+    roles: dict[str, str] = {}
+    for units in [units for block in blocks for units in find_units(block.model, block.name)]:
+        role = "attention" if units.kind == "heads" else "gated MLP" if units.stacked == 2 else "plain MLP"
+        roles |= dict.fromkeys((*units.inputs, units.output), role)
+    return roles
 
 
 def keep_units(model: nn.Module, units: Units, kept: Tensor) -> None:
@@ -140,27 +140,27 @@ def resize(model: nn.Module, counts: dict[str, int]) -> None:
 
 
 @torch.inference_mode()
-def why_not(adapter: ModelAdapter, index: int, units: Units, hidden: Tensor) -> str | None:
-    """Tries on hidden states [b, *hidden shape] whether removing every other unit is the same as silencing it.
+def why_not(block: Block, units: Units, hidden: Tensor) -> str | None:
+    """Tries on hidden states [b, *shape before the block] whether removing every other unit is the same as silencing it.
 
     Returns:
         the reason why units cannot be removed from this module, None if they can.
     """
-    name, block = adapter.block_names[index], adapter.block(index)
+    model, module = block.model, block.module
     kept = torch.arange(0, units.count, 2, device=hidden.device)
     silent = torch.ones(units.count * units.width, dtype=torch.bool, device=hidden.device)
     silent[units.columns(kept)] = False
     try:
-        adapter.model.set_submodule(name, copy.deepcopy(block))
-        linear(adapter.model, units.output).weight.data[:, silent] = 0
-        silenced = adapter.run_block(index, hidden)
-        adapter.model.set_submodule(name, copy.deepcopy(block))
-        keep_units(adapter.model, units, kept)
-        removed = adapter.run_block(index, hidden)
+        model.set_submodule(block.name, copy.deepcopy(module))
+        linear(model, units.output).weight.data[:, silent] = 0
+        silenced = block.run(hidden)
+        model.set_submodule(block.name, copy.deepcopy(module))
+        keep_units(model, units, kept)
+        removed = block.run(hidden)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return f"it does not run with fewer {units.kind}: {' '.join(str(error).split())[:100]}"
     finally:
-        adapter.model.set_submodule(name, block)
+        model.set_submodule(block.name, module)
     difference = (removed - silenced).abs().max() / silenced.abs().max()
     return (
         None if difference <= TOLERANCE else f"removing {units.kind} is not silencing them: outputs differ by {difference:.1e}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitoats.format import bitmask
+from vitoats.format.operator import DOMAIN, NAME
 
 LARGEST_MODEL = 2**31 - 1  # bytes, of a protobuf
 
@@ -37,7 +38,7 @@ def densified(path: Path) -> bytes | None:
         del graph.node[:]
         for node in nodes:
             graph.node.append(node)
-            if (node.domain, node.op_type) != ("vitoats", "SparseMatMul"):
+            if (node.domain, node.op_type) != (DOMAIN, NAME):
                 continue
             x, values, mask, *bias_U_V = node.input
             (columns,) = (a.i for a in node.attribute if a.name == "in_features")

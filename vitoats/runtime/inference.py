@@ -4,9 +4,7 @@ import contextlib
 import json
 import logging
 import mmap
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from vitoats.common.errors import InputError
+from vitoats.format.operator import NAME
 from vitoats.runtime import library
 from vitoats.runtime.densify import densified
 
@@ -74,7 +73,7 @@ def _mentions_sparse_matmul(path: Path) -> bool:
     with path.open("rb") as file:
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return content.find(b"SparseMatMul") >= 0
+                return content.find(NAME.encode()) >= 0
         except ValueError:  # an empty file
             return False
 
@@ -82,25 +81,6 @@ def _mentions_sparse_matmul(path: Path) -> bool:
 def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
     """What vitoats wrote about the model: preprocessing, class count, compression, versions; empty for other files."""
     return json.loads(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
-
-
-def median_ms(calls: Sequence[Callable[[], object]], rounds: int = 5, turn_seconds: float = 0.1) -> list[float]:
-    """Median milliseconds of each call.
-
-    The calls take turns, so that whatever else the machine does hits them alike. A turn is one run that does not count, while
-    the threads of the call before stop looking for work, and 1 to 20 that do, about ``turn_seconds`` together.
-    """
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, row in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            runs = min(max(turn_seconds / (time.perf_counter() - start), 1), 20)
-            for _ in range(round(runs)):
-                start = time.perf_counter()
-                call()
-                row.append(time.perf_counter() - start)
-    return [1000 * statistics.median(row) for row in times]
 
 
 def inference(opened: ort.InferenceSession, batch: np.ndarray) -> Callable[[], object]:

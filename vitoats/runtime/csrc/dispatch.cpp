@@ -1,32 +1,34 @@
-// Which kernels run here, and which of them is used.
+// Which rows of the table of kernels run here, and which of them is used.
 #include <cstdlib>
 #include <cstring>
 
-#include "sparse_matmul.h"
+#include "kernels.h"
 
 namespace vitoats {
 
-extern const Kernels kAvx512, kAvx2, kNeon, kPortable;
+extern const Kernels kAvx512Float32, kAvx512Float16, kAvx2Float32, kAvx2Float16, kNeonFloat32, kNeonFloat16, kPortableFloat32,
+    kPortableFloat16;
 
 namespace {
 
 struct Available {
-  const Kernels* list[5] = {};
+  const Kernels* list[7] = {};
 
   Available() {
     int n = 0;
+    const auto add = [&](const Kernels& kernels) { list[n++] = &kernels; };
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
                       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      list[n++] = &kAvx512;
-    if (avx2) list[n++] = &kAvx2;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512) add(kAvx512Float32), add(kAvx512Float16);
+    if (avx2) add(kAvx2Float32), add(kAvx2Float16);
 #elif defined(__aarch64__)
-    list[n++] = &kNeon;
+    add(kNeonFloat32), add(kNeonFloat16);
 #endif
-    list[n++] = &kPortable;
+    add(kPortableFloat32), add(kPortableFloat16);
   }
 };
 
@@ -37,10 +39,10 @@ const Kernels* const* available_kernels() {
   return available.list;
 }
 
-const Kernels* choose_kernels() {
+const Kernels* choose_kernels(ValueType type) {
   const char* wanted = std::getenv("VITOATS_ISA");
   for (const Kernels* const* k = available_kernels(); *k; ++k)
-    if (!wanted || !*wanted || !std::strcmp(wanted, (*k)->name)) return *k;
+    if ((*k)->value_type == type && (!wanted || !*wanted || !std::strcmp(wanted, (*k)->isa))) return *k;
   return nullptr;
 }
 

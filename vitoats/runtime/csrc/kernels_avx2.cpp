@@ -1,7 +1,7 @@
 // AVX2 with FMA and F16C: 8 lanes, 16 registers.
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "float_kernels.h"
 
 namespace vitoats {
 namespace {
@@ -81,6 +81,7 @@ struct Vector {
 
 }  // namespace
 
-extern const Kernels kAvx2 = kernels_of<Vector>("avx2");
+extern const Kernels kAvx2Float32 = float_kernels<Vector, float>("avx2", ValueType::kFloat32);
+extern const Kernels kAvx2Float16 = float_kernels<Vector, uint16_t>("avx2", ValueType::kFloat16);
 
 }  // namespace vitoats

@@ -1,7 +1,7 @@
 // AVX-512: 16 lanes, 32 registers, and an instruction that expands packed lanes by a mask.
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "float_kernels.h"
 
 namespace vitoats {
 namespace {
@@ -76,6 +76,7 @@ struct Vector {
 
 }  // namespace
 
-extern const Kernels kAvx512 = kernels_of<Vector>("avx512");
+extern const Kernels kAvx512Float32 = float_kernels<Vector, float>("avx512", ValueType::kFloat32);
+extern const Kernels kAvx512Float16 = float_kernels<Vector, uint16_t>("avx512", ValueType::kFloat16);
 
 }  // namespace vitoats

@@ -1,7 +1,7 @@
 // NEON of 64-bit ARM: 4 lanes, 32 registers.
 #include <arm_neon.h>
 
-#include "kernels.h"
+#include "float_kernels.h"
 
 namespace vitoats {
 namespace {
@@ -57,6 +57,7 @@ struct Vector {
 
 }  // namespace
 
-extern const Kernels kNeon = kernels_of<Vector>("neon");
+extern const Kernels kNeonFloat32 = float_kernels<Vector, float>("neon", ValueType::kFloat32);
+extern const Kernels kNeonFloat16 = float_kernels<Vector, uint16_t>("neon", ValueType::kFloat16);
 
 }  // namespace vitoats

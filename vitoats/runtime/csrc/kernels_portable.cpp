@@ -1,5 +1,5 @@
 // Plain C++: 4 lanes that a compiler may map to whatever vectors there are.
-#include "kernels.h"
+#include "float_kernels.h"
 
 namespace vitoats {
 namespace {
@@ -34,14 +34,17 @@ struct Vector {
     return v;
   }
 
-  // IEEE 754 half to single precision: the exponent is rebased by a product, which also normalises subnormal numbers.
+  // IEEE 754 half to single precision. No arithmetic on subnormal floats: they may count as zero.
   static VITOATS_INLINE float widen1(uint16_t half) {
-    const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fff) << 13;
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+    const uint32_t magnitude = half & 0x7fff;
+    if (magnitude < 0x400) {  // subnormal, as a float it is not
+      const float value = static_cast<float>(magnitude) * 0x1p-24f;
+      return half & 0x8000 ? -value : value;
+    }
+    const uint32_t bits = static_cast<uint32_t>(half & 0x8000) << 16 | ((magnitude << 13) + (112u << 23));
     float value;
-    std::memcpy(&value, &magnitude, sizeof value);
-    value *= 0x1p112f;
-    return sign ? -value : value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
   }
   static VITOATS_INLINE T widen(const uint16_t* p) { return {{widen1(p[0]), widen1(p[1]), widen1(p[2]), widen1(p[3])}}; }
 
@@ -53,6 +56,7 @@ struct Vector {
 
 }  // namespace
 
-extern const Kernels kPortable = kernels_of<Vector>("portable");
+extern const Kernels kPortableFloat32 = float_kernels<Vector, float>("portable", ValueType::kFloat32);
+extern const Kernels kPortableFloat16 = float_kernels<Vector, uint16_t>("portable", ValueType::kFloat16);
 
 }  // namespace vitoats

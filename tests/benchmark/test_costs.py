@@ -1,0 +1,32 @@
+"""A measured table of costs: of the model's shapes, and its parts add up to the whole."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from vitoats.allocation.cost import CostTable
+from vitoats.benchmark.costs import LOW_RANK, ZEROS, measure_costs, model_footprint
+from vitoats.loading.load import load_model
+from vitoats.models.adapter import adapt
+from vitoats.models.shapes import layer_shapes
+
+
+def test_a_table_is_of_its_model_and_leaves_it_alone(small_cache, tiny_folder, tmp_path):
+    loaded = load_model(f"local-dir:{tiny_folder}")
+    before, said = copy.deepcopy(loaded.model.state_dict()), []
+    result = measure_costs(loaded, batch=2, threads=1, progress=lambda *step: said.append(step))
+    assert json.loads(json.dumps(result)) == result
+    assert loaded.model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())
+
+    shapes = list(layer_shapes(adapt(loaded.timm_model, loaded.inputs)).values())
+    distinct = len(set(shapes))
+    table = CostTable.from_json(result)
+    table.check(shapes, tmp_path)
+    assert len(result["rows"]) == distinct * (len(ZEROS) + len(LOW_RANK))
+    layers = sum(table.ms(shape, model_footprint(shape)) for shape in shapes)
+    assert result["rest_ms"] == pytest.approx(result["sparse_ms"] - layers, abs=1e-3)
+    assert [done for done, _, _ in said] == list(range(distinct + 1))
+    assert said[-1][1:] == (distinct + 1, "whole models")

@@ -1,0 +1,74 @@
+"""One layer: what a solver is given, and what its bias takes up."""
+
+import pytest
+import torch
+
+import vitoats.methods  # noqa: F401  (fills the table of methods)
+from vitoats.common.errors import InputError
+from vitoats.compression.layer import LayerProblem, compress_layer
+from vitoats.methods.magnitude import MagnitudeConfig
+from vitoats.methods.mrp import MRPConfig
+from vitoats.methods.registry import get_method, measured
+from vitoats.methods.statistics import InputStatistics
+from vitoats.models.blocks import LinearLayer
+
+
+def problem(refit_bias, parts=1):
+    X = torch.randn(50, 6) + 1
+    weight, bias = torch.randn(4, 6), torch.randn(4)
+    return X, LayerProblem(weight, bias, parts, InputStatistics.of(X), refit_bias)
+
+
+def test_the_bias_takes_up_the_mean_of_what_is_lost():
+    X, given = problem(refit_bias=True)
+    lost = torch.randn(4, 6)
+    before = X @ given.weight.T + given.bias
+    after = X @ (given.weight - lost).T + given.refitted_bias(lost)
+    assert torch.allclose(before.mean(dim=0), after.mean(dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("refit_bias", [False, True])
+def test_each_part_is_solved_on_what_counts_of_the_input(refit_bias):
+    X, given = problem(refit_bias, parts=2)
+    seen = []
+
+    def solve(weight, moments):
+        seen.append((weight, moments))
+        return measured(weight, moments, weight)
+
+    assert len(given.solve(solve)) == 2
+    assert torch.equal(torch.cat([weight for weight, _ in seen]), given.weight)
+    inputs = X.double() - X.double().mean(dim=0) if refit_bias else X.double()
+    assert torch.allclose(seen[0][1].H, inputs.T @ inputs / 50)
+    assert seen[0][1] is seen[1][1]  # so that what is computed of it is computed once
+
+
+def layer_of(linear) -> LinearLayer:
+    return LinearLayer(torch.nn.Sequential(linear).requires_grad_(False), "0", 1)
+
+
+def test_where_nothing_is_removed_the_layer_stays_as_it_is():
+    layer = layer_of(torch.nn.Linear(6, 4))
+    statistics = InputStatistics.of(torch.randn(50, 6))
+    compressed, row = compress_layer(layer, statistics, None, get_method("mrp"), MRPConfig(compression=0.0), refit_bias=True)
+    assert torch.equal(compressed.weight, layer.module.weight)
+    assert torch.allclose(compressed.bias, layer.module.bias)
+    assert (row.nonzeros, row.kept_parameters, row.relative_error, row.ranks) == (24, 24, 0.0, (0,))
+
+
+def test_a_method_of_the_diagonal_is_told_no_more():
+    """Magnitude's error is then the one over the diagonal, whatever was collected."""
+    layer = layer_of(torch.nn.Linear(6, 4))
+    statistics = InputStatistics.of(torch.randn(50, 6) @ torch.randn(6, 6))
+    rows = [
+        compress_layer(layer, known, None, get_method("magnitude"), MagnitudeConfig(), refit_bias=False)[1]
+        for known in (statistics, InputStatistics(statistics.second_moment))
+    ]
+    assert rows[0].relative_error == rows[1].relative_error > 0
+
+
+def test_a_refusal_names_the_layer():
+    layer = layer_of(torch.nn.Linear(6, 4))
+    layer.module.weight.data[0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"^0: "):
+        compress_layer(layer, InputStatistics.of(torch.randn(9, 6)), None, get_method("mrp"), MRPConfig(), refit_bias=False)

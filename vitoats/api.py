@@ -1,0 +1,215 @@
+"""vitoats from Python: what the command line does, in the same words, with the same results.
+
+Nothing is printed. Progress is told to ``progress``, and what is worth saying goes to the logger "vitoats": both are the
+caller's to turn on.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from vitoats.common.devices import check_device, set_threads
+from vitoats.common.outputs import check_output_file
+from vitoats.common.progress import Progress, silent
+from vitoats.compression.run import Compressed, run
+from vitoats.compression.settings import METHOD, make_job
+from vitoats.data.in_memory import ImagesInMemory
+from vitoats.evaluation.accuracy import Accuracy
+from vitoats.evaluation.distributed import World
+from vitoats.evaluation.protocol import Protocol, open_test_set
+from vitoats.evaluation.target import Target, onnx_target, torch_target
+from vitoats.export.onnx_file import Form, described_by
+from vitoats.export.onnx_file import export_onnx as write_onnx
+from vitoats.loading.load import from_memory, load_model
+from vitoats.loading.loaded import LoadedModel
+
+Model = str | Path | nn.Module | LoadedModel | Compressed
+IN_MEMORY = "given in memory"
+
+
+def compress(
+    model: str | Path | nn.Module,
+    images: Any = None,
+    *,
+    method: str = METHOD,
+    preset: Literal["fast"] | None = None,
+    compression: float | None = None,
+    speedup: float | None = None,
+    max_ms: float | None = None,
+    max_mb: float | None = None,
+    cost_table: Path | None = None,
+    rank_ratio: float | None = None,
+    iterations: int | None = None,
+    pattern: str | None = None,
+    solver: str | None = None,
+    tolerance: float | None = None,
+    target: Literal["block", "sequential", "dense", "residual"] | None = None,
+    refit_bias: bool | None = None,
+    allocation: Literal["uniform", "owl", "sensitivity"] | None = None,
+    calibration_mix: Literal["none", "synthetic", "general", "both"] | None = None,
+    general_images: str | None = None,
+    fused_qkv: bool = False,
+    nsamples: int | None = None,
+    seed: int = 42,
+    checkpoint: Path | None = None,
+    random_weights: bool = False,
+    img_size: int | None = None,
+    crop_mode: str | None = None,
+    pos_resample: str | None = None,
+    head: Path | None = None,
+    head_layers: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "cpu",
+    threads: int = 0,
+    memory_limit: float | None = None,
+    scratch: Path | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Compressed:
+    """Compresses a vision transformer as ``tools/compress.py`` does: the same seed and settings give the same folder.
+
+    What is None is decided by the preset or the method. docs/methods.md says what each setting does.
+
+    Args:
+        model: a timm model in memory, which stays as it is; or a name or folder, as ``--model`` takes it.
+        images: a folder; a dataset whose items, or the first parts of them, are PIL images or preprocessed tensors
+            [3, size, size]; or a float tensor [n, 3, size, size]. The embedded model has images of its own.
+        method, preset: "oats-h" by default, and "fast" for a quicker one.
+        compression: the share of the weights to remove; in its place one of
+        speedup: of the exported model over the dense one on this machine,
+        max_ms: what one inference of it may take, in milliseconds,
+        max_mb: what its file may take, in 10^6 bytes.
+        cost_table: measured on another machine (``tools/benchmark.py op --model``).
+        rank_ratio, iterations, pattern, solver, tolerance, options: of the method's config.
+        target, refit_bias, allocation, calibration_mix, general_images, fused_qkv: how it is used on the whole model.
+        nsamples, seed: how many images calibrate, and which.
+        checkpoint, random_weights, pos_resample, head, head_layers: how a model is loaded by name.
+        img_size, crop_mode: what images go through.
+        batch_size, workers, device, threads, memory_limit (GB): what it may use.
+        scratch: a folder for hidden states, with a memory limit.
+        progress: told stage, steps done, steps in all, and what is being done.
+
+    Returns:
+        the compressed model: ``.model`` is a torch module, ``.save(folder)`` writes the folder that ``vitoats.load`` opens.
+
+    Raises:
+        InputError: a model, images or settings that do not fit; ``field`` names the argument.
+        RunError: no room in memory or on disk.
+    """
+    given = {name: value for name, value in locals().items() if name in _DECIDED and value is not None}
+    loaded = None
+    if isinstance(model, nn.Module):
+        loaded = from_memory(copy.deepcopy(model), img_size=img_size)
+        if crop_mode is not None:
+            loaded.preprocessing = loaded.preprocessing.with_crop_mode(crop_mode)
+    else:
+        given |= {"checkpoint": checkpoint, "random_weights": random_weights, "pos_resample": pos_resample}
+        given |= {"head": head, "head_layers": head_layers}
+    in_memory = images is not None and not isinstance(images, (str, Path))
+    job = make_job(
+        str(model) if loaded is None else loaded.name,
+        IN_MEMORY if in_memory else None if images is None else str(images),
+        **given,
+        img_size=img_size,
+        crop_mode=crop_mode,
+        fused_qkv=fused_qkv,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        threads=threads,
+        memory_limit=memory_limit,
+        **options,
+    )
+    return run(job, loaded=loaded, images=images if in_memory else None, scratch=scratch, progress=progress)
+
+
+_DECIDED = (  # by the preset or the method, where they are None
+    *("method", "preset", "compression", "speedup", "max_ms", "max_mb", "cost_table", "rank_ratio", "iterations", "pattern"),
+    *("solver", "tolerance", "target", "refit_bias", "allocation", "calibration_mix", "general_images", "nsamples"),
+)
+
+
+def export_onnx(
+    model: Model, output: str | Path, *, form: Form = "sparse", float16: bool = False, overwrite: bool = False
+) -> Path:
+    """Writes a model as ONNX, as ``tools/export_onnx.py`` does.
+
+    Args:
+        model: what ``compress`` returned, a folder that it saved, or any model, compressed or not.
+        output: the .onnx file.
+        form: "sparse"; "matmul" has low-rank terms as nodes of their own, "inline" standard operators only, "dense" S + U V.
+        float16: store S, U and V as float16.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        InputError: the model cannot be exported so.
+        RunError: the file cannot be written.
+    """
+    check_output_file(Path(output), overwrite)
+    loaded, about = _opened(model)
+    write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16)
+    return Path(output)
+
+
+def evaluate(
+    model: Model,
+    images: str | Path | Dataset | None = None,
+    *,
+    split: str = "validation",
+    num_samples: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "cpu",
+    threads: int = 0,
+    progress: Callable[[Accuracy], None] = lambda _: None,
+) -> Accuracy:
+    """Top-1 and top-5 of a model or an .onnx file on labelled images, as ``tools/eval_imagenet.py`` measures them.
+
+    Args:
+        model: an .onnx file, what ``compress`` returned, a folder that it saved, or any model with a classifier.
+        images: a folder with one subfolder for each class; or a dataset of (PIL image or preprocessed tensor, label). The
+            embedded model has a test set of its own.
+        split: of the folder.
+        num_samples: how many images, evenly spaced; all where None.
+        batch_size, workers, device, threads: as for ``compress``.
+        progress: told the counts after each batch.
+
+    Raises:
+        InputError: no classifier, or images that do not suit it.
+    """
+    set_threads(threads)
+    target = _target(model, device, threads)
+    if images is not None and not isinstance(images, (str, Path)):
+        preprocessing = target.preprocessing
+        images = ImagesInMemory(images, preprocessing.transform(), preprocessing.img_size)
+    protocol = Protocol(
+        images=str(images) if isinstance(images, Path) else images,
+        split=split,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    world = World()
+    return open_test_set(protocol, target, target.preprocessing, world).evaluate(target, world, progress)
+
+
+def _target(model: Model, device: str, threads: int) -> Target:
+    if isinstance(model, (str, Path)) and str(model).endswith(".onnx"):
+        return onnx_target(str(model), threads)
+    return torch_target(_opened(model)[0], check_device(device))
+
+
+def _opened(model: Model) -> tuple[LoadedModel, dict[str, Any]]:
+    """A model with its preprocessing, and what vitoats.json says or would say of it."""
+    if isinstance(model, Compressed):
+        return model.loaded, model.about
+    if isinstance(model, LoadedModel):
+        return model, model.about
+    loaded = from_memory(model) if isinstance(model, nn.Module) else load_model(str(model))
+    return loaded, loaded.about

@@ -1,0 +1,153 @@
+"""What the linear layers of a model cost on this machine, dense and sparse: the table behind budgets in milliseconds.
+
+Speed depends on shapes and on how many zeros there are, not on which weights are zero: zeros and low-rank terms are random.
+What all but the linear layers costs is a difference: the time of the whole model with random layers of ``MODEL_ZEROS`` and the
+low-rank terms that go with it, less what the table says of these layers.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitoats.allocation.cost import CostTable, LayerFootprint
+from vitoats.benchmark.onnx_models import dense_model, sparse_model
+from vitoats.benchmark.products import Product, copies_beyond_cache, product_ms, random_zeros
+from vitoats.benchmark.timing import Progress, median_ms
+from vitoats.common.machine import processor
+from vitoats.export.onnx_file import export_onnx
+from vitoats.format.layers import SparseLowRankLinear, replace_module
+from vitoats.loading.loaded import LoadedModel
+from vitoats.models.adapter import adapt
+from vitoats.models.shapes import LayerShape, layer_shapes
+from vitoats.runtime.inference import inference, session
+from vitoats.runtime.library import isa
+
+ZEROS = (25.0, 50.0, 62.5, 75.0, 87.5, 95.0)  # percent, without a low-rank term
+MODEL_ZEROS = 70.0  # percent, beside a low-rank term: a compression of 60 % with a rank ratio of 0.25
+LOW_RANK = (0.05, 0.1)  # elements of U and V, as a share of the weights, beside MODEL_ZEROS; the whole model has the last
+MODEL_ROUNDS, MODEL_TURN_SECONDS = 9, 0.3  # more than for layers: the rest is a small difference of large times
+
+
+def measure_costs(
+    loaded: LoadedModel, batch: int = 1, threads: int = 1, seed: int = 0, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
+    """Measures a dense model's linear layers and the whole of it.
+
+    Args:
+        loaded: the model; it stays as it is.
+        batch: images at a time.
+        threads: of ONNX Runtime.
+        seed: of what is random.
+        progress: told each shape of layer.
+
+    Returns:
+        plain values, as ``CostTable.from_json`` takes them.
+
+    Raises:
+        InputError: there is no native library.
+        RunError: a kernel is wrong.
+    """
+    kernels = isa()
+    random = np.random.default_rng(seed)
+    shapes = layer_shapes(adapt(loaded.timm_model, loaded.inputs))
+    distinct = sorted(set(shapes.values()))
+    rows: list[dict[str, Any]] = []
+    for done, shape in enumerate(distinct):
+        progress(done, len(distinct) + 1, f"{shape}, {shape.tokens} tokens")
+        rows += _time_shape(shape, list(shapes.values()).count(shape), batch, threads, random)
+    progress(len(distinct), len(distinct) + 1, "whole models")
+    dense_ms, sparse_ms = _time_models(loaded, shapes, batch, threads, random)
+    table = {
+        **loaded.inputs.to_dict(),
+        "processor": processor(),
+        "isa": kernels,
+        "threads": threads,
+        "batch": batch,
+        "dense_ms": round(dense_ms, 4),
+        "sparse_ms": round(sparse_ms, 4),
+        "rest_ms": 0.0,
+        "rows": rows,
+    }
+    costs = CostTable.from_json(table)
+    table["rest_ms"] = round(sparse_ms - sum(costs.ms(shape, model_footprint(shape)) for shape in shapes.values()), 4)
+    return table
+
+
+def model_footprint(shape: LayerShape) -> LayerFootprint:
+    """What a layer of the whole sparse model holds."""
+    low_rank = shape.low_rank_parameters(_rank(shape, LOW_RANK[-1]))
+    return LayerFootprint(round((1 - MODEL_ZEROS / 100) * shape.size), low_rank)
+
+
+def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random: np.random.Generator) -> list[dict[str, Any]]:
+    """One shape dense, at all shares of zeros, and with low-rank terms, in turns; a row for each but the dense one."""
+    n, k = shape.d_out, shape.d_in
+    x = random.standard_normal((batch, shape.tokens, k), np.float32)
+    copies = copies_beyond_cache(n, k, batch * shape.tokens)
+    W = random.standard_normal((n, k), np.float32) / math.sqrt(k)
+    variants = [(zeros, 0) for zeros in ZEROS] + [(MODEL_ZEROS, _rank(shape, share)) for share in LOW_RANK]
+
+    def products() -> Iterator[Product]:
+        yield Product(dense_model(W, copies))
+        for zeros, rank in variants:
+            S = random_zeros(W, zeros, "layer", random)
+            low_rank = _random_low_rank(shape, rank, random) if rank else None
+            whole = S if low_rank is None else S + (low_rank[0] @ low_rank[1]).reshape(n, k)
+            yield Product(sparse_model(S, copies, low_rank=low_rank), whole)
+
+    dense_ms, *sparse_ms = product_ms(products(), x, copies, threads)
+    return [
+        {
+            "n": n,
+            "k": k,
+            "blocks": shape.parts,
+            "tokens": shape.tokens,
+            "layers": layers,
+            "zeros": zeros,
+            "rank": rank,
+            "dense_ms": round(dense_ms, 5),
+            "sparse_ms": round(ms, 5),
+        }
+        for (zeros, rank), ms in zip(variants, sparse_ms, strict=True)
+    ]
+
+
+def _time_models(
+    loaded: LoadedModel, shapes: dict[str, LayerShape], batch: int, threads: int, random: np.random.Generator
+) -> tuple[float, float]:
+    """Milliseconds of the dense model, and of one whose layers are random and hold what ``model_footprint`` says."""
+    sparse = copy.deepcopy(loaded)
+    for name, shape in shapes.items():
+        module: Any = sparse.timm_model.get_submodule(name)
+        weight = module.weight.detach().cpu().numpy()
+        S = np.where(random.random(weight.shape, np.float32) * 100 >= MODEL_ZEROS, weight, 0)
+        stacked = _random_low_rank(shape, _rank(shape, LOW_RANK[-1]), random)
+        U, V = ([torch.from_numpy(term) for term in stack] for stack in stacked)
+        replace_module(sparse.timm_model, name, SparseLowRankLinear(torch.from_numpy(S), U, V, module.bias))
+    images = random.standard_normal(loaded.inputs.shape(batch), np.float32)
+    with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
+        calls = []
+        for name, model in (("dense", loaded), ("sparse", sparse)):
+            export_onnx(model, Path(scratch) / f"{name}.onnx")
+            calls.append(inference(session(Path(scratch) / f"{name}.onnx", threads), images))
+    dense_ms, sparse_ms = median_ms(calls, MODEL_ROUNDS, MODEL_TURN_SECONDS)
+    return dense_ms, sparse_ms
+
+
+def _rank(shape: LayerShape, share: float) -> int:
+    """The rank, at least 1, at which U and V of all parts have about that share of the weights' elements."""
+    return max(1, round(share * shape.size / shape.low_rank_parameters(1)))
+
+
+def _random_low_rank(shape: LayerShape, rank: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """U [parts, d_out / parts, rank] and V [parts, rank, d_in], of a product about as large as the weights."""
+    scale = (shape.d_in * rank) ** -0.25
+    of_u, of_v = (shape.parts, shape.d_out // shape.parts, rank), (shape.parts, rank, shape.d_in)
+    U, V = (scale * random.standard_normal(size, np.float32) for size in (of_u, of_v))
+    return U.astype(np.float32), V.astype(np.float32)

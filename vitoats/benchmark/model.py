@@ -1,0 +1,158 @@
+"""Whole models in ONNX Runtime: dense, int8, compressed in several forms; and the dense ones in OpenVINO where it is installed.
+
+int8 is ONNX Runtime's dynamic quantization of all MatMuls, per channel. Who calls compresses: this room takes models that are.
+"""
+
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitoats.benchmark.timing import Progress, median_ms
+from vitoats.export.int8 import quantize
+from vitoats.export.onnx_file import export_onnx
+from vitoats.loading.loaded import LoadedModel
+from vitoats.runtime.inference import inference, session
+
+TURN_SECONDS = 0.5  # of each variant before the next has its turn
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A file and what runs it.
+
+    Attributes:
+        name: in words.
+        file: ONNX.
+        openvino: its precision of arithmetic; None for ONNX Runtime.
+    """
+
+    name: str
+    file: Path
+    openvino: str | None = None
+
+    def open(self, threads: int, images: np.ndarray) -> Callable[[], object]:
+        """A call that runs the file on images [b, 3, h, w]."""
+        if self.openvino is None:
+            return inference(session(self.file, threads), images)
+        import openvino
+
+        settings = {"INFERENCE_PRECISION_HINT": self.openvino, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        request = openvino.compile_model(str(self.file), "CPU", settings).create_infer_request()
+        return lambda: request.infer([images])
+
+
+@dataclass(frozen=True)
+class VariantTimes:
+    """A variant on batches of one size.
+
+    Attributes:
+        img_size: in pixels.
+        batch: images at a time.
+        threads: of what runs it.
+        variant: its name.
+        ms: median milliseconds of a batch.
+        speedup: of the first variant over this one.
+        file_mb: megabytes.
+        rss_mb: megabytes of memory that a process which runs the file holds; None for OpenVINO.
+    """
+
+    img_size: int
+    batch: int
+    threads: int
+    variant: str
+    ms: float
+    speedup: float
+    file_mb: float
+    rss_mb: float | None
+
+
+def dense_variants(loaded: LoadedModel, folder: Path) -> list[Variant]:
+    """Exports a dense model, as it is and in int8, to ``folder``."""
+    dense, int8 = Variant("dense", folder / "dense.onnx"), Variant("int8", folder / "int8.onnx")
+    export_onnx(loaded, dense.file)
+    quantize(dense.file, int8.file)
+    return [dense, int8]
+
+
+def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded: bool) -> list[Variant]:
+    """Exports a compressed model to ``folder``.
+
+    Args:
+        compressed: the model.
+        name: of the variants.
+        folder: where the files go.
+        folded: also with its weights as plain matrices, in which zeros save nothing.
+    """
+    sparse, half, plain = (Variant(f"{name}{form}", folder / f"{name}{form}.onnx") for form in ("", "-float16", "-folded"))
+    export_onnx(compressed, sparse.file)
+    export_onnx(compressed, half.file, float16=True)
+    if not folded:
+        return [sparse, half]
+    export_onnx(compressed, plain.file, "dense")
+    return [sparse, half, plain]
+
+
+def openvino_variants(dense: Variant, int8: Variant) -> list[Variant]:
+    """The same dense files in OpenVINO; none where the package is not installed."""
+    if not importlib.util.find_spec("openvino"):
+        return []
+    return [
+        *(Variant(f"openvino-{precision}", dense.file, precision) for precision in ("f32", "bf16")),
+        Variant("openvino-int8", int8.file, "f32"),
+    ]
+
+
+def compare_variants(
+    variants: Sequence[Variant],
+    img_size: int,
+    batches: Sequence[int],
+    threads: Sequence[int],
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+) -> list[VariantTimes]:
+    """Times variants of a model in turns, on noise images.
+
+    Args:
+        variants: the dense one first.
+        img_size: of all of them, in pixels.
+        batches: images at a time, one after the other.
+        threads: CPU threads, one after the other.
+        seed: of the noise.
+        progress: told each batch and number of threads.
+
+    Returns:
+        rows by threads, then batch, then variant.
+    """
+    rows = []
+    groups = list(itertools.product(threads, batches))
+    for done, (count, batch) in enumerate(groups):
+        progress(done, len(groups), f"batch {batch}, {count} threads")
+        images = np.random.default_rng(seed).standard_normal((batch, 3, img_size, img_size), np.float32)
+        times = median_ms([variant.open(count, images) for variant in variants], turn_seconds=TURN_SECONDS)
+        for variant, ms in zip(variants, times, strict=True):
+            rows.append(
+                VariantTimes(
+                    img_size=img_size,
+                    batch=batch,
+                    threads=count,
+                    variant=variant.name,
+                    ms=round(ms, 3),
+                    speedup=round(times[0] / ms, 3),
+                    file_mb=round(variant.file.stat().st_size / 1e6, 2),
+                    rss_mb=resident_mb(variant.file, count, images.shape) if variant.openvino is None else None,
+                )
+            )
+    return rows
+
+
+def resident_mb(file: Path, threads: int, shape: tuple[int, ...]) -> float:
+    """Megabytes of memory that a fresh process holds once it has run a file on a batch of that shape."""
+    argv = [sys.executable, "-m", "vitoats.benchmark.resident", str(file), str(threads), json.dumps(shape)]
+    return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout) / 1e6

@@ -1,0 +1,145 @@
+"""One product y = x S^T: the native sparse kernel against ONNX Runtime's dense and dynamic int8 MatMul of the same shape.
+
+Times are those of one product with all that the operator does besides: transposing activations, quantising them.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitoats.benchmark.onnx_models import dense_model, int8_model, sparse_model
+from vitoats.benchmark.products import Pattern, Product, copies_beyond_cache, product_ms, random_zeros
+from vitoats.benchmark.timing import Progress
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch: how many images, and tokens of each."""
+
+    images: int
+    of_image: int
+
+    @property
+    def total(self) -> int:
+        return self.images * self.of_image
+
+    def __str__(self) -> str:
+        return f"{self.images}x{self.of_image}" if self.images > 1 else str(self.of_image)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to time: all combinations.
+
+    Attributes:
+        shapes: [n, k] of the weights: outputs and inputs.
+        tokens: batches.
+        threads: of ONNX Runtime.
+        zeros: in percent of the weights.
+        patterns: of the zeros.
+    """
+
+    shapes: Sequence[tuple[int, int]]
+    tokens: Sequence[Tokens]
+    threads: Sequence[int]
+    zeros: Sequence[float]
+    patterns: Sequence[Pattern]
+
+
+@dataclass(frozen=True)
+class ProductTimes:
+    """One sparse product and its dense rivals.
+
+    Attributes:
+        n: outputs.
+        k: inputs.
+        tokens: of all images together.
+        batch: images x tokens of each, in words.
+        zeros: in percent.
+        pattern: of the zeros.
+        threads: of ONNX Runtime.
+        dense_ms, int8_ms, sparse_ms: milliseconds of one product.
+        speedup: dense over sparse.
+        nnz_gflops: 10^9 operations a second of the sparse one, a multiply-add of a non-zero being two.
+        fma_share: the same in percent of what the cores do at most.
+    """
+
+    n: int
+    k: int
+    tokens: int
+    batch: str
+    zeros: float
+    pattern: Pattern
+    threads: int
+    dense_ms: float
+    int8_ms: float
+    sparse_ms: float
+    speedup: float
+    nnz_gflops: float
+    fma_share: float
+
+
+def time_products(
+    grid: Grid, peak_gflops: float, float16: bool = False, seed: int = 0, progress: Progress = lambda *_: None
+) -> list[ProductTimes]:
+    """Times all products of a grid.
+
+    Args:
+        grid: which ones.
+        peak_gflops: what one core does at most (``vitoats.runtime.library.fma_peak_gflops``).
+        float16: store the sparse values as float16.
+        seed: of weights and activations.
+        progress: told each shape, batch and number of threads.
+
+    Raises:
+        RunError: a kernel is wrong.
+    """
+    groups = list(itertools.product(grid.threads, grid.shapes, grid.tokens))
+    rows: list[ProductTimes] = []
+    for done, (threads, (n, k), tokens) in enumerate(groups):
+        progress(done, len(groups), f"{n}x{k}, {tokens} tokens, {threads} threads")
+        rows += _time_shape(n, k, tokens, threads, grid, peak_gflops, float16, seed)
+    return rows
+
+
+def _time_shape(
+    n: int, k: int, tokens: Tokens, threads: int, grid: Grid, peak_gflops: float, float16: bool, seed: int
+) -> list[ProductTimes]:
+    """Dense, int8 and all sparse variants in turns; a row for each pattern and share of zeros."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((tokens.images, tokens.of_image, k), np.float32)
+    W = random.standard_normal((n, k), np.float32) / math.sqrt(k)
+    copies = copies_beyond_cache(n, k, tokens.total)
+    sparse = {(z, p): random_zeros(W, z, p, random) for z, p in itertools.product(grid.zeros, grid.patterns)}
+
+    def products():
+        yield Product(dense_model(W, copies))
+        yield Product(int8_model(W, copies))
+        for S in sparse.values():
+            yield Product(sparse_model(S, copies, float16), S, 2e-3 if float16 else 1e-4)
+
+    dense_ms, int8_ms, *sparse_ms = product_ms(products(), x, copies, threads)
+    rows = []
+    for ((zeros, pattern), S), ms in zip(sparse.items(), sparse_ms, strict=True):
+        gflops = 2 * np.count_nonzero(S) * tokens.total / ms / 1e6
+        rows.append(
+            ProductTimes(
+                n=n,
+                k=k,
+                tokens=tokens.total,
+                batch=str(tokens),
+                zeros=zeros,
+                pattern=pattern,
+                threads=threads,
+                dense_ms=round(dense_ms, 4),
+                int8_ms=round(int8_ms, 4),
+                sparse_ms=round(ms, 4),
+                speedup=round(dense_ms / ms, 3),
+                nnz_gflops=round(gflops, 2),
+                fma_share=round(100 * gflops / (peak_gflops * threads), 1),
+            )
+        )
+    return rows

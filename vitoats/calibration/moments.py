@@ -1,0 +1,108 @@
+"""Moments of what layers get, over all calibration tokens: sums over one batch are float32, sums of batches float64."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.common.errors import InputError
+from vitoats.methods.statistics import InputStatistics, StatisticsLevel
+from vitoats.models.blocks import Block
+from vitoats.models.hooks import watch_inputs
+from vitoats.models.units import find_units
+
+MIRRORED = 1024  # inputs from which on half of a second moment is copied from the other half
+
+
+class RunningMeans:
+    """Means over tokens of several quantities at a layer, from their sums over batches."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._tokens = 0
+
+    def add(self, sums: list[Tensor], tokens: int) -> None:
+        """The sums over one batch, float32 and always in the same order, and how many tokens they are over."""
+        if self._sums:
+            for total, part in zip(self._sums, sums, strict=True):
+                total += part
+        else:
+            self._sums = [part.double() for part in sums]
+        self._tokens += tokens
+
+    def finish(self, name: str) -> list[Tensor]:
+        """The means, float64; the sums are used up.
+
+        Args:
+            name: of the layer, for the error.
+
+        Raises:
+            InputError: one of them is not finite.
+        """
+        means = [total.div_(self._tokens) for total in self._sums]
+        if not all(torch.isfinite(mean).all() for mean in means):
+            raise InputError(f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images")
+        return means
+
+
+@torch.inference_mode()
+def input_statistics(
+    hidden: HiddenStates, block: Block, level: StatisticsLevel = "diagonal", layers: list[str] | None = None
+) -> dict[str, InputStatistics]:
+    """Runs a block over all images and measures the inputs of linear layers in it.
+
+    A fused qkv is one layer, so q, k and v share one H.
+
+    Args:
+        hidden: the images before the block.
+        block: as it is now.
+        level: how much is collected.
+        layers: names of the layers, none of them compressed; those of ``block.linears`` by default.
+
+    Returns:
+        statistics by layer name, on the CPU.
+
+    Raises:
+        InputError: an activation is not finite.
+    """
+    names = [layer.name for layer in block.linears] if layers is None else layers
+    running: dict[str, RunningMeans] = {}  # in the order of the calls
+
+    def measure(name: str, x: Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1]).float()
+        sums = [gram(x), x.sum(dim=0)] if level == "full" else [x.square().sum(dim=0)]
+        running.setdefault(name, RunningMeans()).add(sums, len(x))
+
+    with watch_inputs({name: block.model.get_submodule(name) for name in names}, measure):
+        for batch in hidden.batches():
+            block.run(batch)
+    found = {}
+    for name, means in running.items():
+        moments = [mean.cpu() for mean in means.finish(name)]
+        found[name] = full_statistics(*moments) if level == "full" else InputStatistics(*moments)
+    return _with_neurons(block, found) if level == "neurons" else found
+
+
+def gram(x: Tensor) -> Tensor:
+    """x^T x [k, k] for x [n, k]: what is above the diagonal is computed in strips, what is below it copied."""
+    if x.shape[1] < MIRRORED:
+        return x.T @ x
+    G = x.new_zeros(x.shape[1], x.shape[1])
+    for i in range(0, x.shape[1], MIRRORED // 2):
+        G[i : i + MIRRORED // 2, i:] = x[:, i : i + MIRRORED // 2].T @ x[:, i:]
+    return G.triu() + G.triu(1).T
+
+
+def full_statistics(H: Tensor, mean: Tensor) -> InputStatistics:
+    """Statistics from H [d_in, d_in] and the mean [d_in]."""
+    return InputStatistics(H.diagonal().clone(), H, mean)
+
+
+def _with_neurons(block: Block, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
+    """Tells the layers that make an MLP's hidden neurons what its output layer sees of them."""
+    for units in find_units(block.model, block.name):
+        if units.kind == "neurons" and units.output in found:
+            for name in found.keys() & set(units.inputs):
+                found[name] = replace(found[name], neurons=found[units.output].second_moment)
+    return found

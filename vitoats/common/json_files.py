@@ -1,0 +1,72 @@
+"""JSON that others may have written: bounded in size and depth, no key twice, no control characters, no infinite numbers.
+
+Python writes NaN and Infinity, which JSON does not have, for figures that are no numbers. They are read as None.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitoats.common.errors import InputError, one_line
+
+LARGEST = 2**24  # bytes of a file; label descriptions of 21,000 classes take 2 MB
+DEEPEST = 32  # lists and objects inside each other
+LARGEST_NUMBER = 2.0**63
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: it is damaged, or nothing that ought to be read (see above).
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("it is not there" if not path.exists() else "it is no regular file")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({one_line(error, 100)}): copy or make the folder again") from None
+
+
+def parse_json(text: str) -> Any:
+    """Reads JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or nothing that ought to be read (see above).
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=lambda _: None)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _check(value)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _check(value: Any) -> None:
+    """Goes through the values level by level."""
+    level = [value]
+    for _ in range(DEEPEST):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str):
+                if any((c < " " and c not in "\t\n\r") or "\x7f" <= c < "\xa0" for c in item):
+                    raise ValueError("a text has control characters")
+            elif isinstance(item, int | float) and not abs(item) < LARGEST_NUMBER:
+                raise ValueError("a number is too large")
+        if not below:
+            return
+        level = below
+    raise ValueError("it is nested too deeply")

@@ -1,0 +1,123 @@
+"""How a job's budget is split over the layers: equally, by outliers, or by measured sensitivities, within a limit on cost."""
+
+import dataclasses
+from typing import Any
+
+from vitoats.allocation.constraint import Budgets, Constraint
+from vitoats.allocation.lagrange import allocate, check_compression
+from vitoats.allocation.owl import owl
+from vitoats.allocation.sensitivity import RATES, Sensitivity, counted_by_depth, read_sensitivities
+from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.calibration.targets import FROM_DENSE_PATH
+from vitoats.common.cache import cached
+from vitoats.common.fingerprint import fingerprint
+from vitoats.common.progress import Progress
+from vitoats.compression.job import CompressionJob
+from vitoats.compression.outliers import outlier_shares
+from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities
+from vitoats.data.calibration import CalibrationImages
+from vitoats.loading.loaded import LoadedModel
+from vitoats.methods.oats_h import OATSHConfig
+from vitoats.models.adapter import adapt
+from vitoats.models.blocks import ModelAdapter
+
+ALLOCATION_IMAGES = 96  # of the calibration images, that budgets are split with
+CONSTRAINT_FEATURE_IMAGES = 48  # of these, for a limit on cost: which layers stay dense is decided by small errors
+
+
+def make_budgets(
+    job: CompressionJob,
+    loaded: LoadedModel,
+    images: CalibrationImages,
+    constraint: Constraint | None,
+    progress: Progress,
+) -> tuple[Any, Budgets | None]:
+    """The method's config, with the compression that a constraint comes to, and budgets of single layers.
+
+    Args:
+        job: the compression.
+        loaded: the dense model, on the device.
+        images: those that calibrate.
+        constraint: on the cost of the exported model, None for the config's compression.
+        progress: told what is being measured.
+
+    Returns:
+        the config, and budgets by layer name; None where every layer has the config's.
+
+    Raises:
+        InputError: no split gives what was asked for.
+    """
+    config, allocation = job.config, job.recipe.allocation
+    if allocation == "uniform":
+        return (dataclasses.replace(config, compression=constraint.uniform()) if constraint else config), None
+    if ":" in getattr(config, "pattern", ""):
+        return config, None  # N:M fixes what each layer keeps
+    adapter = adapt(loaded.timm_model, loaded.inputs)
+    some = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
+    if allocation == "owl":
+        hidden = _hidden_states(job, adapter, some)
+        n_blocks = len(adapter.blocks)
+        shares = outlier_shares(
+            adapter.blocks, hidden, progress=lambda i: progress("allocation: block", i, n_blocks, "outliers")
+        )
+        weights = [{x.name: x.module.weight.numel() for x in block.linears} for block in adapter.blocks if block.linears]
+        return config, owl(shares, weights, config.total_compression())
+    if constraint is None:
+        check_compression(config.total_compression())
+    sensitivities = _sensitivities(job, loaded, adapter, some, constraint, progress)
+    if job.recipe.target in FROM_DENSE_PATH:
+        sensitivities = counted_by_depth(sensitivities, [[x.name for x in block.linears] for block in adapter.blocks])
+    if constraint is None:
+        kept = (1 - config.total_compression()) * sum(s.parameters for s in sensitivities)
+        return config, allocate(sensitivities, kept)
+    budgets = constraint.allocate(sensitivities)
+    reached = constraint.compression(constraint.footprints(config, budgets))
+    return dataclasses.replace(config, compression=reached), budgets
+
+
+def _sensitivities(
+    job: CompressionJob,
+    loaded: LoadedModel,
+    adapter: ModelAdapter,
+    images: CalibrationImages,
+    constraint: Constraint | None,
+    progress: Progress,
+) -> list[Sensitivity]:
+    """From the cache, or measured now."""
+    data, config = job.data, job.config
+    feature_images = CONSTRAINT_FEATURE_IMAGES if constraint else FEATURE_IMAGES
+    without_rank = constraint is not None and len(constraint.rank_ratios) > 1
+    measured_with = OATSHConfig(
+        rank_ratio=getattr(config, "rank_ratio", 0.0),
+        pattern=getattr(config, "pattern", "layer"),  # for a method without patterns
+    )
+    settings = {
+        "data": [images.digests(), job.recipe.calibration_mix, images.nsamples, data.seed],
+        "config": dataclasses.asdict(measured_with),
+        "refit_bias": job.recipe.refit_bias,
+        "preprocessing": loaded.preprocessing.to_dict(),
+        "rates": [RATES, feature_images, without_rank],
+    }
+
+    def make() -> list[dict[str, Any]]:
+        found = measure_sensitivities(
+            adapter,
+            _hidden_states(job, adapter, images),
+            measured_with,
+            job.recipe.refit_bias,
+            without_rank,
+            feature_images,
+            progress=lambda i, what: progress("allocation: block", i, len(adapter.blocks), what),
+        )
+        return [dataclasses.asdict(row) for row in found]
+
+    def read(values: Any) -> list[Sensitivity]:
+        layers = [(x.name, x.module.weight.numel()) for block in adapter.blocks for x in block.linears]
+        return read_sensitivities(values, layers, without_rank)
+
+    return cached(f"sensitivity_{fingerprint(adapter.model, settings)[:32]}", read, make)
+
+
+def _hidden_states(job: CompressionJob, adapter: ModelAdapter, images: CalibrationImages) -> HiddenStates:
+    stream = images.batches(job.resources.batch_size, job.resources.workers)
+    return HiddenStates.collect(adapter, stream, images.nsamples, job.resources.batch_size)

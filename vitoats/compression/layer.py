@@ -1,0 +1,144 @@
+"""One layer: from its weights and what is known of its input to the layer that takes its place."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitoats.calibration.targets import OutputError, corrected
+from vitoats.common.errors import InputError
+from vitoats.format.decomposition import Decomposition
+from vitoats.format.layers import SparseLowRankLinear
+from vitoats.methods.registry import Method, measured
+from vitoats.methods.statistics import InputStatistics
+from vitoats.models.blocks import LinearLayer
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Figures of one compressed layer.
+
+    Attributes:
+        name: dotted name in the model.
+        d_out: rows of W.
+        d_in: columns of W.
+        ranks: rank of each part (three for a fused qkv).
+        nonzeros: of S.
+        kept_parameters: nonzeros + sum of r_i (d_i + d_in).
+        relative_error: as the method measures it (``Decomposition``). With H it is the layer's relative output error
+            ||X (W - S - UV)^T||_F / ||X W^T||_F; with the diagonal alone ||(W - S - UV) D||_F / ||W D||_F, D the root of the
+            inputs' second moments, which leaves out how inputs correlate. W is what the target makes of the dense weights
+            (``vitoats.calibration.targets``), and where the bias is refitted the moments are those about the mean.
+        steps: iterations of the solver, the most of its parts.
+        seconds: spent in the solver.
+    """
+
+    name: str
+    d_out: int
+    d_in: int
+    ranks: tuple[int, ...]
+    nonzeros: int
+    kept_parameters: int
+    relative_error: float
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """What a solver is to approximate, and from which inputs.
+
+    Attributes:
+        weight: [d_out, d_in], float32.
+        bias: [d_out].
+        parts: how many matrices of equal height the weight stacks; each is solved on its own.
+        statistics: of the input, on the weight's device.
+        refit_bias: whether the bias, which there is then, takes up the mean of what is lost.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    parts: int
+    statistics: InputStatistics
+    refit_bias: bool
+
+    @cached_property
+    def moments(self) -> InputStatistics:
+        """What counts of the input: all of it, or what varies."""
+        return self.statistics.centred() if self.refit_bias else self.statistics
+
+    def solve(self, solve: Callable[[Tensor, InputStatistics], Decomposition]) -> list[Decomposition]:
+        """Each part's decomposition."""
+        return [solve(part, self.moments) for part in self.weight.chunk(self.parts)]
+
+    def refitted_bias(self, lost: Tensor) -> Tensor:
+        """The bias that makes up for the mean of what ``lost`` [d_out, d_in], the weights that are missing, would put out."""
+        assert self.bias is not None
+        return self.bias + self.statistics.mean_output(lost).to(self.bias)
+
+
+@torch.inference_mode()
+def compress_layer(
+    layer: LinearLayer,
+    statistics: InputStatistics,
+    error: OutputError | None,
+    method: Method,
+    config: Any,
+    refit_bias: bool,
+) -> tuple[SparseLowRankLinear, LayerRow]:
+    """Compresses a layer, which stays where it is in the model.
+
+    Args:
+        layer: still dense.
+        statistics: of its input.
+        error: of its dense weights, where the target is not what they put out.
+        method: solves it.
+        config: of the method.
+        refit_bias: let the bias, if there is one, take up the mean of what is lost.
+
+    Returns:
+        the layer that takes its place, and its figures.
+
+    Raises:
+        InputError: the method refuses it; the error names the layer.
+    """
+    start = time.perf_counter()
+    weight = layer.module.weight.detach().float()
+    bias: Tensor | None = layer.module.bias
+    statistics = statistics.to(weight.device)
+    refit_bias = refit_bias and bias is not None
+    if error is not None:
+        weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
+    problem = LayerProblem(weight, bias, layer.parts, statistics, refit_bias)
+
+    def solve(part: Tensor, moments: InputStatistics) -> Decomposition:
+        if method.needs == "diagonal":
+            moments = InputStatistics(moments.second_moment)
+        if config.total_compression() > 0:
+            return method.solve(part, moments, config)
+        return measured(part, moments, part)  # what any method comes to where nothing is removed
+
+    try:
+        parts = problem.solve(solve)
+    except InputError as refusal:
+        raise InputError(f"{layer.name}: {refusal}") from None
+    if refit_bias:
+        lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.chunk(layer.parts), parts, strict=True)])
+        bias = problem.refitted_bias(lost)
+    compressed = SparseLowRankLinear.from_decompositions(parts, bias)
+    total = sum(p.objective / p.relative_error**2 for p in parts if p.relative_error)
+    return compressed, LayerRow(
+        name=layer.name,
+        d_out=weight.shape[0],
+        d_in=weight.shape[1],
+        ranks=tuple(p.U.shape[1] for p in parts),
+        nonzeros=compressed.nonzeros,
+        kept_parameters=compressed.kept_parameters,
+        relative_error=(sum(p.objective for p in parts) / total) ** 0.5 if total else 0.0,
+        steps=max(p.steps for p in parts),
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,142 @@
+"""What a compression will do, settled before it starts: which layers, with which settings, and in how much memory."""
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitoats.calibration.targets import FROM_DENSE_PATH, Target
+from vitoats.common.errors import InputError
+from vitoats.compression.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
+from vitoats.methods.registry import Method, get_method
+from vitoats.methods.statistics import StatisticsLevel
+from vitoats.models.blocks import Block, ModelAdapter
+from vitoats.models.units import layer_roles
+
+log = logging.getLogger("vitoats")
+
+MEMORY_SHARE = 0.5  # of the machine's, below which what would be needed again is kept, unless a limit is given
+Budget = dict[str, float]  # of one layer: some of compression and rank_ratio
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """What a compression will do.
+
+    Attributes:
+        blocks: of the model, each with the layers to compress.
+        skipped: (name, reason) of the layers that stay dense.
+        method: solves the layers.
+        configs: of the method, by layer name.
+        target: what a layer is to put out.
+        refit_bias: whether biases take up the mean of what a layer loses.
+        level: how much is collected of a layer's input.
+        keep: whether what would run again is kept.
+        spill_to: the folder for a file of hidden states; None to hold them in memory.
+    """
+
+    blocks: list[Block]
+    skipped: list[tuple[str, str]]
+    method: Method
+    configs: dict[str, Any]
+    target: Target
+    refit_bias: bool
+    level: StatisticsLevel
+    keep: bool
+    spill_to: Path | None
+
+
+def plan_compression(
+    adapter: ModelAdapter,
+    *,
+    method: str,
+    config: Any,
+    nsamples: int,
+    batch_size: int,
+    fused_qkv: bool,
+    target: Target,
+    refit_bias: bool,
+    budgets: dict[str, Budget] | None,
+    memory_limit: float | None,
+    scratch: Path | None,
+) -> CompressionPlan:
+    """Makes the plan, and logs what memory and arithmetic it will take; arguments are those of ``compress``.
+
+    Raises:
+        InputError: the method does not fit the model or the other arguments, or a budget leaves nothing of a layer.
+    """
+    solver = get_method(method)
+    blocks, left_dense = chosen_blocks(adapter, solver, config, fused_qkv)
+    layers = [layer for block in blocks for layer in block.linears]
+    configs = {layer.name: replace(config, **(budgets or {}).get(layer.name, {})) for layer in layers}
+    two_paths = target in FROM_DENSE_PATH
+    level: StatisticsLevel = "full" if two_paths or refit_bias else solver.needs
+    if solver.needs == "neurons" and level == "full":
+        raise InputError(f"the method {method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
+    factors = 0
+    for layer in layers:  # a budget that leaves nothing shows here
+        d_out, d_in = layer.module.out_features // layer.parts, layer.module.in_features
+        factors += layer.parts * configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in)
+    memory = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), level, 1 + two_paths)
+    keep = two_paths and memory.total <= (memory_limit or MEMORY_SHARE * _memory())
+    spill_to = plan_memory(memory if keep else replace(memory, kept=0), memory_limit, scratch)
+    passes = count_passes(blocks, target, keep)
+    log.info("arithmetic: %s", estimate_work(adapter, blocks, configs, nsamples, level, passes, two_paths))
+    return CompressionPlan(blocks, adapter.skipped + left_dense, solver, configs, target, refit_bias, level, keep, spill_to)
+
+
+def chosen_blocks(
+    adapter: ModelAdapter, method: Method, config: Any, fused_qkv: bool = False
+) -> tuple[list[Block], list[tuple[str, str]]]:
+    """The blocks with the layers that a method compresses, and (name, reason) of those it leaves dense.
+
+    Args:
+        adapter: the model.
+        method: says what it leaves dense.
+        config: of the method.
+        fused_qkv: take a fused qkv for one matrix.
+
+    Raises:
+        InputError: it leaves all of them dense, or is not for this model.
+    """
+    roles = layer_roles(adapter.blocks)
+    reasons = {x.name: method.left_dense(roles.get(x.name, "other"), config) for x in adapter.linears}
+    chosen = [
+        replace(block, linears=[replace(x, parts=1) if fused_qkv else x for x in block.linears if reasons[x.name] is None])
+        for block in adapter.blocks
+    ]
+    if not any(block.linears for block in chosen):
+        raise InputError("the method leaves all layers of this model dense: use another `method`")
+    return chosen, [(name, reason) for name, reason in reasons.items() if reason is not None]
+
+
+def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:
+    """Says what memory it will take; returns where hidden states go if that is above the limit.
+
+    Args:
+        estimate: of the whole compression.
+        limit: bytes, None for no limit.
+        scratch: a folder with room for hidden states.
+
+    Raises:
+        InputError: there is no such folder, and one is needed.
+    """
+    log.info("memory: %s", estimate)
+    if limit is None or estimate.total <= limit:
+        return None
+    if estimate.total - estimate.hidden > limit:
+        log.warning("the rest alone is above the memory limit of %.2f GB: lower `batch_size`", limit / 1e9)
+    if scratch is None:
+        raise InputError("a memory limit needs a folder for the hidden states: give scratch")
+    log.info("hidden states go to a mapped file in %s, to stay below %.2f GB", scratch, limit / 1e9)
+    return scratch
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory, or of the container's share of it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return physical

@@ -1,0 +1,247 @@
+"""Carries out a ``CompressionJob``: load the model, draw the images, find the budgets, compress, measure what became of it."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitoats.allocation.constraint import Budgets
+from vitoats.common.devices import check_device, set_threads
+from vitoats.common.fingerprint import fingerprint
+from vitoats.common.memory import reuse_freed_memory
+from vitoats.common.outputs import check_output_folder
+from vitoats.common.progress import Progress, silent
+from vitoats.compression.budgets import make_budgets
+from vitoats.compression.constraints import make_constraint, predict
+from vitoats.compression.job import CompressionJob, Resources
+from vitoats.compression.pipeline import CompressionReport, compress
+from vitoats.compression.resume import BlockStore
+from vitoats.compression.structural import PruningReport, prune
+from vitoats.data.calibration import CalibrationImages, calibration_images
+from vitoats.evaluation.fidelity import Fidelity
+from vitoats.format.counts import count
+from vitoats.loading.checkpoint import save_checkpoint
+from vitoats.loading.loaded import LoadedModel
+from vitoats.loading.source import open_model
+from vitoats.methods.registry import Method, StructuralMethod, find_method
+from vitoats.models.flops import count_flops
+from vitoats.models.inputs import ImageInputs
+
+log = logging.getLogger("vitoats")
+
+Format = Literal["factored", "dense"]
+
+HELD_OUT = 32  # images of each kind that do not calibrate, to measure features on
+DOMAIN_RATIO = 3  # features on other images may be off this many times as much before it is worth a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """A compressed model.
+
+    Attributes:
+        loaded: the model with its preprocessing.
+        about: what vitoats.json says of it.
+        report: the figures of all layers, or of all attentions and MLPs.
+    """
+
+    loaded: LoadedModel
+    about: dict[str, Any]
+    report: CompressionReport | PruningReport
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The torch module: images [batch, 3, h, w] to logits, or to features where there is no head."""
+        return self.loaded.model
+
+    def save(self, output: str | Path, format: Format = "factored", overwrite: bool = False) -> Path:
+        """Writes the folder that ``vitoats.load`` opens.
+
+        Args:
+            output: the folder; it appears whole or not at all.
+            format: "factored" stores S, U and V; "dense" folds them, so that timm opens the folder as local-dir:.
+            overwrite: replace a folder that compress wrote.
+
+        Raises:
+            InputError: the folder exists, or the format does not suit the model.
+            RunError: it cannot be written.
+        """
+        check_output_folder(Path(output), overwrite)
+        save_checkpoint(self.loaded, Path(output), self.about, dense=format == "dense", overwrite=overwrite)
+        return Path(output)
+
+
+def run(
+    job: CompressionJob,
+    *,
+    loaded: LoadedModel | None = None,
+    images: Any = None,
+    scratch: Path | None = None,
+    partial_folder: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Compressed:
+    """Compresses a model.
+
+    Args:
+        job: the compression.
+        loaded: the dense model, where it is in memory already; it is compressed in place.
+        images: the images, where they are in memory already: a dataset of (tensor [3, h, w], label).
+        scratch: a folder for hidden states, for a memory limit.
+        partial_folder: where finished blocks are kept for ``resume``; nowhere if None.
+        resume: go on with what ``partial_folder`` holds.
+        progress: told what is being done.
+
+    Raises:
+        InputError: the model, the images or the settings do not fit.
+        RunError: no room on disk or in memory.
+    """
+    method = find_method(job.method)
+    prepare(job.resources)
+    loaded = loaded or open_model(job.model)
+    model, inputs = loaded.timm_model.to(job.resources.device), loaded.inputs
+    drawn = draw_images(job, loaded, images)
+    constraint = make_constraint(job, job.limit, method, loaded, progress) if job.limit and isinstance(method, Method) else None
+    buffers = {name for name, _ in model.named_buffers()}
+    before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, inputs)
+    settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
+    store = None
+    if partial_folder is not None and isinstance(method, Method):
+        store = BlockStore(partial_folder, fingerprint(model, {**settings, "images": drawn.digests()}), resume)
+    try:
+        fidelity = Fidelity(model, inputs, drawn.held_out, job.resources.batch_size, job.resources.workers)
+        config, budgets = make_budgets(job, loaded, drawn, constraint, progress)
+        predicted = {} if constraint is None else predict(constraint, config, budgets)
+        report = _compressed(job, method, model, inputs, drawn, config, budgets, scratch, store, partial(progress, "block"))
+    except BaseException:
+        if store:
+            store.settle()
+        raise
+    about = {
+        "weights": loaded.weights,
+        **settings,
+        "config": dataclasses.asdict(config),
+        "budgets": budgets,
+        "predicted": predicted,
+        **_without_seconds(report.to_dict()),
+        "counts_before": dataclasses.asdict(before),
+        "flops_before": flops_before,
+        "flops": count_flops(model, inputs),
+        "feature_error": fidelity.errors(model),
+    }
+    _warn_of_other_domains(about["feature_error"])
+    return Compressed(loaded, about, report)
+
+
+def prepare(resources: Resources) -> None:
+    """Sets up the process: threads, the device, and what becomes of freed memory.
+
+    Raises:
+        InputError: torch has no such device.
+    """
+    set_threads(resources.threads)
+    check_device(resources.device)
+    if resources.memory_limit is None:
+        reuse_freed_memory()
+
+
+def draw_images(job: CompressionJob, loaded: LoadedModel, images: Any = None) -> CalibrationImages:
+    """Opens the images and draws those that calibrate; ``images`` are those in memory already."""
+    data, preprocessing = job.data, loaded.preprocessing
+    return calibration_images(
+        data.images if images is None else images,
+        data.general_images,
+        job.recipe.calibration_mix,
+        data.nsamples,
+        HELD_OUT,
+        data.seed,
+        preprocessing.img_size,
+        preprocessing.transform(),
+    )
+
+
+def described(
+    job: CompressionJob, loaded: LoadedModel, drawn: CalibrationImages, goal: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What vitoats.json says of a job; its fingerprint is what ``resume`` knows the job by."""
+    data = job.data
+    return {
+        "model": job.model.name,
+        "method": job.method,
+        "method_digest": job.method_digest,
+        "config": dataclasses.asdict(job.config),
+        "goal": goal,
+        "recipe": dataclasses.asdict(job.recipe),
+        "fused_qkv": job.fused_qkv,
+        "preprocessing": loaded.preprocessing.to_dict(),
+        "calibration": {
+            "data": data.images,
+            "general_images": data.general_images,
+            "nsamples": data.nsamples,
+            "seed": data.seed,
+            "images": {name: len(source) for name, source in drawn.sources.items()},
+        },
+    }
+
+
+def _compressed(
+    job: CompressionJob,
+    method: Method | StructuralMethod,
+    model: Any,
+    inputs: ImageInputs,
+    drawn: CalibrationImages,
+    config: Any,
+    budgets: Budgets | None,
+    scratch: Path | None,
+    store: BlockStore | None,
+    progress: Callable[[int, int, str], None],
+) -> CompressionReport | PruningReport:
+    """Compresses the model in place, by a method of either kind."""
+    resources = job.resources
+    work: dict[str, Any] = {
+        "method": job.method,
+        "config": config,
+        "inputs": inputs,
+        "nsamples": drawn.nsamples,
+        "batch_size": resources.batch_size,
+        "memory_limit": None if resources.memory_limit is None else resources.memory_limit * 1e9,
+        "scratch": scratch,
+        "progress": progress,
+    }
+    images = drawn.batches(resources.batch_size, resources.workers)
+    if isinstance(method, StructuralMethod):
+        return prune(model, images, **work)
+    return compress(
+        model,
+        images,
+        **work,
+        fused_qkv=job.fused_qkv,
+        target=job.recipe.target,
+        refit_bias=job.recipe.refit_bias,
+        budgets=budgets,
+        state=store,
+    )
+
+
+def _without_seconds(figures: dict[str, Any]) -> dict[str, Any]:
+    """A report without how long things took: the same job writes the same bytes."""
+    return {
+        key: [_without_seconds(row) if isinstance(row, dict) else row for row in value] if isinstance(value, list) else value
+        for key, value in figures.items()
+        if key != "seconds"
+    }
+
+
+def _warn_of_other_domains(errors: dict[str, float]) -> None:
+    """Says how far features moved on images that did not calibrate, and warns if those unlike the user's fare much worse."""
+    log.info("relative feature error on held-out images: %s", ", ".join(f"{k} {v:.3f}" for k, v in errors.items()))
+    if errors.get("synthetic", 0) > DOMAIN_RATIO * errors.get("own", float("inf")):
+        log.warning(
+            "features of images unlike yours are off %.1f times as much as those of yours: "
+            "if the model is to see such images, use `calibration_mix='synthetic'`, or give `general_images` a folder",
+            errors["synthetic"] / errors["own"],
+        )

@@ -1,0 +1,110 @@
+"""What compressing each layer alone does to the model's features; ``vitoats.allocation.sensitivity`` splits a budget by it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitoats.allocation.sensitivity import RATE_WITHOUT_RANK, RATES, Sensitivity
+from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.calibration.moments import input_statistics
+from vitoats.calibration.walk import walk
+from vitoats.common.errors import InputError
+from vitoats.compression.layer import LayerProblem
+from vitoats.evaluation.fidelity import relative_error
+from vitoats.methods.oats_h import OATSHConfig, oats_h
+from vitoats.methods.statistics import InputStatistics
+from vitoats.models.blocks import Block, LinearLayer, ModelAdapter
+
+FEATURE_IMAGES = 8  # that features are measured on (docs/oats-h.md, Allocation)
+
+
+@torch.inference_mode()
+def measure_sensitivities(
+    adapter: ModelAdapter,
+    hidden: HiddenStates,
+    config: OATSHConfig,
+    refit_bias: bool = False,
+    without_rank: bool = False,
+    feature_images: int = FEATURE_IMAGES,
+    progress: Callable[[int, str], None] = lambda *_: None,
+) -> list[Sensitivity]:
+    """Measures every layer, compressed by the cheap solver of OATS-H.
+
+    Args:
+        adapter: the dense model; unchanged afterwards.
+        hidden: the images that give the layers' moments; used up.
+        config: pattern and rank ratio are what the layers are compressed with.
+        refit_bias: let biases take up the mean of what a layer loses, as the compression will.
+        without_rank: measure each layer without a low-rank term, too.
+        feature_images: at least so many of the images are also those that the features are measured on.
+        progress: told the block, and what is being done.
+
+    Raises:
+        InputError: there are not two images whose features differ.
+    """
+    every = max(1, hidden.n_images // feature_images)
+    if hidden.n_images < 2:
+        raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
+    quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
+    cheap = [replace(quick, compression=rate) for rate in RATES]
+    if without_rank:
+        cheap.append(replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0))
+    reference = _features(adapter, adapter.blocks, hidden.values[::every].to(hidden.device))
+    if not (reference != reference[0]).any():
+        raise InputError(
+            "budgets cannot be measured on images that all look the same: give `images` other ones, or `allocation='uniform'`"
+        )
+    found = []
+    for index, block in enumerate(walk(adapter.blocks, hidden)):
+        progress(index, "calibrating")
+        statistics = input_statistics(hidden, block, "full")
+        images = hidden.values[::every].to(hidden.device).clone()
+        feature_error = partial(_feature_error, adapter, adapter.blocks[index:], images, reference)
+        for layer in block.linears:
+            progress(index, layer.name)
+            errors = _layer_errors(layer, statistics[layer.name].to(hidden.device), cheap, refit_bias, feature_error)
+            measured, rest = tuple(errors[: len(RATES)]), errors[len(RATES) :]
+            found.append(Sensitivity(layer.name, layer.module.weight.numel(), measured, *rest))
+    return found
+
+
+def _layer_errors(
+    layer: LinearLayer,
+    statistics: InputStatistics,
+    configs: list[OATSHConfig],
+    refit_bias: bool,
+    feature_error: Callable[[], float],
+) -> list[float]:
+    """The feature error with one layer compressed as each config says; the layer is as before afterwards."""
+    module = layer.module
+    dense = [parameter.data for parameter in module.parameters()]
+    refit_bias = refit_bias and module.bias is not None
+    problem = LayerProblem(dense[0].float(), dense[1] if refit_bias else None, layer.parts, statistics, refit_bias)
+    errors = []
+    try:
+        for config in configs:
+            parts = problem.solve(partial(oats_h, config=config))
+            module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(dense[0])
+            if refit_bias:
+                module.bias.data = problem.refitted_bias(dense[0] - module.weight.data)
+            errors.append(feature_error())
+    finally:
+        for parameter, data in zip(module.parameters(), dense, strict=True):
+            parameter.data = data
+    return errors
+
+
+def _feature_error(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor, reference: np.ndarray) -> float:
+    """How far features are from the dense model's now, from the hidden states before the last ``blocks``."""
+    return relative_error(_features(adapter, blocks, hidden), reference)
+
+
+def _features(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor) -> np.ndarray:
+    """Features [b, d] from the hidden states before the last ``blocks``."""
+    for block in blocks:
+        hidden = block.run(hidden)
+    return adapter.inputs.features_of(adapter.model, hidden).float().cpu().numpy()

@@ -1,0 +1,191 @@
+"""From settings by name, as flags and keyword arguments give them, to a ``CompressionJob``.
+
+A setting that is not given is decided by the preset, then by the method. What contradicts itself is refused here, before
+anything is loaded.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import vitoats.methods  # noqa: F401  (fills the table of methods)
+from vitoats.common.errors import InputError
+from vitoats.compression.job import CalibrationData, CompressionJob, CostLimit, ModelSource, Resources
+from vitoats.data.images import SAMPLE
+from vitoats.loading.names import EMBEDDED
+from vitoats.methods.registry import Method, Recipe, StructuralMethod, find_method
+
+CONFIG_SETTINGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
+RECIPE_SETTINGS = ("target", "refit_bias", "allocation", "calibration_mix")
+LIMITS = ("speedup", "max_ms", "max_mb")
+MODEL_SETTINGS = tuple(field.name for field in dataclasses.fields(ModelSource) if field.name != "name")
+RESOURCES = tuple(field.name for field in dataclasses.fields(Resources))
+METHOD = "oats-h"
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: settings that stand where none are given
+    "oats-h": {"fast": {"solver": "support", "iterations": 20, "allocation": "uniform", "nsamples": 128}},
+}
+# Of the mix's weight in H's diagonal where a method that mixes images is told not to: docs/oats-h.md, "Ablation".
+CLOSED_DOMAIN_DAMPING = 0.1
+
+
+def make_job(model: str, images: str | None = None, **settings: Any) -> CompressionJob:
+    """Makes a job.
+
+    Args:
+        model: a name or folder, as ``loading.load.load_model`` takes it.
+        images: a folder of images; the embedded sample where None, for the embedded model alone.
+        settings: any of method, preset, seed, nsamples, general_images, fused_qkv, cost_table, ``CONFIG_SETTINGS``,
+            ``RECIPE_SETTINGS``, one of ``LIMITS``, ``MODEL_SETTINGS``, ``RESOURCES``, and other fields of the method's config.
+
+    Raises:
+        InputError: an unknown method or setting, or settings that contradict each other.
+    """
+    name = settings.pop("method", METHOD)
+    method = find_method(name)
+    preset = settings.pop("preset", None)
+    if preset is not None and preset not in PRESETS.get(name, {}):
+        raise InputError(
+            f"the method {name} has no preset {preset!r}: leave `preset` out, or use `method='{METHOD}'`", field="preset"
+        )
+    if isinstance(method, StructuralMethod):
+        _refuse_layer_settings(name, settings)
+    given = (PRESETS[name][preset] if preset else {}) | settings
+    if images is None:
+        if model != EMBEDDED:
+            raise InputError("there are no images to calibrate on: give `images` a folder of images")
+        images = SAMPLE
+    seed, general_images = given.pop("seed", 42), given.pop("general_images", None)
+    taken = {key: _taken(given, names) for key, names in {"model": MODEL_SETTINGS, "resources": RESOURCES}.items()}
+    data = CalibrationData(
+        images=images, general_images=general_images, nsamples=given.pop("nsamples", CalibrationData.nsamples), seed=seed
+    )
+    recipe = _recipe(method, _taken(given, RECIPE_SETTINGS), general_images)
+    if "compression" in settings and (asked := [name for name in LIMITS if name in settings]):
+        raise InputError(f"`compression` and `{asked[0]}` exclude each other: leave one of them out")
+    limit = _limit(_taken(given, LIMITS), given.pop("cost_table", None), free_rank_ratio="rank_ratio" not in settings)
+    fused_qkv = given.pop("fused_qkv", False)
+    config = _config(name, method, given, recipe, seed)
+    job = CompressionJob(
+        model=ModelSource(name=model, **taken["model"]),
+        data=data,
+        method=name,
+        method_digest=method.digest,
+        config=config,
+        recipe=recipe,
+        limit=limit,
+        fused_qkv=fused_qkv,
+        resources=Resources(**taken["resources"]),
+    )
+    _check_allocation(job, "allocation" in settings)
+    return job
+
+
+def read_options(method: str, text: str) -> dict[str, Any]:
+    """Reads "damping=0.1,penalty=alps": options of a method's config that are no settings of their own.
+
+    Raises:
+        InputError: the method has no such option, or its value is wrong.
+    """
+    fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(find_method(method).config)}
+    own = {name: default for name, default in fields.items() if name not in ("seed", *CONFIG_SETTINGS)}
+    options = {}
+    for item in text.split(",") if text else []:
+        name, _, value = item.partition("=")
+        if name not in own:
+            raise _no_option(method, name, own)
+        kind = type(own[name])
+        try:
+            options[name] = {"true": True, "false": False}[value] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise InputError(
+                f"`method_options`: {name}={value} is wrong: give {name} a value of type {kind.__name__}"
+            ) from None
+    return options
+
+
+def _no_option(method: str, name: str, own: Iterable[str]) -> InputError:
+    return InputError(f"the method {method} has no option {name!r}: it has {', '.join(own) or 'none'}", field=name)
+
+
+def _taken(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: given.pop(name) for name in names if name in given}
+
+
+def _refuse_layer_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuses what only methods that work layer by layer take.
+
+    Raises:
+        InputError: one of these settings is given.
+    """
+    for setting in ("target", "refit_bias", "allocation"):
+        if setting in settings:
+            raise InputError(f"{name} compresses no single layers: leave `{setting}` out")
+    for setting in (*LIMITS, "cost_table"):
+        if settings.get(setting) is not None:
+            raise InputError(
+                f"`{setting}` is out of place, {name} removes heads and neurons: give `compression` instead", field=setting
+            )
+    if settings.get("fused_qkv"):
+        raise InputError(f"{name} removes whole heads from q, k and v: leave `fused_qkv` out")
+
+
+def _recipe(method: Method | StructuralMethod, given: dict[str, Any], general_images: str | None) -> Recipe:
+    """How the method is used on the whole model: what is given, and the method's own recipe for the rest."""
+    if general_images and "calibration_mix" not in given:
+        given["calibration_mix"] = "general"
+    return dataclasses.replace(method.recipe, **given)
+
+
+def _config(name: str, method: Method | StructuralMethod, given: dict[str, Any], recipe: Recipe, seed: int) -> Any:
+    """The method's config: what is given, what suits the calibration mix, and the method's defaults.
+
+    Raises:
+        InputError: the method has no such setting, or its value is wrong.
+    """
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(method.config)}
+    for setting in given.keys() - defaults.keys():
+        if setting in CONFIG_SETTINGS:
+            raise InputError(f"the method {name} takes no `{setting}`: leave it out")
+    own = [option for option in defaults if option not in ("seed", *CONFIG_SETTINGS)]
+    for option in given.keys() - {*CONFIG_SETTINGS, *own}:
+        raise _no_option(name, option, own)
+    if method.recipe.calibration_mix != "none" and recipe.calibration_mix == "none" and "damping" in defaults:
+        given = {"damping": CLOSED_DOMAIN_DAMPING} | given
+    if "seed" in defaults:
+        given = given | {"seed": seed}
+    if ":" in str(given.get("pattern", defaults.get("pattern"))):
+        given = {"compression": None} | given  # N:M implies it
+    return method.config(**given)
+
+
+def _limit(asked: dict[str, float], cost_table: Path | None, free_rank_ratio: bool) -> CostLimit | None:
+    if not asked:
+        if cost_table is not None:
+            raise InputError("`cost_table` is out of place, a compression needs no table: leave it out")
+        return None
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(f'`{name}`' for name in asked)} exclude each other: leave one of them out")
+    kind, value = next(iter(asked.items()))
+    if kind == "max_mb" and cost_table is not None:
+        raise InputError("`cost_table` is out of place, megabytes need no table: leave it out")
+    return CostLimit(kind, value, cost_table, free_rank_ratio)  # type: ignore[arg-type]
+
+
+def _check_allocation(job: CompressionJob, asked: bool) -> None:
+    """Refuses a limit, or an allocation that was ``asked`` for, where nothing is left to decide.
+
+    Raises:
+        InputError: the pattern or the allocation fixes what is removed.
+    """
+    pattern, allocation = getattr(job.config, "pattern", ""), job.recipe.allocation
+    if job.limit and ":" in pattern:
+        raise InputError(
+            f"`{job.limit.kind}` is out of place, {pattern} fixes what is removed: leave it out, or give `pattern='row'`"
+        )
+    if job.limit and allocation == "owl":
+        raise InputError(
+            f"`{job.limit.kind}` is out of place, owl splits a compression: give `allocation='sensitivity'`, or 'uniform'"
+        )
+    if asked and allocation != "uniform" and ":" in pattern:
+        raise InputError(f"`allocation='{allocation}'` needs a budget for each layer, which {pattern} fixes: leave it out")

@@ -1,0 +1,140 @@
+"""The Hugging Face Hub: what is fetched from there is announced first, and goes on as a folder on this machine."""
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
+from vitoats.common.errors import InputError, one_line
+from vitoats.loading.names import ON_HUB, NamedModel
+
+import timm  # isort: skip
+
+log = logging.getLogger("vitoats")
+
+COMPRESSED = ("config.json", "vitoats.json", "model.safetensors", "head.safetensors")  # what a compressed folder may hold
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a timm repository, as timm prefers them
+
+
+class WeightsUnavailableError(InputError):
+    """A model's weights cannot be fetched. Where only its shapes matter, random ones can take their place."""
+
+
+def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
+    """Says where weights are about to come from, and fails at once where that cannot work.
+
+    Returns:
+        the source in words.
+
+    Raises:
+        InputError: there are no such weights.
+        WeightsUnavailableError: they are not cached and the Hub cannot be reached.
+    """
+    if timm_name.startswith("local-dir:"):
+        return timm_name
+    if timm_name.startswith("hf-hub:"):
+        (repo, revision), filename = _split(timm_name), "config.json"
+    else:
+        config, revision = timm.get_pretrained_cfg(timm_name), None
+        if config is None or not config.has_weights:
+            raise InputError(
+                f"timm has no weights for {name}: give them with `checkpoint`, or use `random_weights` for a dry run"
+            )
+        if not config.hf_hub_id:
+            log.info("fetching the weights of %s from %s", name, config.url or config.file)
+            return str(config.url or config.file)
+        repo, filename = config.hf_hub_id, config.hf_hub_filename or "model.safetensors"
+        if repo.endswith("/"):
+            repo += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, filename, revision=revision), str):
+        log.info("using the cached weights of %s (%s)", name, repo)
+    else:
+        reason = unreachable(constants.ENDPOINT)
+        if reason:
+            raise cannot_fetch(name, repo, named, reason)
+        log.info("fetching the weights of %s from the Hugging Face Hub (%s)", name, repo)
+    return f"{repo}{ON_HUB}"
+
+
+def hub_folder(name: str) -> Path | None:
+    """The local copy of a folder that compress wrote and that lies on the Hub, fetched where it is not cached yet.
+
+    Args:
+        name: hf-hub:owner/name, with or without @revision.
+
+    Returns:
+        None where the repository is another one, or is not to be had: its timm model is tried next.
+    """
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    repo, revision = _split(name)
+    from_cache = bool(unreachable(constants.ENDPOINT))
+    try:
+        hf_hub_download(repo, "vitoats.json", revision=revision, local_files_only=from_cache)
+        log.info("%s %s from the Hugging Face Hub", "using the cached copy of" if from_cache else "fetching", repo)
+        folder = snapshot_download(repo, revision=revision, allow_patterns=list(COMPRESSED), local_files_only=from_cache)
+    except (EntryNotFoundError, HfHubHTTPError):
+        return None
+    return Path(folder)
+
+
+def fetch_config(name: str) -> Path:
+    """The local folder with the config.json of hf-hub:owner/name, with or without @revision."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, revision = _split(name)
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+        log.info("fetching the configuration of %s from the Hugging Face Hub", repo)
+    return _fetch(name, "config.json").parent
+
+
+def fetch_weights(name: str) -> Path:
+    """The local file with the weights of hf-hub:owner/name, with or without @revision."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    first, second = WEIGHTS
+    try:
+        return _fetch(name, first)
+    except EntryNotFoundError:
+        return _fetch(name, second)
+
+
+def _fetch(name: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repo, revision = _split(name)
+    return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """owner/name and revision of hf-hub:owner/name@revision."""
+    repo, _, revision = name.removeprefix("hf-hub:").partition("@")
+    return repo, revision or None
+
+
+def unreachable(endpoint: str) -> str:
+    """Why a web address cannot be reached, "" where it can; through a proxy where one is set."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return "HF_HUB_OFFLINE is set"
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers
+    except (OSError, ValueError) as error:
+        return f"the Hub cannot be reached ({one_line(error, 100)})"
+    return ""
+
+
+def cannot_fetch(name: str, repo: str, named: NamedModel | None, reason: str) -> WeightsUnavailableError:
+    """The error for weights that are not to be had; names the file and the flags that give it."""
+    file = named.weights_file if named else f"model.safetensors of {repo}"
+    return WeightsUnavailableError(
+        f"the weights of {name} ({file}) cannot be fetched: {reason}; "
+        f"give the file with `checkpoint`, or a timm folder with `model` local-dir:PATH"
+    )

@@ -1,0 +1,69 @@
+"""Checks the name of a timm model, folder or repository before anything is read, and says what is near a wrong one."""
+
+import difflib
+import re
+from pathlib import Path
+
+import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
+from vitoats.common.errors import InputError
+from vitoats.common.json_files import read_json
+from vitoats.loading.names import DINOV2, EMBEDDED
+from vitoats.loading.timm_config import CONFIG
+from vitoats.loading.weights import weights_file
+
+import timm  # isort: skip
+
+
+def check_name(name: str, timm_name: str, needs_weights: bool) -> None:
+    """Checks a name.
+
+    Args:
+        name: as it was given, for the error.
+        timm_name: what it stands for in timm.
+        needs_weights: whether a folder must have weights.
+
+    Raises:
+        InputError: there is no such model, folder or form of name.
+    """
+    if timm_name.startswith("hf-hub:"):
+        if not re.fullmatch(r"hf-hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", timm_name):
+            raise InputError(f"{name!r} is no repository on the Hub: use hf-hub:owner/name")
+        return
+    if timm_name.startswith("local-dir:"):
+        check_folder(Path(timm_name.removeprefix("local-dir:")), needs_weights)
+        return
+    architecture, _, tag = timm_name.partition(".")
+    if not timm.is_model(architecture):
+        raise InputError(f"unknown model {name!r}: {nearest(name, [*DINOV2, EMBEDDED, *timm.list_models()])}")
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(architecture + ".*")]
+    if tag and tag not in tags:
+        raise InputError(
+            f"{architecture} has no weights tagged {tag!r}: {nearest(name, [f'{architecture}.{t}' for t in tags])}"
+        )
+
+
+def check_folder(folder: Path, needs_weights: bool) -> None:
+    """Checks that timm can open a folder by ``local-dir:``.
+
+    Raises:
+        InputError: it has no configuration that timm understands, or no weights.
+    """
+    remedy = "give local-dir: a folder that timm saved"
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is no timm model folder (it has no config.json): {remedy}")
+    about = folder / "vitoats.json"
+    said = read_json(about) if about.is_file() else {}
+    if isinstance(said, dict) and said.get("format") == "factored":
+        raise InputError(f"{folder} holds a compressed model, which timm cannot open: use `model` {folder}, without local-dir:")
+    if needs_weights and weights_file(folder) is None:
+        raise InputError(f"{folder} holds no weights: copy model.safetensors there, or give `checkpoint`")
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """What to say of a name that is wrong: the names that are near it, or what kinds of names there are."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "use a timm name, a dinov2_ name, hf-hub:owner/name or local-dir:/path"
+    )

@@ -1,0 +1,36 @@
+"""Which model is meant, and how it is loaded, in one value."""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vitoats.loading.load import load_model
+from vitoats.loading.loaded import LoadedModel
+
+log = logging.getLogger("vitoats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model by name, and what goes with the name: the arguments of ``loading.load.load_model``."""
+
+    name: str
+    checkpoint: Path | None = None
+    random_weights: bool = False
+    img_size: int | None = None
+    crop_mode: str | None = None
+    pos_resample: str | None = None
+    head: Path | None = None
+    head_layers: int | None = None
+
+
+def open_model(source: ModelSource, with_head: bool = True) -> LoadedModel:
+    """Loads a model, and logs where its weights come from and what its images go through.
+
+    Raises:
+        InputError: as ``load_model``.
+    """
+    loaded = load_model(**asdict(source), with_head=with_head)
+    log.info("model: %s (%s)", source.name, loaded.weights)
+    log.info("preprocessing: %s", loaded.preprocessing)
+    return loaded

@@ -1,0 +1,131 @@
+"""timm's config.json from a folder or the Hub, read as data: what it may say is listed here, and nothing else reaches timm.
+
+timm would follow it further: ``model_args`` may say from which URL, repository or file weights come and where to write them.
+Here they may hold what the architecture's own classes take, as plain values. Weights come from the file beside config.json.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
+from vitoats.common.errors import InputError, one_line
+from vitoats.common.json_files import read_json
+from vitoats.data.transforms import MAX_IMG_SIZE
+
+import timm  # isort: skip
+from timm.models._builder import build_model_with_cfg  # isort: skip
+from timm.models._hub import load_model_config_from_path  # isort: skip
+
+CONFIG = "config.json"
+
+SIZES = ("input_size", "test_input_size", "min_input_size")
+KEPT = (  # of pretrained_cfg: what describes the images, the classifier and the model, not where weights lie
+    *SIZES, "fixed_input_size", "interpolation", "crop_pct", "test_crop_pct", "crop_mode", "mean", "std",
+    "num_classes", "label_offset", "label_names", "label_descriptions", "pool_size", "test_pool_size", "first_conv",
+    "classifier", "tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes",
+)  # fmt: skip
+ANY_SHAPE = ("label_names", "label_descriptions", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+
+# what timm's factory takes beside the arguments of the architecture, and where a model lies
+FACTORY = (
+    *inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters,
+    "self", "args", "cfg", "device", "dtype",
+)  # fmt: skip
+
+OF_EVERY_MODEL = ("num_classes", "in_chans", "global_pool")  # timm writes them, whatever the model's class takes
+
+LARGEST_NUMBER = 2**16  # of an argument; widths and depths are far smaller, class counts in the largest data sets about that
+LONGEST = 64  # texts and lists of arguments
+TEXT = r"[\w.+-]*"  # names of activations, norms and poolings
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """What a config.json says.
+
+    Attributes:
+        path: of the file.
+        architecture: that this timm has.
+        pretrained_cfg: preprocessing, classifier and description; no sources of weights.
+        model_args: for the architecture's entry point.
+    """
+
+    path: Path
+    architecture: str
+    pretrained_cfg: dict[str, Any]
+    model_args: dict[str, Any]
+
+
+def read_config(folder: Path) -> TimmConfig:
+    """Reads and checks a folder's config.json.
+
+    Raises:
+        InputError: it is no timm configuration, names an architecture that this timm lacks, or has arguments that the
+            architecture does not take.
+    """
+    path = folder / CONFIG
+    read_json(path)
+    try:
+        said, architecture, arguments = load_model_config_from_path(folder)
+        pretrained_cfg = {key: said[key] for key in KEPT if said.get(key) is not None}
+        arguments = {key: value for key, value in (arguments or {}).items() if value is not None}
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise InputError(
+            f"{path} is no timm configuration ({one_line(error, 100)}): give local-dir: a folder that timm saved"
+        ) from None
+    if not isinstance(architecture, str) or not re.fullmatch(r"\w+", architecture) or not timm.is_model(architecture):
+        named = repr(str(architecture)[:100])
+        raise InputError(f"{path} names the architecture {named}, which this timm does not have: update timm")
+    allowed = allowed_arguments(architecture)
+    for key, value in arguments.items():
+        if key not in allowed:
+            raise InputError(f"{path} gives {architecture} the argument {key[:50]!r}, which it does not take: remove it there")
+        if not _is_plain(value):
+            raise InputError(f"{path} gives {key} a value that no model takes: correct it there")
+    for key, value in pretrained_cfg.items():
+        if key not in ANY_SHAPE and not _is_plain(value):
+            raise InputError(f"{path} gives {key} a value that no model takes: correct it there")
+    for size in (arguments.get("img_size"), *(pretrained_cfg.get(key) for key in SIZES)):
+        lengths = size if isinstance(size, list | tuple) else [size]
+        if size is not None and not all(type(n) is int and 1 <= n <= MAX_IMG_SIZE for n in lengths):
+            raise InputError(f"{path} has images of {size} px: sizes go from 1 to {MAX_IMG_SIZE}")
+    return TimmConfig(path, architecture, pretrained_cfg, arguments)
+
+
+@functools.cache
+def allowed_arguments(architecture: str) -> frozenset[str]:
+    """What config.json may give an architecture: what the classes of its model take by name, or the fields of their ``cfg``."""
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    names = set(OF_EVERY_MODEL)
+    for kind in type(model).__mro__[: type(model).__mro__.index(nn.Module)]:
+        constructor = vars(kind).get("__init__")
+        if constructor is not None:
+            names |= inspect.signature(constructor).parameters.keys()
+            for hint in typing.get_type_hints(constructor).values():
+                for one in filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))):
+                    names |= {field.name for field in dataclasses.fields(one)}
+    return frozenset(names.difference(FACTORY))
+
+
+def _is_plain(value: Any, depth: int = 2) -> bool:
+    """A number, a truth value, a short text, or a short list of these."""
+    if isinstance(value, str):
+        return len(value) <= LONGEST and re.fullmatch(TEXT, value) is not None
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, int | float):
+        return math.isfinite(value) and abs(value) <= (LARGEST_NUMBER if isinstance(value, int) else math.inf)
+    if isinstance(value, list | tuple):
+        return depth > 0 and len(value) <= LONGEST and all(item is None or _is_plain(item, depth - 1) for item in value)
+    return False

@@ -1,0 +1,192 @@
+"""From the name of a timm model, folder or repository on the Hub to a model, with its own weights or those of a file."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import nn
+
+import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
+from vitoats.common.errors import InputError, one_line
+from vitoats.data.transforms import Preprocessing
+from vitoats.loading.hub import announce_fetch, cannot_fetch, fetch_config, fetch_weights
+from vitoats.loading.loaded import LoadedModel
+from vitoats.loading.lookup import check_name
+from vitoats.loading.names import DINOV2
+from vitoats.loading.sketch import WITHOUT_FILE, Held, create, sketch
+from vitoats.loading.timm_config import TimmConfig, read_config
+from vitoats.loading.weights import read_weights, tensor_count, weights_file
+from vitoats.models.positions import set_image_size
+
+import timm  # isort: skip
+from timm.data.model_config import resolve_input_data_config  # isort: skip
+from timm.models._input import get_model_input_config  # isort: skip
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+
+
+def load_timm(
+    name: str, checkpoint: Path | None, random_weights: bool, img_size: int | None, pos_resample: str | None
+) -> LoadedModel:
+    """Loads a model that timm builds; the arguments are those of ``load_model``.
+
+    Raises:
+        InputError: there is no such model, or its weights are missing or do not fit.
+    """
+    named = DINOV2.get(name)
+    timm_name = named.timm_name if named else name
+    img_size = img_size or (named.img_size if named else None)
+    way = pos_resample or ("official" if named else "timm")
+    check_name(name, timm_name, needs_weights=not random_weights and checkpoint is None)
+    # timm resizes positions as it loads them; to do it in another way, they are loaded at their own size first
+    kwargs = {} if img_size is None or way != "timm" else {"img_size": img_size}
+    try:
+        if random_weights:
+            weights = "random weights"
+            model = _with_random_weights(timm_name, kwargs)
+        elif checkpoint is not None:
+            weights = str(checkpoint)
+            state = read_weights(checkpoint)
+            model = _with_weights_of(timm_name, checkpoint, state, kwargs)
+            if way != "timm" and img_size is not None:
+                _check_positions(checkpoint, state, model)
+        else:
+            weights = announce_fetch(name, timm_name, named)
+            model = _with_own_weights(timm_name, kwargs)
+    except (InputError, MemoryError):
+        raise
+    except safetensors.SafetensorError as error:
+        raise InputError(f"model.safetensors of {name} is damaged ({one_line(error, 100)}): copy the folder again") from None
+    except OSError as error:
+        raise cannot_fetch(name, timm_name, named, one_line(error, 150)) from None
+    except Exception as error:  # each architecture fails in its own way on arguments and weights that do not fit
+        raise InputError(_explain(name, checkpoint, img_size, error)) from error
+    _check_img_size(name, model, img_size)
+    if way != "timm" and img_size is not None:
+        if getattr(model, "pos_embed", None) is None or not hasattr(model, "no_embed_class"):
+            raise InputError(f"{name} has no position embedding of its own to resize: leave `pos_resample` out")
+        set_image_size(model, img_size, way)
+        weights += f", positions resized as in {way}"
+    args = ({} if img_size is None else {"img_size": img_size}) | ({"crop_pct": named.crop_pct} if named else {})
+    return LoadedModel(name, model, _preprocessing(model, args), weights)
+
+
+def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """The same ones each time."""
+    config = _stored_config(timm_name)
+    if config is not None:
+        sketch(config, WITHOUT_FILE, **kwargs)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm.create_model(timm_name, pretrained=False, **kwargs) if config is None else create(config, **kwargs)
+
+
+def _with_own_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """With the weights that timm names, or those beside config.json. What config.json says of their place is not followed."""
+    config = _stored_config(timm_name)
+    if config is None:
+        return timm.create_model(timm_name, pretrained=True, **kwargs)
+    file = fetch_weights(timm_name) if timm_name.startswith(HUB) else weights_file(Path(timm_name.removeprefix(LOCAL)))
+    assert file is not None  # check_name has seen it
+    sketch(config, Held(tensor_count(file), file.stat().st_size), **kwargs)
+    return timm.create_model(
+        config.architecture,
+        pretrained=True,
+        pretrained_cfg=config.pretrained_cfg | {"file": str(file)},
+        pretrained_model_args=config.model_args,
+        **(config.model_args | kwargs),
+    )
+
+
+def _with_weights_of(timm_name: str, file: Path, state: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> nn.Module:
+    """With the weights of a file, converted by timm as it converts those of the architecture.
+
+    The class count is that of the weights: of their classifier, or 0 where native weights have none.
+    """
+    config = _stored_config(timm_name)
+    if config is not None:
+        pretrained_cfg, arguments = dict(config.pretrained_cfg), dict(config.model_args)
+    else:
+        found = timm.get_pretrained_cfg(timm_name)
+        pretrained_cfg = {} if found is None else found.to_dict(remove_source=True, remove_null=True)
+        arguments = {}
+    classifier = pretrained_cfg.get("classifier") or "head"
+    key = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
+    if key in state:
+        arguments["num_classes"] = pretrained_cfg["num_classes"] = state[key].shape[0]
+    elif "patch_embed.proj.weight" in state and "mask_token" not in state:
+        arguments["num_classes"] = pretrained_cfg["num_classes"] = 0
+    arguments |= kwargs
+    if config is not None:
+        sketch(replace(config, pretrained_cfg=pretrained_cfg, model_args=arguments), Held(len(state), file.stat().st_size))
+    model = timm.create_model(
+        config.architecture if config is not None else timm_name,
+        pretrained=True,
+        pretrained_cfg=pretrained_cfg | {"state_dict": state},
+        **arguments,
+    )
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _stored_config(timm_name: str) -> TimmConfig | None:
+    """The configuration of a folder or repository, None where timm knows the model itself."""
+    if timm_name.startswith(LOCAL):
+        return read_config(Path(timm_name.removeprefix(LOCAL)))
+    return read_config(fetch_config(timm_name)) if timm_name.startswith(HUB) else None
+
+
+def _explain(name: str, checkpoint: Path | None, img_size: int | None, error: Exception) -> str:
+    """One line out of timm's or torch's many."""
+    text = re.sub(r"Error\(s\) in loading state_dict for \w+: ?", "", one_line(error, 1000))
+    text = text if len(text) <= 300 else text[:300] + "..."
+    if checkpoint is not None:
+        return f"the weights {checkpoint} do not fit {name}: {text}; use the model they were made for"
+    if "Missing key" in text or "Unexpected key" in text or "size mismatch" in text:
+        return f"the weights of {name} do not fit its architecture: {text}; save the folder again"
+    if img_size is not None:
+        return f"{name} cannot be built for `img_size` {img_size}: {text}"
+    return f"{name} cannot be built: {text}"
+
+
+def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if img_size is not None and patch and img_size % patch[0]:
+        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change `img_size`")
+
+
+def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: Any) -> None:
+    """Refuses weights whose position embedding was resized already: what follows would resize it a second time."""
+    patches = model.patch_embed.num_patches
+    held = state["pos_embed"].shape[1] if "pos_embed" in state and state["pos_embed"].ndim == 3 else patches
+    if held not in (patches, patches + 1, patches + model.num_prefix_tokens):
+        raise InputError(
+            f"{checkpoint} holds {held} positions, not those of {patches} patches, so it was resized already: "
+            f"use `pos_resample='timm'`"
+        )
+
+
+def resolved_preprocessing(model: Any, img_size: int | None) -> Preprocessing:
+    """What timm recommends for a model: at its test size, or at the size that it was built for where that is another.
+
+    Raises:
+        InputError: the model takes no square RGB images, or none of that size.
+    """
+    built = tuple(get_model_input_config(model)["input_size"])
+    published = tuple(model.pretrained_cfg.get("input_size", built))
+    args: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    if img_size is None and built != published:
+        args = {"input_size": built}
+    return _preprocessing(model, args)
+
+
+def _preprocessing(model: Any, args: dict[str, Any]) -> Preprocessing:
+    try:
+        return Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True))
+    except InputError:
+        raise
+    except Exception as error:  # a stored configuration may hold anything
+        raise InputError(f"this {type(model).__name__} takes no such images: {one_line(error, 150)}") from error

@@ -1,0 +1,45 @@
+// The product y = x (S + U V)^T + bias of one node, apart from any runtime: x [tokens, columns] and y [tokens, rows], float32,
+// row-major.
+//
+// Special numbers, the same on all kernels and for any number of tokens:
+//   * a token with an infinity or NaN in x has NaN in all its outputs, and no effect on other tokens. (The dense product of
+//     S + U V has infinities or NaN there.)
+//   * subnormal numbers count as zero, in x, in float32 weights and wherever they arise.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace vitoats {
+
+// Runs call(context, i) for all i in [0, n), in any order, on any threads.
+struct Parallel {
+  virtual void run(void (*call)(void* context, size_t i), size_t n, void* context) const = 0;
+
+ protected:
+  ~Parallel() = default;
+};
+
+class Product {
+ public:
+  // The memory that the weights point to outlives this object.
+  Product(const Weights& weights, const Kernels& kernels);
+
+  // Throws std::bad_alloc, and whatever parallel does. The result does not depend on the number of threads.
+  void run(const float* x, int64_t tokens, const Output& y, const Parallel& parallel) const;
+
+ private:
+  void spmm(const float* x, int64_t tokens, const Output& y, const Parallel& parallel) const;
+  void spmv(const float* x, int64_t tokens, const Output& y, const Parallel& parallel) const;
+
+  const Kernels& kernels_;
+  int64_t rows_, columns_, z_rows_;
+  std::shared_ptr<const void> weights_;  // as kernels_ packed them
+  std::shared_ptr<ScratchPool> scratch_;
+};
+
+}  // namespace vitoats

@@ -1,0 +1,46 @@
+#include "scratch.h"
+
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+namespace vitoats {
+
+void ScratchPool::Free::operator()(float* p) const { std::free(p); }
+
+std::shared_ptr<ScratchPool> ScratchPool::shared() {
+  static std::mutex mutex;
+  static std::weak_ptr<ScratchPool> current;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::shared_ptr<ScratchPool> pool = current.lock();
+  if (!pool) current = pool = std::make_shared<ScratchPool>();
+  return pool;
+}
+
+ScratchPool::Buffer ScratchPool::take(size_t bytes) {
+  Buffer buffer;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!buffers_.empty()) {
+      buffer = std::move(buffers_.back());
+      buffers_.pop_back();
+    }
+  }
+  if (buffer.bytes >= bytes) return buffer;
+  buffer.data.reset();
+  buffer.bytes = (bytes + 63) / 64 * 64;
+  buffer.data.reset(static_cast<float*>(std::aligned_alloc(64, buffer.bytes)));
+  if (!buffer.data) throw std::bad_alloc();
+  return buffer;
+}
+
+void ScratchPool::give_back(Buffer buffer) noexcept {
+  if (buffer.bytes > kScratchBytes) return;
+  try {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    buffers_.push_back(std::move(buffer));
+  } catch (const std::bad_alloc&) {  // then it is not kept
+  }
+}
+
+}  // namespace vitoats

@@ -1,0 +1,51 @@
+// Memory for the transposed tokens of one product. Buffers stay for the next product, since fresh pages cost more than the
+// product; they go with the last session.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+namespace vitoats {
+
+// Products cut their work so that this is enough, unless a single vector of tokens takes more.
+constexpr size_t kScratchBytes = size_t{16} << 20;
+
+class ScratchPool {
+ public:
+  // The process has one while anybody holds it.
+  static std::shared_ptr<ScratchPool> shared();
+
+  struct Free {
+    void operator()(float* p) const;
+  };
+  struct Buffer {
+    std::unique_ptr<float, Free> data;  // aligned to 64 bytes
+    size_t bytes = 0;
+  };
+
+  Buffer take(size_t bytes);   // throws std::bad_alloc
+  void give_back(Buffer buffer) noexcept;
+
+ private:
+  std::mutex mutex_;
+  std::vector<Buffer> buffers_;  // one for each product that ran at the same time
+};
+
+// A buffer for as long as this object lives.
+class Scratch {
+ public:
+  Scratch(ScratchPool& pool, size_t bytes) : pool_(pool), buffer_(pool.take(bytes)) {}
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { pool_.give_back(std::move(buffer_)); }
+
+  float* data() const { return buffer_.data.get(); }
+
+ private:
+  ScratchPool& pool_;
+  ScratchPool::Buffer buffer_;
+};
+
+}  // namespace vitoats

@@ -1,0 +1,72 @@
+// What the kernels of all instruction sets share. They are templates over a vector type V, which each instruction set fills in:
+//
+// V has: lanes; registers; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c;
+// add(a, b); sum(v); expand(packed, bits): the packed lanes in order to where bits are set, zero elsewhere; widen(p): lanes of
+// float16 to float; transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or
+// NoTail; half(v): its first half.
+//
+// Everything here has internal linkage and uses no function template of the standard library: the linker keeps one copy of
+// those, and it could be one with instructions that this processor lacks.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "float_weights.h"
+
+#define VITOATS_INLINE inline __attribute__((always_inline))
+
+namespace vitoats {
+namespace {
+
+VITOATS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Stands where a tile has no half vector at its end: takes part in nothing.
+struct NoTail {
+  struct T {};
+  static constexpr int lanes = 0;
+  static VITOATS_INLINE T zero() { return {}; }
+  static VITOATS_INLINE T load(const float*) { return {}; }
+  static VITOATS_INLINE void store(float*, T) {}
+  template <class Weight>
+  static VITOATS_INLINE T fmadd(Weight, T, T) { return {}; }
+  static VITOATS_INLINE T add(T, T) { return {}; }
+};
+
+template <class V>
+VITOATS_INLINE typename V::T load_vector(const float* p) {
+  return V::loadu(p);
+}
+
+template <class V>
+VITOATS_INLINE typename V::T load_vector(const uint16_t* p) {
+  return V::widen(p);
+}
+
+// A vector of values from p on, zero where they end; reads nothing past the end.
+template <class V>
+VITOATS_INLINE typename V::T load_values(const float* p, const float* end) {
+  if (end - p >= V::lanes) return load_vector<V>(p);
+  alignas(64) float padded[V::lanes] = {};
+  if (p < end) std::memcpy(padded, p, static_cast<size_t>(end - p) * sizeof(float));
+  return V::load(padded);
+}
+
+template <class V>
+VITOATS_INLINE typename V::T load_values(const uint16_t* p, const uint16_t* end) {
+  if (end - p >= V::lanes) return load_vector<V>(p);
+  alignas(64) uint16_t padded[V::lanes] = {};
+  if (p < end) std::memcpy(padded, p, static_cast<size_t>(end - p) * sizeof(uint16_t));
+  return V::widen(padded);
+}
+
+// target [n] += bias [n].
+template <class V>
+VITOATS_INLINE void add_bias(const float* bias, int64_t n, float* target) {
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) V::storeu(target + i, V::add(V::loadu(target + i), V::loadu(bias + i)));
+  for (; i < n; ++i) target[i] += bias[i];
+}
+
+}  // namespace
+}  // namespace vitoats
