@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.common.errors import InputError
-from vitoats.common.kept_files import parse
+from vitoats.common.json_files import parse_json
 from vitoats.common.plain_values import item, number, rows, text, whole
 from vitoats.format import bitmask
 from vitoats.methods.sparsity import Pattern
@@ -176,7 +176,7 @@ class CostTable:
             InputError: it cannot be read, or holds something else.
         """
         try:
-            return cls.from_json(parse(path.read_text()))
+            return cls.from_json(parse_json(path.read_text()))
         except OSError as error:
             raise InputError(f"the cost table {path} cannot be read ({error.strerror}): {_remedy(path)}") from None
         except UnicodeDecodeError:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vitoats.common.files import atomic_write
 from vitoats.common.fingerprint import json_sha256, tensors_sha256
+from vitoats.common.json_files import parse_json
 from vitoats.common.tensor_files import save_tensors
 
 
@@ -45,13 +46,13 @@ def read_values(path: Path, key: str) -> Any:
         UnfitError: it was not written under this key, or was damaged.
     """
     try:
-        held = parse(path.read_text())
+        held = parse_json(path.read_text())
         if held["sha256"] != json_sha256([key, held["values"]]):
             raise UnfitError("it is not what was written under this name")
         return held["values"]
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unfit(error) from None
 
 
@@ -77,30 +78,14 @@ def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
         with safetensors.safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata = file.metadata() or {}
-        values = parse(metadata["values"])
+        values = parse_json(metadata["values"])
         if metadata["sha256"] != _sha256(key, tensors, values):
             raise UnfitError("it is not what was written under this name")
         return tensors, values
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise _unfit(error) from None
-
-
-def parse(text: str) -> Any:
-    """JSON without the NaN and Infinity that Python adds to it.
-
-    Raises:
-        ValueError: it is none, or nested too deeply.
-    """
-
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no number of JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def _sha256(key: str, tensors: Mapping[str, Tensor], values: Any) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
 from vitoats.common.fingerprint import json_sha256
-from vitoats.common.kept_files import UnfitError, parse
+from vitoats.common.json_files import parse_json
+from vitoats.common.kept_files import UnfitError
 
 log = logging.getLogger("vitoats")
 
@@ -61,12 +62,12 @@ class RowStore:
         if not path.is_file():
             return None
         try:
-            found = parse(path.read_text())
+            found = parse_json(path.read_text())
             if found["sha256"] != _sha256(name, found["settings"], found["row"], arrays_path):
                 raise UnfitError("its digest is another")
             with np.load(arrays_path, allow_pickle=False) as arrays:
                 row, of_images = found["row"], dict(arrays)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged and is made anew: %s", path, error or type(error).__name__)
             return None
         if changed := _changes(found["settings"], settings):
@@ -94,7 +95,7 @@ class RowStore:
 
 def _settings_of(about: Path) -> dict[str, Any]:
     try:
-        found = parse(about.read_text())
+        found = parse_json(about.read_text())
         if not isinstance(found, dict):
             raise UnfitError("it holds no settings")
         return found
