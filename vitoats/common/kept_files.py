@@ -41,7 +41,7 @@ def read_values(path: Path, key: str) -> Any:
     """The values that ``write_values`` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UnfitError: the file was not written under this key, or is damaged.
     """
     try:
@@ -70,7 +70,7 @@ def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
     """The tensors and values that ``write_tensors`` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UnfitError: the file was not written under this key, or is damaged.
     """
     try:

@@ -77,7 +77,7 @@ def calibration_images(
         transform: converts a PIL image to a tensor.
 
     Raises:
-        InputError: there is no such folder, or the mix and ``general_images`` contradict each other.
+        InputError: a folder does not exist, or the mix and ``general_images`` contradict each other.
     """
     if mix not in get_args(Mix):
         raise InputError(f"unknown mix {mix!r}: `calibration_mix` takes {', '.join(get_args(Mix))}")

@@ -112,7 +112,7 @@ def from_memory(
         preprocessing: its preprocessing; None for the one that timm recommends.
 
     Raises:
-        InputError: it is not a timm model, does not take square RGB images of that size, or has weights that are not finite.
+        InputError: ``model`` is not a timm model, does not take square RGB images of that size, or has NaN or infinite weights.
     """
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(model, nn.Module) or not isinstance(config, dict) or not config.get("architecture"):

@@ -71,8 +71,8 @@ def read_config(folder: Path) -> TimmConfig:
     """Reads and checks a folder's config.json.
 
     Raises:
-        InputError: it is not a timm configuration, names an architecture that the installed timm lacks, or has arguments that
-            the architecture does not take.
+        InputError: the file is not a timm configuration, names an architecture that the installed timm lacks, or has
+            arguments that the architecture does not take.
     """
     path = folder / CONFIG
     read_json(path)
