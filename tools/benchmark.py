@@ -1,4 +1,4 @@
-"""Measures, side by side in one run. See vitoats/cli/benchmark.py."""
+"""Benchmarks of products, models, solvers and files. See vitoats/cli/benchmark."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The main job on embedded weights and images, end to end. See vitoats/cli/demo.py."""
+"""Compresses, exports and measures the embedded model, end to end. See vitoats/cli/demo.py."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Makes the image sample inside the package from the files of Fashion-MNIST (Zalando, MIT).
+"""Creates the image sample embedded in the package from the files of Fashion-MNIST (Zalando, MIT).
 
     python tools/make_sample.py /usr/share/datasets/fashion-mnist vitoats/data/fashion_mnist_sample.npz
 
-512 training images for calibration and 2,000 test images, drawn with a fixed seed. The head that goes with it is trained by
+It holds 512 training images for calibration and 2,000 test images, drawn with a fixed seed. The matching head is trained by
 tools/train_linear_probe.py, on training images only.
 """
 

@@ -1,4 +1,4 @@
-"""Writes the model card of a compressed folder with the results of evaluations. See vitoats/cli/model_card.py."""
+"""Adds evaluation results to the model card of a compressed folder. See vitoats/cli/model_card.py."""
 
 import sys
 

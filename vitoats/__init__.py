@@ -1,6 +1,6 @@
 """vitoats: sparse + low-rank compression of vision transformers, and their export for CPUs.
 
-The package is lazy: ``import vitoats`` costs nothing, and ``vitoats.runtime`` needs neither torch nor timm.
+Imports are lazy: ``import vitoats`` costs nothing, and ``vitoats.runtime`` needs neither torch nor timm.
 """
 
 __version__ = "0.1.0"

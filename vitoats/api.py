@@ -1,7 +1,7 @@
-"""vitoats from Python: what the command line does, in the same words, with the same results.
+"""The Python API: the command line's functions, with the same setting names and the same results.
 
-Nothing is printed. Progress is told to ``progress``, and what is worth saying goes to the logger "vitoats": both are the
-caller's to turn on.
+Nothing is printed. Progress is reported to the callback ``progress``, messages go to the logger "vitoats"; both are off unless
+the caller turns them on.
 """
 
 import copy
@@ -73,33 +73,33 @@ def compress(
 ) -> Compressed:
     """Compresses a vision transformer as ``tools/compress.py`` does: the same seed and settings give the same folder.
 
-    What is None is decided by the preset or the method. docs/methods.md says what each setting does.
+    The preset or the method decides settings that are None. docs/methods.md describes each setting.
 
     Args:
-        model: a timm model in memory, which stays as it is; or a name or folder, as ``--model`` takes it.
-        images: a folder; a dataset whose items, or the first parts of them, are PIL images or preprocessed tensors
-            [3, size, size]; or a float tensor [n, 3, size, size]. The embedded model has images of its own.
-        method, preset: "oats-h" by default, and "fast" for a quicker one.
-        compression: the share of the weights to remove; in its place one of
-        speedup: of the exported model over the dense one on this machine,
-        max_ms: what one inference of it may take, in milliseconds,
-        max_mb: what its file may take, in 10^6 bytes.
-        cost_table: measured on another machine (``tools/benchmark.py op --model``).
-        rank_ratio, iterations, pattern, solver, tolerance, options: of the method's config.
-        target, refit_bias, allocation, calibration_mix, general_images, fused_qkv: how it is used on the whole model.
-        nsamples, seed: how many images calibrate, and which.
+        model: a timm model in memory, which is not modified; or a name or folder, as ``--model`` takes it.
+        images: a folder; a dataset of PIL images or preprocessed tensors [3, size, size], or of tuples that begin with one; or
+            a float tensor [n, 3, size, size]. The embedded model comes with its own images.
+        method, preset: "oats-h" is the default method; the preset "fast" is quicker.
+        compression: share of the weights to remove. Instead of it, give one of the next three:
+        speedup: speedup of the exported model over the dense one on this machine,
+        max_ms: largest latency of the exported model, in milliseconds,
+        max_mb: largest size of the exported file, in 10^6 bytes.
+        cost_table: a cost table measured on another machine (``tools/benchmark.py op --model``).
+        rank_ratio, iterations, pattern, solver, tolerance, options: settings of the method's config.
+        target, refit_bias, allocation, calibration_mix, general_images, fused_qkv: how the method is applied to the model.
+        nsamples, seed: number of calibration images, and the seed that draws them.
         checkpoint, random_weights, pos_resample, head, head_layers: how a model is loaded by name.
-        img_size, crop_mode: what images go through.
-        batch_size, workers, device, threads, memory_limit (GB): what it may use.
-        scratch: a folder for hidden states, with a memory limit.
-        progress: told stage, steps done, steps in all, and what is being done.
+        img_size, crop_mode: preprocessing of the images.
+        batch_size, workers, device, threads, memory_limit (GB): resources.
+        scratch: folder for the hidden states if they exceed the memory limit.
+        progress: called with the stage, steps done, steps in total, and a description of the current step.
 
     Returns:
-        the compressed model: ``.model`` is a torch module, ``.save(folder)`` writes the folder that ``vitoats.load`` opens.
+        the compressed model: ``.model`` is a torch module, ``.save(folder)`` writes a folder that ``vitoats.load`` opens.
 
     Raises:
-        InputError: a model, images or settings that do not fit; ``field`` names the argument.
-        RunError: no room in memory or on disk.
+        InputError: the model, the images or the settings are invalid; ``field`` names the argument.
+        RunError: memory or disk space runs out.
     """
     given = {name: value for name, value in locals().items() if name in _DECIDED and value is not None}
     loaded = None
@@ -129,7 +129,7 @@ def compress(
     return run(job, loaded=loaded, images=images if in_memory else None, scratch=scratch, progress=progress)
 
 
-_DECIDED = (  # by the preset or the method, where they are None
+_DECIDED = (  # settings that the preset or the method decides if they are None
     *("method", "preset", "compression", "speedup", "max_ms", "max_mb", "cost_table", "rank_ratio", "iterations", "pattern"),
     *("solver", "tolerance", "target", "refit_bias", "allocation", "calibration_mix", "general_images", "nsamples"),
 )
@@ -141,14 +141,14 @@ def export_onnx(
     """Writes a model as ONNX, as ``tools/export_onnx.py`` does.
 
     Args:
-        model: what ``compress`` returned, a folder that it saved, or any model, compressed or not.
+        model: the result of ``compress``, a folder saved from it, or any other model, compressed or not.
         output: the .onnx file.
-        form: "sparse"; "matmul" has low-rank terms as nodes of their own, "inline" standard operators only, "dense" S + U V.
+        form: "sparse"; "matmul" has low-rank terms as separate nodes, "inline" standard operators only, "dense" S + U V.
         float16: store S, U and V as float16.
         overwrite: replace the file if it exists.
 
     Raises:
-        InputError: the model cannot be exported so.
+        InputError: the model cannot be exported in this form.
         RunError: the file cannot be written.
     """
     check_output_file(Path(output), overwrite)
@@ -172,16 +172,16 @@ def evaluate(
     """Top-1 and top-5 of a model or an .onnx file on labelled images, as ``tools/eval_imagenet.py`` measures them.
 
     Args:
-        model: an .onnx file, what ``compress`` returned, a folder that it saved, or any model with a classifier.
-        images: a folder with one subfolder for each class; or a dataset of (PIL image or preprocessed tensor, label). The
-            embedded model has a test set of its own.
-        split: of the folder.
-        num_samples: how many images, evenly spaced; all where None.
+        model: an .onnx file, the result of ``compress``, a folder saved from it, or any other model with a classifier.
+        images: a folder with one subfolder per class; or a dataset of (PIL image or preprocessed tensor, label). The embedded
+            model comes with its own test set.
+        split: which split of the folder.
+        num_samples: number of images, evenly spaced; None for all.
         batch_size, workers, device, threads: as for ``compress``.
-        progress: told the counts after each batch.
+        progress: called with the counts after each batch.
 
     Raises:
-        InputError: no classifier, or images that do not suit it.
+        InputError: the model has no classifier, or the images do not match it.
     """
     set_threads(threads)
     target = _target(model, device, threads)
@@ -206,7 +206,7 @@ def _target(model: Model, device: str, threads: int) -> Target:
 
 
 def _opened(model: Model) -> tuple[LoadedModel, dict[str, Any]]:
-    """A model with its preprocessing, and what vitoats.json says or would say of it."""
+    """A model with its preprocessing, and the content of its vitoats.json."""
     if isinstance(model, Compressed):
         return model.loaded, model.about
     if isinstance(model, LoadedModel):

@@ -1,1 +1,1 @@
-"""How a model's budget is split over its layers: every allocator gives budgets by layer name."""
+"""How a model's budget is split over its layers: every allocator returns budgets by layer name."""

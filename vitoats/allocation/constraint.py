@@ -1,4 +1,4 @@
-"""A limit on what the exported model may cost, in megabytes or milliseconds, and the budgets of layers that meet it."""
+"""A limit on the cost of the exported model, in megabytes or milliseconds, and layer budgets that meet it."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,31 +13,31 @@ from vitoats.allocation.sensitivity import Sensitivity
 from vitoats.common.errors import InputError
 from vitoats.models.shapes import LayerShape
 
-ROUNDING = 1e6  # compressions are whole multiples of one over it
+ROUNDING = 1e6  # compressions are multiples of 1 / ROUNDING
 
-Budgets = dict[str, dict[str, float]]  # compression, and perhaps rank_ratio, by layer name
+Budgets = dict[str, dict[str, float]]  # compression and optionally rank_ratio, by layer name
 
 
 class LayerCost(Protocol):
-    """What a layer of a shape costs when it holds that much."""
+    """The cost of a layer of this shape that keeps this much."""
 
     def __call__(self, shape: LayerShape, kept: LayerFootprint, /) -> float: ...
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the exported model may cost.
+    """A limit on the cost of the exported model.
 
     Attributes:
-        asked: the flag and its value, such as {"speedup": 1.5}.
-        unit: of all that follows.
-        limit: of the whole model.
-        dense: what the dense model costs.
-        rest: what all but ``layers`` costs in the compressed model.
+        asked: the requested limit, such as {"speedup": 1.5}.
+        unit: the unit of all costs.
+        limit: the limit for the whole model.
+        dense: the cost of the dense model.
+        rest: the cost of everything but ``layers`` in the compressed model.
         layers: shapes of the layers that the method compresses, by name.
-        cost: of one of them.
-        config: of the method; its compression is what the constraint decides.
-        free_rank_ratio: layers may also do without a low-rank term.
+        cost: the cost of one such layer.
+        config: the method's config; the constraint decides its compression.
+        free_rank_ratio: whether layers may also do without a low-rank term.
     """
 
     asked: dict[str, float]
@@ -52,12 +52,12 @@ class Constraint:
 
     @cached_property
     def rank_ratios(self) -> tuple[float | None, ...]:
-        """That a layer may have; None for a method without any."""
+        """Rank ratios that a layer may have; (None,) for a method without a low-rank term."""
         ratio = getattr(self.config, "rank_ratio", None)
         return (ratio, 0.0) if self.free_rank_ratio and ratio else (ratio,)
 
     def layer_cost(self, name: str, kept: float, rank_ratio: float | None) -> float:
-        """What a layer costs at a share of its weights; infinite where nothing would be left of it."""
+        """The cost of a layer that keeps this share of its weights; infinite if nothing would be left of it."""
         ratio = {} if rank_ratio is None else {"rank_ratio": rank_ratio}
         config = replace(self.config, compression=1 - kept, **ratio)
         try:
@@ -70,20 +70,20 @@ class Constraint:
         return footprint(shape, config) if config.total_compression() > 0 else dense(shape)
 
     def _cost(self, name: str, kept: LayerFootprint, beside_low_rank: bool) -> float:
-        """Beside layers with a low-rank term, those without are exported with one of zeros (``vitoats.export.layers``)."""
+        """If any layer has a low-rank term, those without are exported with one of zeros (``vitoats.export.layers``)."""
         shape = self.layers[name]
         if beside_low_rank and not kept.low_rank and not exported_dense(shape, kept):
             kept = LayerFootprint(kept.nonzeros, shape.low_rank_parameters(1))
         return self.cost(shape, kept)
 
     def check(self, allocation: str) -> None:
-        """Refuses a constraint that no budgets meet.
+        """Refuses a constraint that no budgets can meet.
 
         Args:
-            allocation: "uniform", or "sensitivity", where each layer may take the cheapest rank ratio.
+            allocation: "uniform", or "sensitivity", which lets each layer take the cheapest rank ratio.
 
         Raises:
-            InputError: it cannot be reached, or the dense model meets it already.
+            InputError: the limit is out of reach, or the dense model already meets it.
         """
         ratios = self.rank_ratios[:1] if allocation == "uniform" else self.rank_ratios
         least = self.rest + sum(min(self.layer_cost(name, LEAST_KEPT, ratio) for ratio in ratios) for name in self.layers)
@@ -103,7 +103,7 @@ class Constraint:
             )
 
     def uniform(self) -> float:
-        """The least compression that meets the constraint when all layers have it, and the config's rank ratio."""
+        """The least compression that meets the constraint if all layers use it with the config's rank ratio."""
         ratio = self.rank_ratios[0]
         low, high = 0.0, 1 - LEAST_KEPT  # compressions
         for _ in range(40):
@@ -113,7 +113,7 @@ class Constraint:
         return math.ceil(high * ROUNDING) / ROUNDING
 
     def allocate(self, sensitivities: list[Sensitivity]) -> Budgets:
-        """Budgets by layer name that cost no more than the limit, with the least error."""
+        """The budgets by layer name with the least error whose cost is within the limit."""
         layers = [s for s in sensitivities if s.name in self.layers]
 
         def cost(layer: Sensitivity, kept: np.ndarray, rank_ratio: float | None) -> np.ndarray:
@@ -122,12 +122,12 @@ class Constraint:
         return allocate(layers, self.limit - self.rest, cost, self.rank_ratios, may_stay_dense=True)
 
     def footprints(self, config: Any, budgets: Budgets | None) -> dict[str, LayerFootprint]:
-        """What each layer will hold, by name."""
+        """The footprint of each layer, by name."""
         own = budgets or {}
         return {name: self._footprint(name, replace(config, **own.get(name, {}))) for name in self.layers}
 
     def predicted(self, footprints: dict[str, LayerFootprint]) -> float:
-        """What the whole model will cost."""
+        """The predicted cost of the whole model."""
         some = any(kept.low_rank for name, kept in footprints.items() if not exported_dense(self.layers[name], kept))
         return self.rest + sum(self._cost(name, kept, some) for name, kept in footprints.items())
 
@@ -137,5 +137,5 @@ class Constraint:
         return round(ROUNDING * (1 - kept)) / ROUNDING
 
     def to_dict(self) -> dict[str, Any]:
-        """What was asked for and measured, as plain values."""
+        """The requested limit and the measured costs, as plain values."""
         return {**self.asked, "unit": self.unit, "limit": self.limit, "dense": self.dense, "rest": self.rest}

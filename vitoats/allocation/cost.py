@@ -1,12 +1,12 @@
-"""What a linear layer costs once it is exported: bytes of its weights, and milliseconds by a table that was measured.
+"""The cost of an exported linear layer: bytes of its weights, and milliseconds from a measured table.
 
-With nnz(S) values, r (d_out + parts d_in) values in U and V, and a bit a weight, the exported layer takes
+With nnz(S) values, r (d_out + parts d_in) values in U and V, and one bit per weight, the exported layer takes
 
     bytes = 4 (nnz(S) + r (d_out + parts d_in)) + d_out ceil(d_in / 8)          or 4 d_out d_in as a plain matrix
     ms    = f(nnz(S) / (d_out d_in)) + g(r (d_out + parts d_in))
 
-where f goes straight from one measured density of S to the next, and g is a straight line through what a low-rank term was
-measured to add to it. A layer whose values and mask would take as many bytes as the matrix is exported as a matrix
+where f interpolates linearly between the measured densities of S, and g is a straight line fitted to the measured extra time of
+low-rank terms. A layer whose values and mask would take as many bytes as the matrix is exported as a matrix
 (``vitoats.format.layers``), and then costs a dense MatMul.
 """
 
@@ -34,15 +34,15 @@ class LayerFootprint:
 
     @property
     def parameters(self) -> int:
-        """As OATS counts them."""
+        """Number of parameters, as OATS counts them."""
         return self.nonzeros + self.low_rank
 
 
 def footprint(shape: LayerShape, config: Any) -> LayerFootprint:
-    """What a method makes of a layer with a config.
+    """The footprint of a layer that a method compresses with a config.
 
     Raises:
-        InputError: nothing would be left of it.
+        InputError: nothing would be left of the layer.
     """
     rows = shape.d_out // shape.parts
     budget = config.budget(rows, shape.d_in)
@@ -51,7 +51,7 @@ def footprint(shape: LayerShape, config: Any) -> LayerFootprint:
 
 
 def dense(shape: LayerShape) -> LayerFootprint:
-    """A layer that keeps all."""
+    """The footprint of a layer that keeps all its weights."""
     return LayerFootprint(shape.size, 0)
 
 
@@ -67,13 +67,13 @@ def exported_bytes(shape: LayerShape, kept: LayerFootprint) -> float:
 
 @dataclass(frozen=True)
 class ShapeTimes:
-    """Measured milliseconds of one layer's shape.
+    """Measured milliseconds of one layer shape.
 
     Attributes:
-        shape: of the layer.
-        layers: how many of the model have it.
-        dense_ms: as a MatMul.
-        rows: (density of S, elements of U and V, ms), at least two densities without a low-rank term.
+        shape: the layer's shape.
+        layers: how many layers of the model have it.
+        dense_ms: milliseconds as a dense MatMul.
+        rows: (density of S, elements of U and V, ms), with at least two densities without a low-rank term.
     """
 
     shape: LayerShape
@@ -83,14 +83,14 @@ class ShapeTimes:
 
     @cached_property
     def sparse(self) -> tuple[np.ndarray, np.ndarray]:
-        """Densities, rising, and the ms of S alone, which never fall."""
+        """Increasing densities, and the ms of S alone, made non-decreasing."""
         rows = sorted((density, ms) for density, low_rank, ms in self.rows if not low_rank)
         densities, ms = np.array(rows).T
         return densities, np.maximum.accumulate(ms)
 
     @cached_property
     def low_rank(self) -> tuple[float, float]:
-        """(ms at rank 0+, ms an element of U and V): the straight line through what low-rank terms add, neither below 0."""
+        """(constant ms, ms per element of U and V) of the line fitted to what low-rank terms add; neither is negative."""
         added = [(low_rank, ms - self._of_density(density)) for density, low_rank, ms in self.rows if low_rank]
         if not added:
             return 0.0, 0.0
@@ -102,7 +102,7 @@ class ShapeTimes:
         return 0.0, max(0.0, float((sizes * extra).sum() / (sizes * sizes).sum()))  # noise: through the origin
 
     def _of_density(self, density: float) -> float:
-        """Straight lines between measured densities, and beyond them as at the ends."""
+        """Milliseconds of S alone: linear between measured densities, and extrapolated with the slopes at the ends."""
         d, ms = self.sparse
         low, high = (ms[1] - ms[0]) / (d[1] - d[0]), (ms[-1] - ms[-2]) / (d[-1] - d[-2])
         found = np.interp(density, d, ms) + low * min(density - d[0], 0) + high * max(density - d[-1], 0)
@@ -121,10 +121,10 @@ class CostTable:
     """What ``tools/benchmark.py op --model`` measured on one machine.
 
     Attributes:
-        processor, threads, batch: what was measured.
-        dense_ms: of the whole dense model.
-        rest_ms: of the sparse model without its linear layers.
-        times: by shape of layer.
+        processor, threads, batch: the processor, number of threads and batch size of the measurement.
+        dense_ms: milliseconds of the whole dense model.
+        rest_ms: milliseconds of the sparse model without its linear layers.
+        times: measured times by layer shape.
     """
 
     processor: str
@@ -136,10 +136,10 @@ class CostTable:
 
     @classmethod
     def from_json(cls, result: Any) -> "CostTable":
-        """From the command's JSON.
+        """Reads the command's JSON.
 
         Raises:
-            ValueError: it is none.
+            ValueError: ``result`` is not a cost table.
         """
         grouped: dict[LayerShape, list[Any]] = {}
         for row in rows(item(result, "rows"), "rows"):
@@ -158,10 +158,10 @@ class CostTable:
 
     @classmethod
     def of_model(cls, result: Any, shapes: list[LayerShape]) -> "CostTable":
-        """From the command's JSON, for a model whose compressible layers have these shapes.
+        """Reads the command's JSON, for a model whose compressible layers have these shapes.
 
         Raises:
-            ValueError: it is none, or of another model.
+            ValueError: ``result`` is not a cost table, or is for another model.
         """
         table = cls.from_json(result)
         if different := table.difference(shapes):
@@ -170,10 +170,10 @@ class CostTable:
 
     @classmethod
     def read(cls, path: Path) -> "CostTable":
-        """From the file that the command wrote.
+        """Reads the file that the command wrote.
 
         Raises:
-            InputError: it cannot be read, or holds something else.
+            InputError: the file is unreadable, or holds something else.
         """
         try:
             return cls.from_json(parse_json(path.read_text()))
@@ -185,20 +185,20 @@ class CostTable:
             raise InputError(f"{path} holds no cost table ({error}): {_remedy(path)}") from None
 
     def check(self, shapes: list[LayerShape], path: Path) -> None:
-        """Refuses a model of other layers.
+        """Refuses a model with other layers.
 
         Args:
-            shapes: of all compressible layers of the model, a fused qkv in its parts.
-            path: of the table.
+            shapes: shapes of all compressible layers of the model, with a fused qkv in its parts.
+            path: the table's path.
 
         Raises:
-            InputError: the table has not the same shapes as often.
+            InputError: the table has other shapes, or other numbers of layers.
         """
         if different := self.difference(shapes):
             raise InputError(f"the cost table {path} is not of this model: {different}: {_remedy(path)}")
 
     def difference(self, shapes: list[LayerShape]) -> str | None:
-        """How the layers of a model differ from those that were measured, in words; None if they do not."""
+        """How a model's layers differ from the measured ones, in words; None if they do not."""
         for shape in sorted(set(shapes)):
             found = self.times[shape].layers if shape in self.times else 0
             if found != shapes.count(shape):
@@ -206,7 +206,7 @@ class CostTable:
         return None
 
     def ms(self, shape: LayerShape, kept: LayerFootprint) -> float:
-        """Milliseconds of one layer; how many parts it was split in plays no part."""
+        """Milliseconds of one layer, regardless of how many parts it was split into."""
         times = self.times.get(shape) or next(
             t for s, t in self.times.items() if (s.d_out, s.d_in, s.tokens) == (shape.d_out, shape.d_in, shape.tokens)
         )

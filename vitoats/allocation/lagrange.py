@@ -1,8 +1,8 @@
-"""Splits a budget over layers so that their errors add up to the least, by a Lagrange multiplier.
+"""Splits a budget over layers so that the sum of their errors is smallest, by a Lagrange multiplier.
 
-Every layer chooses from a list of options, each with an error and a cost: shares kept, with or without a low-rank term, or all
-of it. For a multiplier m each layer takes what minimises error + m cost; m is the least at which all layers together stay in
-the budget. What that leaves over is spent on the options that gain most for their cost.
+Every layer chooses from a list of options, each with an error and a cost: a kept share with or without a low-rank term, or the
+whole layer. For a multiplier m, each layer takes the option that minimises error + m cost; m is the smallest one at which all
+layers together stay within the budget. The rest is spent on the options that gain most for their cost.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import numpy as np
 from vitoats.allocation.sensitivity import Sensitivity
 from vitoats.common.errors import InputError
 
-LEAST_KEPT, MOST_KEPT = 0.08, 0.95  # share of a layer's weights, where it is not all of it
-GRID = 0.005  # of kept shares
+LEAST_KEPT, MOST_KEPT = 0.08, 0.95  # share of a layer's weights, unless it keeps all of them
+GRID = 0.005  # step between kept shares
 
 Cost = Callable[[Sensitivity, np.ndarray, float | None], np.ndarray]  # at kept shares [g] and a rank ratio
 
@@ -34,16 +34,16 @@ def allocate(
 
     Args:
         sensitivities: of all layers.
-        budget: what all layers may cost together.
-        cost: what a layer costs; infinite where there is no such option.
-        rank_ratios: that a layer may have; None is that of the config, and does not appear in the budgets.
-        may_stay_dense: a layer may also keep all, without a low-rank term.
+        budget: total cost allowed for all layers.
+        cost: the cost of a layer; infinite if the option does not exist.
+        rank_ratios: rank ratios that a layer may have; None is the config's, and does not appear in the budgets.
+        may_stay_dense: whether a layer may also keep all its weights, without a low-rank term.
 
     Returns:
-        compression, and rank_ratio where there was a choice, by layer name; they cost ``budget`` together, or just below it.
+        compression by layer name, and rank_ratio if there was a choice; their total cost is ``budget`` or just below it.
 
     Raises:
-        InputError: the budget is too small for the layers, or they never cost as much.
+        InputError: the budget is too small for the layers, or larger than they can cost.
     """
     grid = np.arange(LEAST_KEPT, MOST_KEPT + GRID / 2, GRID)
     choices = [(ratio, grid) for ratio in rank_ratios]
@@ -59,7 +59,7 @@ def allocate(
     def moved(shift: float) -> np.ndarray:
         return np.where(shares == 1, 1, (shares + shift).clip(LEAST_KEPT, MOST_KEPT))
 
-    low, high = 0.0, 1.0  # what the grid leaves over goes to all layers alike
+    low, high = 0.0, 1.0  # what the grid leaves over is shared equally by all layers
     for _ in range(60):
         middle = (low + high) / 2
         found = zip(sensitivities, moved(middle), ratios, strict=True)
@@ -76,14 +76,14 @@ def split(errors: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
 
     Args:
         errors: [layers, options].
-        costs: [layers, options], infinite where there is no such option.
-        budget: what the options chosen may cost together.
+        costs: [layers, options], infinite if an option does not exist.
+        budget: total cost allowed for the chosen options.
 
     Returns:
-        the options' indices [layers].
+        indices of the chosen options, [layers].
 
     Raises:
-        InputError: even the cheapest cost more, or the dearest cost less.
+        InputError: even the cheapest options cost more, or the most expensive ones less.
     """
     dearest = np.where(np.isfinite(costs), costs, -np.inf).max(axis=1).sum()
     if not costs.min(axis=1).sum() <= budget <= dearest:
@@ -110,7 +110,7 @@ def split(errors: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
 
 
 def check_compression(compression: float) -> None:
-    """Refuses what ``allocate`` will refuse, before anything is measured.
+    """Refuses a compression that ``allocate`` would refuse, before anything is measured.
 
     Raises:
         InputError: no split of the parameters gives this compression.
@@ -120,7 +120,7 @@ def check_compression(compression: float) -> None:
 
 
 def out_of_range() -> InputError:
-    """The refusal of a budget that no split meets."""
+    """The error for a budget that no split can meet."""
     return InputError(
         f"measured budgets remove {1 - MOST_KEPT:.0%} to {1 - LEAST_KEPT:.0%} of each layer, which is not what was asked for: "
         f"use `allocation='uniform'`, or ask for something between"

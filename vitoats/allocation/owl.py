@@ -1,16 +1,16 @@
 """OWL (Yin et al., arXiv 2310.05175): blocks with more outliers keep more.
 
-The outlier share of a block is the share of its scores |W_ij| ||X_j||, all linear layers pooled, that are above M times
-their mean (``vitoats.compression.outliers`` measures it). Densities of the blocks are the outlier shares, mapped linearly onto
-an interval of width 2 Lambda and then shifted so that their mean, weighted by the blocks' sizes, is the model's density; as in
-the published code single blocks may so leave density +- Lambda.
+The outlier share of a block is the share of its scores |W_ij| ||X_j||, all linear layers pooled, that exceed M times their
+mean (``vitoats.compression.outliers`` measures it). The blocks' densities are the outlier shares, mapped linearly onto an
+interval of width 2 Lambda and then shifted so that their mean, weighted by the blocks' sizes, is the model's density. As in the
+published code, single blocks may therefore leave density +- Lambda.
 """
 
 import torch
 from torch import Tensor
 
 SPREAD = 0.08  # Lambda
-LEAST, MOST = 0.01, 0.99  # of the weights, removed from a block
+LEAST, MOST = 0.01, 0.99  # share of the weights removed from a block
 
 
 def owl(
@@ -19,9 +19,9 @@ def owl(
     """Budgets by layer name, the same for all layers of a block.
 
     Args:
-        shares: of outliers, of each block.
-        blocks: the weights of each layer, by name.
-        compression: of the whole model.
+        shares: the outlier share of each block.
+        blocks: for each block, the number of weights of its layers by name.
+        compression: for the whole model.
         spread: Lambda.
     """
     outliers = torch.tensor(shares, dtype=torch.float64)

@@ -1,10 +1,10 @@
-"""Budgets from what compressing each layer alone does to the model's features.
+"""Budgets based on how compressing each layer alone affects the model's features.
 
 ``vitoats.compression.sensitivity`` measures the relative error of the features, end to end and without labels, with one layer
-at a time compressed at a few rates in the dense model. Its logarithm is taken to be linear in the kept share between two
-rates, and errors of layers to add up; ``vitoats.allocation.lagrange`` splits a budget by that. Where the rank ratio is to be
-chosen too, one more measurement a layer, without a low-rank term, says by what factor its error is another one then. Where
-targets let later layers make up for what earlier ones lose, errors count the less the earlier their block is.
+at a time compressed at a few rates in the dense model. Its logarithm is assumed to be linear in the kept share between two
+rates, and the errors of layers to add up; ``vitoats.allocation.lagrange`` splits a budget on this basis. If the rank ratio is
+chosen as well, one more measurement per layer, without a low-rank term, gives the factor by which its error changes. If targets
+let later layers make up for the errors of earlier ones, errors count less the earlier their block is.
 """
 
 from dataclasses import dataclass, replace
@@ -15,20 +15,20 @@ import numpy as np
 from vitoats.common.plain_values import item, number, rows, text, whole
 
 RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
-RATE_WITHOUT_RANK = RATES[2]  # where it is also measured without a low-rank term
-LEAST_ERROR = 1e-12  # that a logarithm is taken of
-FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error that later ones do not make up for; by trial: docs/oats-h.md, Allocation
+RATE_WITHOUT_RANK = RATES[2]  # the rate that is also measured without a low-rank term
+LEAST_ERROR = 1e-12  # smallest error whose logarithm is taken
+FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error, not made up for later; found by trial: docs/oats-h.md, Allocation
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What compressing one layer alone does.
+    """The effect of compressing one layer alone.
 
     Attributes:
-        name: of the layer.
-        parameters: of its weight.
+        name: the layer's name.
+        parameters: number of weights.
         errors: relative feature error at each of ``RATES``.
-        without_rank: the same at ``RATE_WITHOUT_RANK`` without a low-rank term; None where that was not measured.
+        without_rank: the same at ``RATE_WITHOUT_RANK`` without a low-rank term; None if that was not measured.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Sensitivity:
 
     @classmethod
     def from_json(cls, row: Any) -> "Sensitivity":
-        """From plain values, as ``asdict`` gives them.
+        """Reads plain values, as ``asdict`` gives them.
 
         Raises:
-            ValueError: these are none.
+            ValueError: the values are not those of a sensitivity.
         """
         errors = tuple(number(error, "an error", least=0) for error in rows(item(row, "errors"), "errors"))
         if len(errors) != len(RATES):
@@ -51,16 +51,16 @@ class Sensitivity:
         return cls(text(item(row, "name"), "name"), whole(item(row, "parameters"), "parameters", 1), errors, without_rank)
 
     def scaled(self, share: float) -> "Sensitivity":
-        """All errors times a share."""
+        """The same with all errors multiplied by a share."""
         errors = tuple(share * e for e in self.errors)
         return replace(self, errors=errors, without_rank=None if self.without_rank is None else share * self.without_rank)
 
     def error(self, kept: np.ndarray, rank_ratio: float | None = None) -> np.ndarray:
-        """The feature error at shares kept [n]: none where all is kept.
+        """The feature error at kept shares [n]: zero if all is kept.
 
         Args:
-            kept: shares.
-            rank_ratio: 0 for no low-rank term; any other value is taken to be that of the measurement.
+            kept: kept shares [n].
+            rank_ratio: 0 for no low-rank term; any other value is assumed to be the measured one.
         """
         factor = 1.0
         if rank_ratio == 0 and self.without_rank is not None:
@@ -68,7 +68,7 @@ class Sensitivity:
         return np.where(kept == 1, 0, factor * np.exp(self.log_error(kept)))
 
     def log_error(self, kept: np.ndarray) -> np.ndarray:
-        """The logarithm of the feature error at shares kept [n]: linear between the rates, and beyond them as at the ends."""
+        """The logarithm of the feature error at kept shares [n]: linear between the rates, extrapolated linearly beyond."""
         measured = 1 - np.array(RATES[::-1])
         logs = np.log(np.maximum(self.errors[::-1], LEAST_ERROR))
         logs = np.minimum.accumulate(logs)  # keeping more never hurts, up to noise
@@ -79,12 +79,12 @@ class Sensitivity:
 
 
 def read_sensitivities(values: Any, layers: list[tuple[str, int]], without_rank: bool) -> list[Sensitivity]:
-    """What was measured for a model, from plain values.
+    """Reads the measured sensitivities of a model from plain values.
 
     Args:
-        values: a row for each layer.
+        values: one row per layer.
         layers: name and parameters of each layer of the model, in order.
-        without_rank: whether each was measured without a low-rank term, too.
+        without_rank: whether each layer was also measured without a low-rank term.
 
     Raises:
         ValueError: the values are not those of the model's layers.
@@ -98,13 +98,13 @@ def read_sensitivities(values: Any, layers: list[tuple[str, int]], without_rank:
 
 
 def counted_by_depth(sensitivities: list[Sensitivity], blocks: list[list[str]]) -> list[Sensitivity]:
-    """Errors as they count where each layer also makes up for what the layers before it have lost.
+    """Weights the errors for targets with which each layer also makes up for the errors of the layers before it.
 
-    What is left of a layer's error falls geometrically with the number of blocks behind it, from all in the last block to
-    ``FIRST_BLOCK_SHARE`` in the first.
+    The share of a layer's error that counts falls geometrically with the number of blocks behind it, from 1 in the last block
+    to ``FIRST_BLOCK_SHARE`` in the first.
 
     Args:
-        sensitivities: measured in the dense model, where nothing is made up for.
+        sensitivities: measured in the dense model, where no layer makes up for others.
         blocks: the names of the model's layers, block by block.
     """
     share = {name: FIRST_BLOCK_SHARE ** (1 - i / max(1, len(blocks) - 1)) for i, block in enumerate(blocks) for name in block}

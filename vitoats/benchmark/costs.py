@@ -1,8 +1,8 @@
-"""What the linear layers of a model cost on this machine, dense and sparse: the table behind budgets in milliseconds.
+"""The latency of a model's linear layers on this machine, dense and sparse: the cost table behind budgets in milliseconds.
 
-Speed depends on shapes and on how many zeros there are, not on which weights are zero: zeros and low-rank terms are random.
-What all but the linear layers costs is a difference: the time of the whole model with random layers of ``MODEL_ZEROS`` and the
-low-rank terms that go with it, less what the table says of these layers.
+Speed depends on shapes and on the number of zeros, not on which weights are zero, so zeros and low-rank terms are random. The
+cost of everything except the linear layers is a difference: the latency of the whole model with random layers (``MODEL_ZEROS``
+and the last of ``LOW_RANK``), minus the latency of these layers according to the table.
 """
 
 import copy
@@ -29,29 +29,29 @@ from vitoats.runtime.inference import inference, session
 from vitoats.runtime.library import isa
 
 ZEROS = (25.0, 50.0, 62.5, 75.0, 87.5, 95.0)  # percent, without a low-rank term
-MODEL_ZEROS = 70.0  # percent, beside a low-rank term: a compression of 60 % with a rank ratio of 0.25
-LOW_RANK = (0.05, 0.1)  # elements of U and V, as a share of the weights, beside MODEL_ZEROS; the whole model has the last
-MODEL_ROUNDS, MODEL_TURN_SECONDS = 9, 0.3  # more than for layers: the rest is a small difference of large times
+MODEL_ZEROS = 70.0  # percent, with a low-rank term: a compression of 60 % at a rank ratio of 0.25
+LOW_RANK = (0.05, 0.1)  # elements of U and V as a share of the weights, with MODEL_ZEROS; the last is that of the whole model
+MODEL_ROUNDS, MODEL_TURN_SECONDS = 9, 0.3  # more than for layers: rest_ms is a small difference of large times
 
 
 def measure_costs(
     loaded: LoadedModel, batch: int = 1, threads: int = 1, seed: int = 0, progress: Progress = lambda *_: None
 ) -> dict[str, Any]:
-    """Measures a dense model's linear layers and the whole of it.
+    """Measures the linear layers of a dense model, and the whole model.
 
     Args:
-        loaded: the model; it stays as it is.
-        batch: images at a time.
-        threads: of ONNX Runtime.
-        seed: of what is random.
-        progress: told each shape of layer.
+        loaded: the model; it is not modified.
+        batch: batch size.
+        threads: threads of ONNX Runtime.
+        seed: seed of inputs, zeros and low-rank terms.
+        progress: called before each layer shape.
 
     Returns:
         plain values, as ``CostTable.from_json`` takes them.
 
     Raises:
-        InputError: there is no native library.
-        RunError: a kernel is wrong.
+        InputError: the native library is not installed.
+        RunError: a kernel gives wrong results.
     """
     kernels = isa()
     random = np.random.default_rng(seed)
@@ -80,13 +80,13 @@ def measure_costs(
 
 
 def model_footprint(shape: LayerShape) -> LayerFootprint:
-    """What a layer of the whole sparse model holds."""
+    """The kept elements of a layer in the whole sparse model."""
     low_rank = shape.low_rank_parameters(_rank(shape, LOW_RANK[-1]))
     return LayerFootprint(round((1 - MODEL_ZEROS / 100) * shape.size), low_rank)
 
 
 def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random: np.random.Generator) -> list[dict[str, Any]]:
-    """One shape dense, at all shares of zeros, and with low-rank terms, in turns; a row for each but the dense one."""
+    """Times one shape dense, at each share of zeros, and with low-rank terms, in turns; a row for each sparse variant."""
     n, k = shape.d_out, shape.d_in
     x = random.standard_normal((batch, shape.tokens, k), np.float32)
     copies = copies_beyond_cache(n, k, batch * shape.tokens)
@@ -121,7 +121,7 @@ def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random
 def _time_models(
     loaded: LoadedModel, shapes: dict[str, LayerShape], batch: int, threads: int, random: np.random.Generator
 ) -> tuple[float, float]:
-    """Milliseconds of the dense model, and of one whose layers are random and hold what ``model_footprint`` says."""
+    """Milliseconds of the dense model, and of one with random sparse layers of the size ``model_footprint``."""
     sparse = copy.deepcopy(loaded)
     for name, shape in shapes.items():
         module: Any = sparse.timm_model.get_submodule(name)
@@ -141,12 +141,12 @@ def _time_models(
 
 
 def _rank(shape: LayerShape, share: float) -> int:
-    """The rank, at least 1, at which U and V of all parts have about that share of the weights' elements."""
+    """The rank, at least 1, at which U and V of all parts have about this share of the number of weights."""
     return max(1, round(share * shape.size / shape.low_rank_parameters(1)))
 
 
 def _random_low_rank(shape: LayerShape, rank: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """U [parts, d_out / parts, rank] and V [parts, rank, d_in], of a product about as large as the weights."""
+    """Random U [parts, d_out / parts, rank] and V [parts, rank, d_in] whose product is about as large as the weights."""
     scale = (shape.d_in * rank) ** -0.25
     of_u, of_v = (shape.parts, shape.d_out // shape.parts, rank), (shape.parts, rank, shape.d_in)
     U, V = (scale * random.standard_normal(size, np.float32) for size in (of_u, of_v))

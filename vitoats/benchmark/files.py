@@ -1,4 +1,4 @@
-"""Exported files in ONNX Runtime, timed in turns; the first is what the others are compared with."""
+"""Times exported files in ONNX Runtime, in turns; the first file is the baseline."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from vitoats.benchmark.timing import median_ms
 from vitoats.common.errors import InputError
 from vitoats.runtime.inference import inference, session
 
-TURN_SECONDS = 0.5  # of each file before the next has its turn
+TURN_SECONDS = 0.5  # that a file runs before the next one has its turn
 
 
 @dataclass(frozen=True)
 class FileTimes:
-    """A file on batches of one size.
+    """The latency of a file at one batch size.
 
     Attributes:
-        file: its path.
-        batch: images at a time.
-        threads: of ONNX Runtime.
-        ms: median milliseconds of a batch.
-        speedup: of the first file over this one.
-        native_nodes: how many of its layers the native operator runs.
-        file_mb: megabytes.
+        file: path of the file.
+        batch: batch size.
+        threads: threads of ONNX Runtime.
+        ms: median milliseconds per batch.
+        speedup: speedup over the first file.
+        native_nodes: number of layers that the native operator runs.
+        file_mb: size of the file in megabytes.
     """
 
     file: str
@@ -42,16 +42,16 @@ def compare_files(
     """Times files on noise images.
 
     Args:
-        files: ONNX files with one input [b, ...] each, of the same shape; the dense one first.
-        batches: images at a time, one after the other.
-        threads: CPU threads, one after the other; 0 takes all cores.
-        turn_seconds: of each file before the next has its turn.
+        files: ONNX files with one input [b, ...] each, all of the same shape; the dense one first.
+        batches: batch sizes.
+        threads: numbers of CPU threads; 0 for all cores.
+        turn_seconds: how long a file runs before the next one has its turn.
 
     Returns:
-        rows by threads, then batch, then file.
+        rows, ordered by threads, then batch, then file.
 
     Raises:
-        InputError: a file is not there or does not run, or their images differ in shape.
+        InputError: a file is missing or does not run, or the files take images of different shapes.
     """
     rows: list[FileTimes] = []
     for count in threads:

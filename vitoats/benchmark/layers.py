@@ -1,7 +1,7 @@
-"""What single matrices lose by several methods, all solvers alone: the same inputs from the dense model, the same budget.
+"""The errors of several methods on single matrices, solvers only: the same inputs from the dense model, the same budget.
 
-The error is ||X (W - W')^T||_F^2 / ||X W^T||_F^2 over all calibration tokens, in float64, whatever a method knows of X.
-Allocation, targets and refitted biases, which a whole compression may add, play no part.
+The error is ||X (W - W')^T||_F^2 / ||X W^T||_F^2 over all calibration tokens, in float64, no matter which statistics of X a
+method uses. Allocation, reconstruction targets and refitted biases, which a whole compression may add, are left out.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from vitoats.methods.statistics import InputStatistics
 
 @dataclass(frozen=True)
 class LayerError:
-    """What a method made of a matrix.
+    """The result of a method on a matrix.
 
     Attributes:
-        layer: the matrix.
-        method: its name.
+        layer: name of the matrix.
+        method: name of the method.
         error: relative squared error of the outputs.
-        seconds: that it took.
+        seconds: time that the solver took.
     """
 
     layer: str
@@ -38,10 +38,10 @@ class LayerError:
 
 
 def configs_of(methods: Sequence[str], compression: float, rank_ratio: float, seed: int) -> dict[str, Any]:
-    """Each method's config with this budget; what a method has no setting for is left out.
+    """Each method's config with this budget, without the settings that the method does not have.
 
     Raises:
-        InputError: there is no such method, or a setting is out of range.
+        InputError: a method is unknown, or a setting is out of range.
     """
     settings = {"compression": compression, "rank_ratio": rank_ratio, "seed": seed}
     configs = {}
@@ -55,15 +55,15 @@ def configs_of(methods: Sequence[str], compression: float, rank_ratio: float, se
 def compare_methods(
     matrices: Sequence[Matrix], configs: Mapping[str, Any], progress: Progress = lambda *_: None
 ) -> list[LayerError]:
-    """Compresses each matrix by each method.
+    """Compresses each matrix with each method.
 
     Args:
-        matrices: with whole second moments.
-        configs: by name of method.
-        progress: told each matrix.
+        matrices: matrices with full second moments.
+        configs: config of each method, by name.
+        progress: called before each matrix.
 
     Returns:
-        rows by matrix, then method.
+        rows, ordered by matrix, then method.
     """
     rows = []
     for done, matrix in enumerate(matrices):
@@ -85,7 +85,7 @@ def layer_error(weight: Tensor, approximation: Tensor, inputs: InputStatistics) 
 
 
 def geometric_means(rows: Sequence[LayerError]) -> dict[str, float]:
-    """Of the errors, by method."""
+    """The geometric mean of the errors of each method."""
     errors: dict[str, list[float]] = {}
     for row in rows:
         errors.setdefault(row.method, []).append(row.error)

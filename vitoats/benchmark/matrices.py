@@ -1,4 +1,4 @@
-"""Single weight matrices of a dense model and what their inputs are like, for benchmarks of solvers alone."""
+"""Single weight matrices of a dense model and the statistics of their inputs, for benchmarks of the solvers alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from vitoats.models.adapter import adapt
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix; a fused qkv is three.
+    """One weight matrix; a fused qkv counts as three.
 
     Attributes:
-        name: of its layer, with the number of the part where that has several.
+        name: the layer's name, with the index of the part if the layer has several.
         weight: [d_out, d_in], float32.
-        inputs: moments of what the layer sees in the dense model.
+        inputs: moments of the layer's input in the dense model.
     """
 
     name: str
@@ -32,18 +32,18 @@ class Matrix:
 def dense_matrices(
     loaded: LoadedModel, images: Iterator[Tensor], nsamples: int, batch_size: int, blocks: Sequence[int], level: StatisticsLevel
 ) -> list[Matrix]:
-    """All matrices of some blocks, with inputs from images that ran through the dense model.
+    """All matrices of some blocks, with input statistics from images that ran through the dense model.
 
     Args:
         loaded: the model.
         images: batches [b, 3, h, w].
-        nsamples: how many images there may be.
-        batch_size: how many images a block runs on at a time.
-        blocks: which ones, counted from 0.
-        level: "full" for whole second moments, "diagonal" for their diagonals.
+        nsamples: largest number of images.
+        batch_size: number of images that a block processes at a time.
+        blocks: indices of the blocks, from 0.
+        level: "full" for full second moments, "diagonal" for their diagonals.
 
     Raises:
-        InputError: there is no such block, or an activation is not finite.
+        InputError: a block does not exist, or an activation is not finite.
     """
     adapter = adapt(loaded.timm_model, loaded.inputs)
     last = len(adapter.blocks) - 1

@@ -1,6 +1,6 @@
-"""Whole models in ONNX Runtime: dense, int8, compressed in several forms; and the dense ones in OpenVINO where it is installed.
+"""Times whole models in ONNX Runtime (dense, int8, compressed in several forms) and the dense ones in OpenVINO if installed.
 
-int8 is ONNX Runtime's dynamic quantization of all MatMuls, per channel. Who calls compresses: this room takes models that are.
+int8 is ONNX Runtime's dynamic quantization of all MatMuls, per channel. The caller compresses the models.
 """
 
 import importlib.util
@@ -20,17 +20,17 @@ from vitoats.export.onnx_file import export_onnx
 from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import inference, session
 
-TURN_SECONDS = 0.5  # of each variant before the next has its turn
+TURN_SECONDS = 0.5  # that a variant runs before the next one has its turn
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A file and what runs it.
+    """A file and the runtime that runs it.
 
     Attributes:
-        name: in words.
-        file: ONNX.
-        openvino: its precision of arithmetic; None for ONNX Runtime.
+        name: name of the variant in tables.
+        file: the ONNX file.
+        openvino: precision of the arithmetic in OpenVINO; None for ONNX Runtime.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Variant:
     openvino: str | None = None
 
     def open(self, threads: int, images: np.ndarray) -> Callable[[], object]:
-        """A call that runs the file on images [b, 3, h, w]."""
+        """A function that runs the file on images [b, 3, h, w]."""
         if self.openvino is None:
             return inference(session(self.file, threads), images)
         import openvino
@@ -50,17 +50,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class VariantTimes:
-    """A variant on batches of one size.
+    """The latency of a variant at one batch size.
 
     Attributes:
-        img_size: in pixels.
-        batch: images at a time.
-        threads: of what runs it.
-        variant: its name.
-        ms: median milliseconds of a batch.
-        speedup: of the first variant over this one.
-        file_mb: megabytes.
-        rss_mb: megabytes of memory that a process which runs the file holds; None for OpenVINO.
+        img_size: image size in pixels.
+        batch: batch size.
+        threads: threads of the runtime.
+        variant: name of the variant.
+        ms: median milliseconds per batch.
+        speedup: speedup over the first variant.
+        file_mb: size of the file in megabytes.
+        rss_mb: resident memory, in megabytes, of a process that runs the file; None for OpenVINO.
     """
 
     img_size: int
@@ -86,9 +86,9 @@ def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded
 
     Args:
         compressed: the model.
-        name: of the variants.
-        folder: where the files go.
-        folded: also with its weights as plain matrices, in which zeros save nothing.
+        name: first part of the variants' names.
+        folder: folder for the files.
+        folded: also export S + U V as dense matrices, where zeros save nothing.
     """
     sparse, half, plain = (Variant(f"{name}{form}", folder / f"{name}{form}.onnx") for form in ("", "-float16", "-folded"))
     export_onnx(compressed, sparse.file)
@@ -100,7 +100,7 @@ def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded
 
 
 def openvino_variants(dense: Variant, int8: Variant) -> list[Variant]:
-    """The same dense files in OpenVINO; none where the package is not installed."""
+    """The same dense files in OpenVINO; empty if the package is not installed."""
     if not importlib.util.find_spec("openvino"):
         return []
     return [
@@ -120,15 +120,15 @@ def compare_variants(
     """Times variants of a model in turns, on noise images.
 
     Args:
-        variants: the dense one first.
-        img_size: of all of them, in pixels.
-        batches: images at a time, one after the other.
-        threads: CPU threads, one after the other.
-        seed: of the noise.
-        progress: told each batch and number of threads.
+        variants: the variants, the dense one first.
+        img_size: image size of all variants, in pixels.
+        batches: batch sizes.
+        threads: numbers of CPU threads.
+        seed: seed of the noise.
+        progress: called before each batch size and number of threads.
 
     Returns:
-        rows by threads, then batch, then variant.
+        rows, ordered by threads, then batch, then variant.
     """
     rows = []
     groups = list(itertools.product(threads, batches))
@@ -153,6 +153,6 @@ def compare_variants(
 
 
 def resident_mb(file: Path, threads: int, shape: tuple[int, ...]) -> float:
-    """Megabytes of memory that a fresh process holds once it has run a file on a batch of that shape."""
+    """Resident memory of a fresh process, in megabytes, after it has run a file on a batch of this shape."""
     argv = [sys.executable, "-m", "vitoats.benchmark.resident", str(file), str(threads), json.dumps(shape)]
     return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout) / 1e6

@@ -1,8 +1,8 @@
 """Small ONNX models of one product y = x W^T, W [n, k]: dense, in int8, and sparse with the native operator.
 
-A model computes the product ``copies`` times from the same x, each time with weights of its own. One run then passes over more
-weights than the last-level cache holds, so they come from memory, as in a whole model, where the other layers have displaced
-them (``vitoats.benchmark.products`` chooses how many copies that takes).
+A model computes the product ``copies`` times from the same x, each time with different weights. One run then passes over more
+weights than the last-level cache holds, so they come from memory. The same happens in a whole model, where the other layers
+evict them. ``vitoats.benchmark.products`` chooses the number of copies.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def dense_model(W: np.ndarray, copies: int) -> onnx.ModelProto:
 
 
 def int8_model(W: np.ndarray, copies: int) -> onnx.ModelProto:
-    """x W^T with weights in int8, one scale for each output, and activations that are quantised at each call."""
+    """x W^T with int8 weights, one scale per output; activations are quantized at each call."""
     scale = np.abs(W).max(axis=1) / 127
     weights = np.ascontiguousarray(np.round(W / scale[:, None]).astype(np.int8).T)
     others = {"scale": scale, "zero": np.zeros_like(scale, np.int8)}
@@ -40,7 +40,7 @@ def sparse_model(
 
     Args:
         S: [n, k] with explicit zeros.
-        copies: of the product.
+        copies: number of products.
         float16: store the non-zeros as float16.
         low_rank: U [parts, n / parts, r] and V [parts, r, k].
     """
@@ -67,10 +67,10 @@ def _model(
     domain: str = "",
     **attributes: int,
 ) -> onnx.ModelProto:
-    """The product ``copies`` times.
+    """A model that computes the product ``copies`` times.
 
-    The constants of each copy are shifted, since ONNX Runtime keeps only one of equal constants. The first product is an output
-    as it is; of each of the others one number is, so that ONNX Runtime can neither leave them out nor has to keep them.
+    The constants of each copy are shifted, since ONNX Runtime merges equal constants. The first product is an output of the
+    model. The others contribute one number each to a second output, so that ONNX Runtime neither skips them nor keeps them.
     """
     n, k = shape
     indices = [numpy_helper.from_array(np.array(v, np.int64), name) for v, name in (([0, 0, 0], "from"), ([1, 1, 1], "to"))]

@@ -1,6 +1,6 @@
-"""One product y = x S^T: the native sparse kernel against ONNX Runtime's dense and dynamic int8 MatMul of the same shape.
+"""Times one product y = x S^T: the native sparse kernel against ONNX Runtime's dense and dynamic int8 MatMul of the same shape.
 
-Times are those of one product with all that the operator does besides: transposing activations, quantising them.
+Times include the operator's other work: transposing or quantizing the activations.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from vitoats.benchmark.timing import Progress
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch: how many images, and tokens of each."""
+    """A batch: the number of images, and the number of tokens per image."""
 
     images: int
     of_image: int
@@ -32,14 +32,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Grid:
-    """What to time: all combinations.
+    """The products to time: all combinations.
 
     Attributes:
-        shapes: [n, k] of the weights: outputs and inputs.
+        shapes: shapes [n, k] of the weights: outputs and inputs.
         tokens: batches.
-        threads: of ONNX Runtime.
-        zeros: in percent of the weights.
-        patterns: of the zeros.
+        threads: numbers of threads of ONNX Runtime.
+        zeros: percentages of zeros.
+        patterns: patterns of the zeros.
     """
 
     shapes: Sequence[tuple[int, int]]
@@ -51,20 +51,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class ProductTimes:
-    """One sparse product and its dense rivals.
+    """One sparse product and its dense counterparts.
 
     Attributes:
         n: outputs.
         k: inputs.
-        tokens: of all images together.
-        batch: images x tokens of each, in words.
-        zeros: in percent.
-        pattern: of the zeros.
-        threads: of ONNX Runtime.
-        dense_ms, int8_ms, sparse_ms: milliseconds of one product.
-        speedup: dense over sparse.
-        nnz_gflops: 10^9 operations a second of the sparse one, a multiply-add of a non-zero being two.
-        fma_share: the same in percent of what the cores do at most.
+        tokens: tokens of all images together.
+        batch: images x tokens per image, as text.
+        zeros: percentage of zeros.
+        pattern: pattern of the zeros.
+        threads: threads of ONNX Runtime.
+        dense_ms, int8_ms, sparse_ms: milliseconds per product.
+        speedup: speedup of sparse over dense.
+        nnz_gflops: 10^9 operations per second of the sparse product; a multiply-add with a non-zero counts as two.
+        fma_share: ``nnz_gflops`` as a percentage of the peak of the cores.
     """
 
     n: int
@@ -88,14 +88,14 @@ def time_products(
     """Times all products of a grid.
 
     Args:
-        grid: which ones.
-        peak_gflops: what one core does at most (``vitoats.runtime.library.fma_peak_gflops``).
+        grid: the products.
+        peak_gflops: the peak of one core (``vitoats.runtime.library.fma_peak_gflops``).
         float16: store the sparse values as float16.
-        seed: of weights and activations.
-        progress: told each shape, batch and number of threads.
+        seed: seed of weights and activations.
+        progress: called before each shape, batch and number of threads.
 
     Raises:
-        RunError: a kernel is wrong.
+        RunError: a kernel gives wrong results.
     """
     groups = list(itertools.product(grid.threads, grid.shapes, grid.tokens))
     rows: list[ProductTimes] = []
@@ -108,7 +108,7 @@ def time_products(
 def _time_shape(
     n: int, k: int, tokens: Tokens, threads: int, grid: Grid, peak_gflops: float, float16: bool, seed: int
 ) -> list[ProductTimes]:
-    """Dense, int8 and all sparse variants in turns; a row for each pattern and share of zeros."""
+    """Times dense, int8 and all sparse variants in turns; a row for each pattern and share of zeros."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((tokens.images, tokens.of_image, k), np.float32)
     W = random.standard_normal((n, k), np.float32) / math.sqrt(k)

@@ -1,4 +1,4 @@
-"""Single products y = x W^T, timed in turns, with weights that come from memory and results that are checked first."""
+"""Times single products y = x W^T in turns, with weights that come from memory; results are checked first."""
 
 import math
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ from vitoats.common.machine import last_level_cache
 from vitoats.runtime.inference import inference
 from vitoats.runtime.library import register
 
-Pattern = Literal["row", "layer"]  # the same number of zeros in each row, or any, over the whole matrix
+Pattern = Literal["row", "layer"]  # the same number of zeros in each row, or zeros anywhere in the matrix
 
-CACHES = 2  # a run reads and writes as much as that many last-level caches hold, so the next run finds little of it there
-MOST_COPIES = 64  # models with the hundreds of copies that small products would need take seconds to build and open
+CACHES = 2  # a run reads and writes as much as this many last-level caches hold, so that the next run finds little in the cache
+MOST_COPIES = 64  # small products would need hundreds of copies, and such models take seconds to build and open
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Product:
     """One way to compute a product.
 
     Attributes:
-        model: computes it, ``copies`` times (``vitoats.benchmark.onnx_models``).
-        weight: [n, k], what x is to be multiplied by; None where the result is not checked.
-        tolerance: how far results may be off, relative to the largest.
+        model: a model that computes it ``copies`` times (``vitoats.benchmark.onnx_models``).
+        weight: W [n, k], to check the result; None for no check.
+        tolerance: largest error of a result, relative to the largest result.
     """
 
     model: onnx.ModelProto
@@ -37,12 +37,12 @@ class Product:
 
 
 def copies_beyond_cache(n: int, k: int, tokens: int) -> int:
-    """How many copies of a product, [tokens, k] times [k, n] in float32, one timed run has to go through.
+    """How many copies of a product, [tokens, k] times [k, n] in float32, one timed run has to compute.
 
-    If a run computed one product alone, its weights would still be in the processor's cache from the run before, and it would
-    look faster than in a whole model, where the other layers displace them. So the model that is timed holds several copies of
-    the product, each with weights of its own, that together exceed the last-level cache. There are ``MOST_COPIES`` at most:
-    where the cache holds hundreds of megabytes, small products do stay in it, as a small model would.
+    If a run computed only one product, its weights would still be in the cache from the previous run. It would look faster than
+    in a whole model, where the other layers evict them. So the timed model holds several copies of the product, with different
+    weights, that together exceed the last-level cache. There are at most ``MOST_COPIES``: in a cache of hundreds of megabytes
+    small products do stay, as a small model would.
     """
     bytes_of_one = 4 * (n * k + tokens * (n + k))
     return min(max(math.ceil(CACHES * last_level_cache() / bytes_of_one), 1), MOST_COPIES)
@@ -52,13 +52,13 @@ def product_ms(products: Iterable[Product], x: np.ndarray, copies: int, threads:
     """Times products of the same x against each other.
 
     Args:
-        products: opened one after the other, so that a generator need not hold all models at a time.
+        products: the products, opened one after the other, so that a generator never holds all models at once.
         x: [images, tokens, k].
-        copies: of the product in each model.
-        threads: of ONNX Runtime.
+        copies: number of copies of the product in each model.
+        threads: threads of ONNX Runtime.
 
     Returns:
-        milliseconds of one product, for each.
+        milliseconds of a single copy of each product.
 
     Raises:
         RunError: a result is wrong.
@@ -73,7 +73,7 @@ def product_ms(products: Iterable[Product], x: np.ndarray, copies: int, threads:
 
 
 def random_zeros(W: np.ndarray, zeros: float, pattern: Pattern, random: np.random.Generator) -> np.ndarray:
-    """A copy of W [n, k] with ``zeros`` percent of zeros at random places."""
+    """A copy of W [n, k] with ``zeros`` percent of zeros at random positions."""
     groups = W.copy() if pattern == "row" else W.reshape(1, -1).copy()
     drop = round(zeros / 100 * groups.shape[1])
     places = np.argsort(random.random(groups.shape), axis=1)[:, :drop]
@@ -82,20 +82,20 @@ def random_zeros(W: np.ndarray, zeros: float, pattern: Pattern, random: np.rando
 
 
 def check(weight: np.ndarray, x: np.ndarray, y: np.ndarray, tolerance: float) -> None:
-    """Compares the first token's outputs with float64 algebra: a kernel that is wrong has no speed.
+    """Compares the first token's outputs with a float64 product: the speed of a wrong kernel means nothing.
 
     Raises:
-        RunError: they differ by more than ``tolerance``, relative to the largest output.
+        RunError: an output differs by more than ``tolerance``, relative to the largest output.
     """
     expected = x[0, 0].astype(np.float64) @ weight.T.astype(np.float64)
     error = np.abs(y.ravel()[: expected.size] - expected).max()
-    if not error <= tolerance * np.abs(expected).max() + 1e-12:  # nor is NaN
+    if not error <= tolerance * np.abs(expected).max() + 1e-12:  # true for NaN, too
         n, k = weight.shape
         raise RunError(f"the kernel for {n} x {k} weights is wrong by {error:.3g}: install vitoats again, or report it")
 
 
 def open_model(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    """A session with the native operator, whose threads sleep between runs: those that spin would slow the next session's."""
+    """A session with the native operator whose threads sleep between runs: spinning ones would slow down the next session."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

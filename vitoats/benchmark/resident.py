@@ -1,8 +1,8 @@
-"""A program: opens an ONNX file, runs it three times, prints the bytes of memory that the process then holds (Linux).
+"""A program that opens an ONNX file, runs it three times, and prints the resident memory of the process in bytes (Linux).
 
 python -m vitoats.benchmark.resident FILE THREADS SHAPE     (SHAPE as JSON: [1, 3, 224, 224])
 
-It imports what a deployer's process would, numpy and ONNX Runtime, and nothing else.
+It imports only what a deployed process would: numpy and ONNX Runtime.
 """
 
 import json
@@ -15,7 +15,7 @@ from vitoats.runtime import session
 
 
 def resident_bytes() -> int:
-    """Of this process."""
+    """Resident memory of this process."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(status["VmRSS"].split()[0]) * 1024
 

@@ -1,4 +1,4 @@
-"""The exact OATS solver, with a full SVD each step, against the fast one, on the same matrices; early stop is off."""
+"""Compares the exact OATS solver (a full SVD in each step) with the fast one on the same matrices, without early stopping."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from vitoats.benchmark.matrices import Matrix
 from vitoats.benchmark.timing import Progress
 from vitoats.methods.oats import OATSConfig, Solver, oats
 
-REPEATS: dict[Solver, int] = {"exact": 1, "fast": 3}  # runs, of which the median counts; an exact one is long enough for one
+REPEATS: dict[Solver, int] = {"exact": 1, "fast": 3}  # the median counts; one exact run is long enough
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class SolverTimes:
     """Both solvers on one matrix, or on several together.
 
     Attributes:
-        name: of the matrix.
-        exact_seconds, fast_seconds: that they took.
-        exact_objective, fast_objective: that they reached (``Decomposition.objective``).
+        name: name of the matrix.
+        exact_seconds, fast_seconds: time that each solver took.
+        exact_objective, fast_objective: objective that each solver reached (``Decomposition.objective``).
     """
 
     name: str
@@ -34,7 +34,7 @@ class SolverTimes:
 
     @property
     def objective_gap(self) -> float:
-        """By how much of itself the objective of the exact solver is exceeded."""
+        """The fast objective relative to the exact one, minus 1."""
         return self.fast_objective / self.exact_objective - 1
 
 
@@ -49,12 +49,12 @@ def compare_solvers(
     """Runs both solvers on each matrix.
 
     Args:
-        matrices: with diagonals of second moments at least.
+        matrices: matrices with at least the diagonals of second moments.
         compression: share of the weights to remove.
-        rank_ratio: share of the kept ones for the low-rank term.
-        iterations: alternating steps, all of which are taken.
-        seed: of the fast solver.
-        progress: told each matrix.
+        rank_ratio: share of the kept weights for the low-rank term.
+        iterations: number of alternating steps; all are done.
+        seed: seed of the fast solver.
+        progress: called before each matrix.
 
     Raises:
         InputError: a setting is out of range.
@@ -81,7 +81,7 @@ def compare_solvers(
 
 
 def together(rows: Sequence[SolverTimes], name: str = "all") -> SolverTimes:
-    """The sums over all matrices."""
+    """Sums over all matrices."""
     return SolverTimes(
         name,
         sum(row.exact_seconds for row in rows),

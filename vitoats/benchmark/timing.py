@@ -1,24 +1,24 @@
-"""Timing several calls against each other, fairly: they take turns."""
+"""Times several calls against each other; they take turns, for a fair comparison."""
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
-Progress = Callable[[int, int, str], None]  # told what is done, of how much, and what comes next
+Progress = Callable[[int, int, str], None]  # called with steps done, steps in total, and the next step
 
-MOST_RUNS = 20  # of a call in one turn: enough for a median, and a fast call does not make the others wait
+MOST_RUNS = 20  # of a call in one turn: enough for a median, without long turns of fast calls
 
 
 def median_ms(calls: Sequence[Callable[[], object]], rounds: int = 5, turn_seconds: float = 0.1) -> list[float]:
-    """Times calls in turns, so that whatever else the machine does hits them alike.
+    """Times calls in turns, so that other load on the machine affects them equally.
 
-    A turn starts with one run that does not count: threads of the call before may still be spinning for work then. 1 to
-    ``MOST_RUNS`` runs that count follow.
+    A turn starts with one untimed run, because threads of the previous call may still be spinning. Then come 1 to ``MOST_RUNS``
+    timed runs.
 
     Args:
-        calls: what to time.
-        rounds: how often each call has a turn.
-        turn_seconds: about how long the runs of a turn that count take together.
+        calls: the functions to time.
+        rounds: number of turns of each call.
+        turn_seconds: approximate duration of a turn's timed runs.
 
     Returns:
         the median milliseconds of each call.

@@ -1,4 +1,4 @@
-"""Models for benchmarks of speed, which depends on shapes and not on weights: random ones do where the own cannot be had."""
+"""Loads models for speed benchmarks. Speed depends on shapes, not on weights, so random ones will do if none are available."""
 
 import logging
 from pathlib import Path
@@ -13,17 +13,17 @@ log = logging.getLogger("vitoats")
 def load_or_randomise(
     name: str, checkpoint: Path | None = None, random_weights: bool = False, img_size: int | None = None
 ) -> tuple[LoadedModel, str]:
-    """Loads a model with its own weights, or with random ones where those cannot be fetched, which is logged as a warning.
+    """Loads a model with its own weights; if they are unavailable, logs a warning and uses random ones.
 
     Args:
         name, checkpoint, img_size: as for ``load_model``.
-        random_weights: take random ones anyway; nothing is fetched.
+        random_weights: use random weights in any case; nothing is downloaded.
 
     Returns:
-        the model, and whose weights it has, in words.
+        the model, and a description of its weights.
 
     Raises:
-        InputError: there is no such model, or its checkpoint is broken.
+        InputError: the model does not exist, or its checkpoint is broken.
     """
     if not random_weights:
         try:

@@ -1,8 +1,7 @@
-"""The calibration images between two blocks.
+"""The hidden states of the calibration images between two blocks.
 
-Their hidden states are one tensor [n, tokens, width], updated in place, so that memory does not grow with depth
-(vitoats.compression.estimates). A block that is being compressed runs over it as it was, so that its layers' inputs can be
-measured, and once compressed, to move on.
+They are one tensor [n, tokens, width], updated in place, so memory does not grow with depth (vitoats.compression.estimates).
+A block runs over them while still dense, to measure its layers' inputs, and again once compressed, to advance them.
 """
 
 import math
@@ -41,13 +40,13 @@ class HiddenStates:
 
         Args:
             adapter: the model.
-            images: batches [b, 3, h, w], ``nsamples`` images in all at most.
-            nsamples: how many images there may be.
+            images: batches [b, 3, h, w], at most ``nsamples`` images in total.
+            nsamples: maximum number of images.
             batch_size: how many images a block runs on at a time.
-            spill_to: keep the hidden states in a file in this folder, mapped to memory, and not in memory.
+            spill_to: folder for a memory-mapped file of hidden states; None keeps them in memory.
 
         Raises:
-            RunError: there is no room for the file.
+            RunError: there is no room for the hidden states.
         """
         values = _allocate((nsamples, *adapter.blocks[0].shape_before), spill_to)
         count = 0
@@ -58,7 +57,7 @@ class HiddenStates:
         return cls(values[:count], batch_size, adapter.device, spill_to)
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":
-        """The same once more, in memory or in a file in ``spill_to``."""
+        """A copy, in memory or in a file in ``spill_to``."""
         values = _allocate(tuple(self.values.shape), spill_to).copy_(self.values)
         return HiddenStates(values, self.batch_size, self.device, spill_to)
 
@@ -80,11 +79,11 @@ class HiddenStates:
 
     @torch.inference_mode()
     def advance(self, block: Block, run: Callable[[int, Tensor], Tensor] | None = None) -> None:
-        """Replaces the hidden states by a block's outputs: in place, or in a new store where their shape is another.
+        """Replaces the hidden states by a block's outputs, in place or, if their shape differs, in a new tensor.
 
         Args:
-            block: as it is now.
-            run: another way from a batch, given with its number, to the block's outputs.
+            block: the block in its current state.
+            run: maps a batch's index and hidden states to the block's outputs; ``block.run`` by default.
         """
         run = run or (lambda _i, batch: block.run(batch))
         before = self.values
@@ -105,7 +104,7 @@ def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
                 f"no memory for hidden states of shape {list(shape)}: lower `nsamples`, or set `memory_limit`"
             ) from None
     size = 4 * math.prod(shape)
-    with tempfile.TemporaryFile(dir=spill_to) as file:  # without a name: nothing is left of it, however the process ends
+    with tempfile.TemporaryFile(dir=spill_to) as file:  # unnamed: it disappears however the process ends
         try:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here; later it would be a signal
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Moments of what layers get, over all calibration tokens: sums over one batch are float32, sums of batches float64."""
+"""Moments of layer inputs over all calibration tokens: sums within a batch are float32, sums over batches float64."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from vitoats.models.blocks import Block
 from vitoats.models.hooks import watch_inputs
 from vitoats.models.units import find_units
 
-MIRRORED = 1024  # inputs from which on half of a second moment is copied from the other half
+MIRRORED = 1024  # from this many inputs on, one half of a second moment is copied from the other
 
 
 class RunningMeans:
@@ -23,7 +23,7 @@ class RunningMeans:
         self._tokens = 0
 
     def add(self, sums: list[Tensor], tokens: int) -> None:
-        """The sums over one batch, float32 and always in the same order, and how many tokens they are over."""
+        """Adds the sums over one batch of ``tokens`` tokens, float32 and always in the same order."""
         if self._sums:
             for total, part in zip(self._sums, sums, strict=True):
                 total += part
@@ -32,13 +32,13 @@ class RunningMeans:
         self._tokens += tokens
 
     def finish(self, name: str) -> list[Tensor]:
-        """The means, float64; the sums are used up.
+        """Returns the means, float64, and consumes the sums.
 
         Args:
-            name: of the layer, for the error.
+            name: the layer's name, for the error message.
 
         Raises:
-            InputError: one of them is not finite.
+            InputError: a mean is not finite.
         """
         means = [total.div_(self._tokens) for total in self._sums]
         if not all(torch.isfinite(mean).all() for mean in means):
@@ -50,15 +50,15 @@ class RunningMeans:
 def input_statistics(
     hidden: HiddenStates, block: Block, level: StatisticsLevel = "diagonal", layers: list[str] | None = None
 ) -> dict[str, InputStatistics]:
-    """Runs a block over all images and measures the inputs of linear layers in it.
+    """Runs a block over all images and measures the inputs of its linear layers.
 
     A fused qkv is one layer, so q, k and v share one H.
 
     Args:
-        hidden: the images before the block.
-        block: as it is now.
-        level: how much is collected.
-        layers: names of the layers, none of them compressed; those of ``block.linears`` by default.
+        hidden: the hidden states before the block.
+        block: the block in its current state.
+        level: which statistics to collect.
+        layers: names of the layers, all still dense; those of ``block.linears`` by default.
 
     Returns:
         statistics by layer name, on the CPU.
@@ -67,7 +67,7 @@ def input_statistics(
         InputError: an activation is not finite.
     """
     names = [layer.name for layer in block.linears] if layers is None else layers
-    running: dict[str, RunningMeans] = {}  # in the order of the calls
+    running: dict[str, RunningMeans] = {}  # in call order
 
     def measure(name: str, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
@@ -85,7 +85,7 @@ def input_statistics(
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x [k, k] for x [n, k]: what is above the diagonal is computed in strips, what is below it copied."""
+    """x^T x [k, k] for x [n, k]: the upper triangle is computed in strips, the lower one copied from it."""
     if x.shape[1] < MIRRORED:
         return x.T @ x
     G = x.new_zeros(x.shape[1], x.shape[1])
@@ -100,7 +100,7 @@ def full_statistics(H: Tensor, mean: Tensor) -> InputStatistics:
 
 
 def _with_neurons(block: Block, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
-    """Tells the layers that make an MLP's hidden neurons what its output layer sees of them."""
+    """Gives the layers that produce an MLP's hidden neurons the second moments seen by its output layer."""
     for units in find_units(block.model, block.name):
         if units.kind == "neurons" and units.output in found:
             for name in found.keys() & set(units.inputs):

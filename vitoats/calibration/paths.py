@@ -1,8 +1,8 @@
-"""The calibration images' two ways through a block whose layers are compressed one after another: compressed, and dense.
+"""The two paths of the calibration images through a block whose layers are compressed one after another: compressed and dense.
 
-Where memory allows, little runs twice. The dense block runs once, and what its layers get is kept. On the compressed path the
-outputs of modules whose layers are all compressed are kept from the pass in which they first ran, and replayed in the passes
-for the layers behind them. Without that memory every pass starts at the block's input. What comes out is the same.
+If memory allows, little is computed twice. The dense block runs once, and its layers' inputs are kept. On the compressed path,
+the outputs of modules whose layers are all compressed are kept from the first pass after that, and replayed in the passes for
+the layers behind them. Without enough memory, every pass starts at the block's input. The results are the same.
 """
 
 import copy
@@ -20,15 +20,15 @@ from vitoats.models.blocks import Block, LinearLayer
 from vitoats.models.hooks import inputs_of, watch_inputs, watch_outputs
 from vitoats.models.stream import StreamAddition, stream_additions
 
-PROBES = 2  # images that show which layers add to the residual stream
+PROBES = 2  # images used to find the layers that add to the residual stream
 
 
 class DensePath:
-    """The way through the dense model.
+    """The path through the dense model.
 
     Attributes:
-        hidden: before the current block, or behind it already where inputs are kept.
-        additions: by layer name, the layers of the current block that add to the residual stream.
+        hidden: the hidden states before the current block, or already behind it if inputs are kept.
+        additions: where layers of the current block add to the residual stream, by layer name.
     """
 
     def __init__(self, hidden: HiddenStates, keep: bool):
@@ -37,15 +37,15 @@ class DensePath:
         self._keep = keep
         self._block: Block  # the current one
         self._module: nn.Module  # a dense copy of it
-        self._kept: list[dict[str, Tensor]] = []  # inputs of modules in it, by batch
+        self._kept: list[dict[str, Tensor]] = []  # inputs of its modules, by batch
 
     def enter(self, block: Block, linears: list[LinearLayer], residual: bool) -> None:
-        """Takes a copy of a block before it is compressed, and finds where its layers add to the residual stream.
+        """Copies a block before it is compressed, and finds where its layers add to the residual stream.
 
         Args:
             block: the next one, still dense.
-            linears: the layers whose inputs will be asked for.
-            residual: whether what they add to matters.
+            linears: the layers whose inputs will be needed.
+            residual: whether the residual streams they add to will be needed, too.
         """
         self._block, self._module = block, copy.deepcopy(block.module)
         images = self.hidden.values[:PROBES].to(self.hidden.device)
@@ -65,20 +65,20 @@ class DensePath:
             self.hidden.advance(block, run)
 
     def inputs(self, batch: int, names: list[str]) -> dict[str, Tensor]:
-        """What modules of the current block get, by name in the block, for one batch."""
+        """Inputs of modules of the current block for one batch, by name within the block."""
         if self._keep:
             return {name: self._kept[batch][name].to(self.hidden.device) for name in names}
         return _inputs(self._block, self._module, self.hidden.batch(batch), names)
 
     def keep_for(self, pending: list[LinearLayer]) -> None:
-        """Frees what is kept for none of these layers."""
+        """Frees kept inputs that none of these layers needs."""
         needed = self._needed(pending)
         for kept in self._kept:
             for name in kept.keys() - needed:
                 del kept[name]
 
     def _needed(self, linears: list[LinearLayer]) -> set[str]:
-        """Modules of the current block whose inputs say what these layers get, and what they add to."""
+        """Modules of the current block whose inputs are those of these layers, or the residual streams they add to."""
         streams = {self.additions[x.name].stream for x in linears if x.name in self.additions}
         return streams | {self._block.name_inside(x) for x in linears}
 
@@ -90,31 +90,31 @@ class DensePath:
 
 
 class CompressedPath:
-    """The way through the compressed model.
+    """The path through the compressed model.
 
     Attributes:
-        hidden: before the current block.
+        hidden: the hidden states before the current block.
     """
 
     def __init__(self, hidden: HiddenStates, keep: bool):
         self.hidden = hidden
         self._keep = keep
         self._block: Block  # the current one
-        self._compressed: list[str] = []  # its layers, by name in it
+        self._compressed: list[str] = []  # its compressed layers, by name within it
         self._pending: list[str] = []
-        self._finished: list[str] = []  # modules in it that will not change any more
-        self._outputs: list[dict[str, Tensor]] = []  # of such modules, by batch
+        self._finished: list[str] = []  # its modules that will not change any more
+        self._outputs: list[dict[str, Tensor]] = []  # outputs of these modules, by batch
         self._buffers = PageBuffers(0)
 
     def enter(self, block: Block, linears: list[LinearLayer]) -> None:
-        """Comes to the next block, of which these layers will be compressed."""
+        """Enters the next block, whose layers ``linears`` will be compressed."""
         self._block = block
         self._compressed, self._pending, self._finished = [], [block.name_inside(x) for x in linears], []
         self._outputs = [{} for _ in range(self.hidden.n_batches)]
         self._buffers = PageBuffers(self.hidden.n_batches)
 
     def finish(self, layer: LinearLayer) -> None:
-        """A layer is compressed. Modules that hold compressed layers alone, the outermost of them, will not change any more."""
+        """Called once a layer is compressed. The outermost modules with only compressed layers will not change any more."""
         if not self._keep:
             return
         name = self._block.name_inside(layer)
@@ -127,7 +127,7 @@ class CompressedPath:
                 self._finished.append(name)
 
     def inputs(self, batch: int, names: list[str]) -> dict[str, Tensor]:
-        """What modules of the current block get, by name in the block, for one batch."""
+        """Inputs of modules of the current block for one batch, by name within the block."""
         with self._shortcuts(batch):
             return _inputs(self._block, self._block.module, self.hidden.batch(batch), names)
 
@@ -143,7 +143,7 @@ class CompressedPath:
 
     @contextmanager
     def _shortcuts(self, batch: int) -> Iterator[None]:
-        """Within it, finished modules answer with what they put out before; those that have not run yet are noted."""
+        """In this context, finished modules replay their kept outputs; those without any run, and their outputs are kept."""
         module = self._block.module
         outputs = self._outputs[batch] if self._finished else {}
         calls: dict[str, list[Tensor]] = {name: [] for name in self._finished if name not in outputs}
@@ -159,7 +159,7 @@ class CompressedPath:
         finally:
             for finished in replayed:
                 del finished.forward
-        new = {name: found[0] for name, found in calls.items() if len(found) == 1}  # what runs more than once is not replayed
+        new = {name: found[0] for name, found in calls.items() if len(found) == 1}  # those called more often are not replayed
         for name in [x for x in outputs if any(_inside(x, outer) for outer in new)]:
             del outputs[name]
         outputs.update(new)

@@ -1,23 +1,23 @@
-"""What a compressed layer is to put out, and what it gets: the ladder of targets.
+"""Reconstruction targets: what a compressed layer should output, and from which inputs.
 
-"block" is what the papers do: a layer is to put out what its own dense weights make of its input, which all linear layers of
-a block get from the compressed blocks before it, the block itself being dense. Each further step of the ladder costs passes:
+"block" is what the papers do: a layer should reproduce the output of its own dense weights. The inputs of all linear layers
+of a block come from the compressed blocks before it, while the block itself is dense. Each further target costs more passes:
 
-    sequential   inputs are measured again after each compressed layer, so that a layer sees what the one before it lost
-    dense        a layer is to put out what it does in the dense model, from the input that the compressed one gives it
-    residual     where its output is added to the residual stream, it is also to make up for what the stream has lost so far
+    sequential   inputs are measured again after each compressed layer, so a layer sees the errors of those before it
+    dense        a layer should reproduce its output in the dense model, from its input in the compressed one
+    residual     a layer that adds to the residual stream should also make up for the stream's error so far
 
-In the last two, with x the input on the compressed path, x_d that on the dense path, and s, s_d the residual stream before
-an output scaled by gamma is added to it, the layer's dense weights W are off by
+In the last two, let x be the input on the compressed path, x_d that on the dense path, and s, s_d the residual stream before
+an output scaled by gamma is added to it. The error of the layer's dense weights W is then
 
     e = W (x_d - x) + (s_d - s) / gamma        ("dense" without the second term)
 
-What a linear layer can do about that is dW = E[e x^T] (H + ridge * mean(diag H) I)^-1, all moments about the mean where the
-bias is refitted. Any method then takes W + dW for its weights.
+A linear layer corrects this by dW = E[e x^T] (H + ridge * mean(diag H) I)^-1; if the bias is refitted, all moments are about
+the mean. Every method then approximates W + dW.
 
-In the field's terms "sequential" is *true sequential*, as the code of GPTQ and SparseGPT calls it, and both "block" and
-"sequential" are *symmetric calibration*: dense and compressed weights are compared on the same inputs. "dense" and "residual"
-are *asymmetric calibration* (GPTAQ, arXiv 2504.02692); the term of the residual stream and the refitted bias are ours.
+In the field's terms, "sequential" is *true sequential*, as in the code of GPTQ and SparseGPT. Both "block" and "sequential"
+are *symmetric calibration*: dense and compressed weights are compared on the same inputs. "dense" and "residual" are
+*asymmetric calibration* (GPTAQ, arXiv 2504.02692); the residual stream's term and the refitted bias are ours.
 """
 
 from dataclasses import dataclass
@@ -35,14 +35,14 @@ from vitoats.models.blocks import Block, LinearLayer
 
 Target = Literal["block", "sequential", "dense", "residual"]
 FROM_DENSE_PATH: tuple[Target, ...] = ("dense", "residual")
-RIDGE = 0.01  # of the mean of diag(H)
-# of a layer; where there are twice as many, its moments are taken of every second token, and so on (docs/oats-h.md, The target)
+RIDGE = 0.01  # share of the mean of diag(H)
+# of a layer; with twice as many, its moments use every second token, and so on (docs/oats-h.md, The target)
 TOKENS_PER_INPUT = 64
 
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far a layer's dense weights are from its target on the compressed path's inputs: moments of e, float64.
+    """How far a layer's dense weights miss its target on the compressed path's inputs: moments of e, float64.
 
     Attributes:
         cross: [d_out, d_in], mean over tokens of e x^T.
@@ -53,20 +53,20 @@ class OutputError:
     mean: Tensor
 
     def to(self, device: torch.device) -> "OutputError":
-        """The same on another device."""
+        """The same moments on another device."""
         return OutputError(self.cross.to(device), self.mean.to(device))
 
 
 def token_stride(tokens: int, d_in: int) -> int:
-    """Every how many-th of all images' tokens is measured for a layer, with targets from the dense path."""
+    """The n for which every n-th token is measured for a layer, with targets from the dense path."""
     return max(1, tokens // (TOKENS_PER_INPUT * d_in))
 
 
 class SymmetricCalibration:
-    """For the targets "block" and "sequential": all that counts is on the compressed path."""
+    """For the targets "block" and "sequential": only the compressed path is needed."""
 
     def __init__(self, hidden: HiddenStates, target: Target, level: StatisticsLevel):
-        """``hidden`` is before the first block, and moves on."""
+        """``hidden`` starts before the first block and is advanced in place."""
         self.hidden = hidden
         self._target, self._level = target, level
         self._block: Block
@@ -74,18 +74,18 @@ class SymmetricCalibration:
         self._measured: dict[str, InputStatistics] = {}
 
     def enter(self, block: Block, linears: list[LinearLayer]) -> None:
-        """Comes to the next block, still dense, of which these layers will be compressed, in this order."""
+        """Enters the next block, still dense; its layers ``linears`` will be compressed in this order."""
         self._block, self._linears, self._measured = block, linears, {}
 
     def measure(self, layer: LinearLayer) -> tuple[InputStatistics, None]:
-        """What is known of a layer's input; all layers before it are compressed."""
+        """The statistics of a layer's input; all layers before it are compressed."""
         if layer.name not in self._measured:
             layers = self._linears if self._target == "block" else [layer]
             self._measured = input_statistics(self.hidden, self._block, self._level, [x.name for x in layers])
         return self._measured.pop(layer.name), None
 
     def finish(self, layer: LinearLayer) -> None:
-        """A layer is compressed."""
+        """Called once a layer is compressed."""
 
     def advance(self, block: Block) -> None:
         """Moves on to the next block."""
@@ -96,7 +96,7 @@ class AsymmetricCalibration:
     """For the targets "dense" and "residual": the compressed path is compared with the dense one."""
 
     def __init__(self, hidden: HiddenStates, target: Target, keep: bool):
-        """``hidden`` is before the first block, and moves on; ``keep``: what would run again is kept."""
+        """``hidden`` starts before the first block and is advanced in place; ``keep`` avoids computing things twice."""
         self.hidden = hidden
         self._compressed = CompressedPath(hidden, keep)
         self._dense = DensePath(hidden.copy(hidden.spill_to), keep)
@@ -106,7 +106,7 @@ class AsymmetricCalibration:
         self._tokens = 0
 
     def enter(self, block: Block, linears: list[LinearLayer]) -> None:
-        """Comes to the next block, still dense, of which these layers will be compressed, in this order."""
+        """Enters the next block, still dense; its layers ``linears`` will be compressed in this order."""
         self._dense.enter(block, linears, self._residual)
         self._compressed.enter(block, linears)
         self._block, self._pending = block, list(linears)
@@ -116,7 +116,7 @@ class AsymmetricCalibration:
     def measure(self, layer: LinearLayer) -> tuple[InputStatistics, OutputError]:
         """The full statistics of a layer's input, and the error of its dense weights; all layers before it are compressed.
 
-        Both paths run up to the layer. Of each batch every ``token_stride``-th token counts, from another first one in the next
+        Both paths run up to the layer. Every ``token_stride``-th token of a batch counts; the first one differs from batch to
         batch.
         """
         inner = self._block.name_inside(layer)
@@ -145,7 +145,7 @@ class AsymmetricCalibration:
         return full_statistics(H, mean), OutputError(cross, error)
 
     def finish(self, layer: LinearLayer) -> None:
-        """A layer is compressed."""
+        """Called once a layer is compressed."""
         self._compressed.finish(layer)
 
     def advance(self, block: Block) -> None:
@@ -158,13 +158,13 @@ Calibration = SymmetricCalibration | AsymmetricCalibration
 
 
 def calibration_for(target: Target, hidden: HiddenStates, level: StatisticsLevel, keep: bool) -> Calibration:
-    """The calibration images on their way through a model that is compressed for a target.
+    """Makes the calibration of a model that is compressed for a target.
 
     Args:
-        target: see the module.
-        hidden: before the first block.
-        level: how much is collected of each layer's input; "full" for the targets from the dense path.
-        keep: keep what would run again, for these targets.
+        target: see the module's docstring.
+        hidden: the hidden states before the first block.
+        level: which statistics of each layer's input to collect; "full" for the targets from the dense path.
+        keep: keep intermediate results instead of computing them again, for these targets.
     """
     if target in FROM_DENSE_PATH:
         return AsymmetricCalibration(hidden, target, keep)
@@ -179,9 +179,9 @@ def corrected(
     Args:
         weight: W [d_out, d_in].
         bias: [d_out].
-        statistics: of the inputs, uncentred.
-        error: of W on them.
-        refit_bias: whether the bias takes up the means.
+        statistics: uncentred moments of the inputs.
+        error: the error of W on these inputs.
+        refit_bias: whether the bias absorbs the means.
 
     Returns:
         W + dW [d_out, d_in] and the bias.

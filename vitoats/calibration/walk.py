@@ -1,4 +1,4 @@
-"""From block to block with the calibration images."""
+"""Takes the calibration images from block to block."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,16 +7,16 @@ from vitoats.models.blocks import Block
 
 
 class BetweenBlocks(Protocol):
-    """Calibration images between two blocks: hidden states, or what is made of them."""
+    """Calibration images between two blocks: their hidden states, or an object built on them."""
 
     def advance(self, block: Block, /) -> None:
-        """Moves on from before a block to behind it."""
+        """Advances from before a block to behind it."""
 
 
 def walk(blocks: list[Block], images: BetweenBlocks) -> Iterator[Block]:
-    """Yields block after block, with the images before it; then they move on through what the caller has made of the block.
+    """Yields each block with the images before it, then advances them through the block as the caller has left it.
 
-    Behind the last block nobody needs them.
+    The last block is not run: its outputs are not needed.
     """
     for block in blocks:
         yield block

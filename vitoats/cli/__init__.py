@@ -1,1 +1,1 @@
-"""The commands, one file each; ``tools/`` and the console command ``vitoats`` call them."""
+"""The commands, one module each, which ``tools/`` and the console command ``vitoats`` call."""

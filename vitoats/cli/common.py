@@ -1,4 +1,4 @@
-"""What all commands share: loading a model, errors and exit statuses, progress, checks, and the JSON line at the end."""
+"""Code shared by all commands: loading a model, errors and exit statuses, progress, and the JSON line at the end."""
 
 import argparse
 import json
@@ -39,17 +39,17 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     """Runs a command: sets up logging, turns errors into one line and an exit status, prints the JSON line.
 
     Returns:
-        0 done, 1 a failure inside, 2 bad usage or bad input, 130 Ctrl-C.
+        the exit status: 0 for success, 1 for a failure during the run, 2 for bad usage or bad input, 130 for Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     flags = first_look(argv, complain=False)
     _set_up_logging(flags.quiet or os.environ.get("RANK", "0") != "0")
-    for polite in (signal.SIGTERM, signal.SIGHUP):  # a polite kill and a closed terminal end like Ctrl-C
-        if signal.getsignal(polite) != signal.SIG_IGN:  # as nohup has it
+    for polite in (signal.SIGTERM, signal.SIGHUP):  # treat a plain kill and a closed terminal like Ctrl-C
+        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(polite, signal.default_int_handler)
     try:
         result = main(argv)
-        if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
             return 0
         line = json.dumps(result)
         if flags.results_file is not None:
@@ -65,7 +65,7 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     except MemoryError:
         return _fail("out of memory: lower --batch-size or --nsamples, or set --memory-limit", 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports the error again at exit
         return _fail("nobody reads the output any more", 1)
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
@@ -95,19 +95,19 @@ def _set_up_logging(quiet: bool) -> None:
 
 
 class _InFlags(logging.Formatter):
-    """Words messages as the command line does."""
+    """Formats messages with arguments written as flags."""
 
     def format(self, record: logging.LogRecord) -> str:
         return in_flags(super().format(record))
 
 
 class Bar:
-    """A progress bar on stderr where that is a terminal; a line now and then where it is not; nothing when quiet.
+    """A progress bar on stderr if that is a terminal, otherwise an occasional log line; nothing if ``quiet``.
 
-    Use it as a context manager; ``update`` takes what is done, of what, and a word on it.
+    Use it as a context manager; ``update`` takes the steps done, the total and a short description.
     """
 
-    LINES = 10  # about how many lines a bar becomes without a terminal
+    LINES = 10  # approximate number of log lines without a terminal
 
     def __init__(self, title: str, quiet: bool):
         self.title, self.quiet = title, quiet
@@ -134,7 +134,7 @@ class Bar:
 
 
 class Bars:
-    """A bar for each stage of long work, one after the other (``common.progress``). Use it as a context manager."""
+    """A progress bar for each stage of long work, one after the other (``common.progress``). Use it as a context manager."""
 
     def __init__(self, quiet: bool):
         self.quiet = quiet

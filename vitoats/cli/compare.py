@@ -1,10 +1,10 @@
-"""Compares compression methods: same calibration images, same test images, same budgets, one row a run.
+"""Compares compression methods: same calibration images, same test images, same budgets, one row per run.
 
     python tools/compare.py --model dinov2s_derived --methods magnitude,wanda,sparsegpt,oats --compressions 0.4,0.5,0.6 \
         --data-dir /usr/share/datasets/fashion-mnist --options oats:rank_ratio=0.25 --output runs/compare
     python tools/compare.py --model dinov2s_derived --methods wanda,oats --patterns 2:4 --nsamples 64 --output runs/small
 
-The same command again goes on where it stopped. docs/compare.md says what each column is.
+Run the same command again to continue an interrupted comparison. docs/compare.md explains the columns.
 """
 
 from argparse import ArgumentTypeError, Namespace
@@ -16,12 +16,12 @@ from vitoats.cli import compress as compress_command
 from vitoats.cli.method_flags import SHARED, settings
 from vitoats.common.errors import InputError
 
-# flags of compress that --options cannot set: they are the comparison's own, or make no sense for one of its rows
+# flags of compress that --options cannot set: the comparison sets them itself, or they make no sense for a single row
 SET_HERE = ("method", "method_options", "compression", "pattern", "config", "output", "overwrite", "resume", "format")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Parses flags, makes all rows that are missing, writes and prints what came out; returns the JSON line."""
+    """Parses flags, runs the missing rows, writes and prints the results; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
     comparison = make_comparison(args)
     for line in comparison.skipped:
@@ -42,7 +42,7 @@ def make_comparison(args: Namespace) -> Any:
     """The comparison that the flags describe.
 
     Raises:
-        InputError: they contradict each other.
+        InputError: the flags contradict each other.
     """
     from vitoats.comparison.compare import Comparison
     from vitoats.comparison.plan import plan
@@ -65,10 +65,10 @@ def make_comparison(args: Namespace) -> Any:
 
 
 def read_options(args: Namespace) -> dict[str, dict[str, str]]:
-    """--options LABEL:NAME=VALUE,... as names and values of each label.
+    """Parses --options LABEL:NAME=VALUE,... to the names and values for each label.
 
     Raises:
-        InputError: the label is no method's, or there is no value.
+        InputError: a label is not one of --methods, or a value is missing.
     """
     options: dict[str, dict[str, str]] = {}
     for text in args.options or []:
@@ -87,10 +87,10 @@ def read_options(args: Namespace) -> dict[str, dict[str, str]]:
 
 
 def settings_of(args: Namespace, label: str, method: str, options: dict[str, str]) -> dict[str, Any]:
-    """The settings of one method: its options, read as compress reads its flags.
+    """The settings of one method: its options, parsed like the flags of compress.
 
     Raises:
-        InputError: an option is not one method's to set, or compress would refuse it.
+        InputError: an option cannot be set for a single method, or compress would refuse it.
     """
     parser = compress_command.make_parser()
     actions = {action.dest: action for action in parser._actions}
@@ -149,7 +149,7 @@ def make_parser() -> flags.ArgumentParser:
 
 
 def methods(text: str) -> dict[str, str]:
-    """Reads "oats,mine=./file.py:name" as methods by label, for argparse."""
+    """Parses "oats,mine=./file.py:name" to methods by label, for argparse."""
     found: dict[str, str] = {}
     for item in text.split(","):
         label, _, method = item.partition("=")
@@ -162,7 +162,7 @@ def methods(text: str) -> dict[str, str]:
 
 
 def compressions(text: str) -> list[float]:
-    """Reads "0.4,0.5", for argparse; the range is what the methods say."""
+    """Parses "0.4,0.5", for argparse; the methods check the range."""
     try:
         return list(dict.fromkeys(float(item) for item in text.split(",")))
     except ValueError:
@@ -170,5 +170,5 @@ def compressions(text: str) -> list[float]:
 
 
 def patterns(text: str) -> list[str]:
-    """Reads "own,2:4", for argparse; which there are is what the methods say."""
+    """Parses "own,2:4", for argparse; the methods check the names."""
     return list(dict.fromkeys(text.split(",")))

@@ -4,7 +4,7 @@
     python tools/compress.py --model dinov2_vitb14 --data-dir IMAGES --speedup 1.5 --output runs/fast
     python tools/compress.py --model dinov2s_derived --rank-ratio 0.25 --output runs/demo      (weights and images embedded)
 
-The folder opens with vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py; with --format dense in timm as local-dir:.
+vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py open the folder; with --format dense, timm opens it as local-dir:.
 """
 
 import shutil
@@ -30,12 +30,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.outputs import check_parents
 
     check_parents(args.output)
-    with hold(args.output):  # from here on the folder is as the last run has left it, were it killed
+    with hold(args.output):  # from here on the leftovers of a killed run are cleaned up
         return run(args)
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    """Compresses, writes the folder that is held, and prints the tables; returns the JSON line."""
+    """Compresses, writes the locked folder, and prints the tables; returns the JSON line."""
     from vitoats.common.outputs import check_output_folder
     from vitoats.compression.run import run as run_job
 
@@ -54,7 +54,7 @@ def run(args: Namespace) -> dict[str, Any]:
 
 
 def is_complete(args: Namespace, kept: Path) -> bool:
-    """Whether the run that is to be resumed has written its folder already, and only its blocks were left to clear away."""
+    """Whether the run to resume has already written its folder, and was only interrupted before it removed its saved blocks."""
     if not (args.resume and kept.is_dir() and args.output.is_dir()):
         return False
     from vitoats.compression.resume import is_output_of
@@ -69,7 +69,7 @@ def make_job(args: Namespace) -> "CompressionJob":
     """The compression that the flags describe.
 
     Raises:
-        InputError: they contradict each other.
+        InputError: the flags contradict each other.
     """
     from vitoats.compression.settings import make_job
     from vitoats.methods.registry import StructuralMethod, find_method
@@ -89,7 +89,7 @@ def make_job(args: Namespace) -> "CompressionJob":
 
 
 def print_figures(compressed: "Compressed", output: Path) -> None:
-    """The tables of layers and counts, on stdout."""
+    """Prints the tables of layers and counts on stdout."""
     from vitoats.compression.structural import PruningReport
     from vitoats.loading.checkpoint import about as saved
     from vitoats.models.flops import FLOPS
@@ -107,7 +107,7 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
 
 
 def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, format: str, seconds: float) -> dict[str, Any]:
-    """The command's last line."""
+    """The JSON line that the command prints last."""
     from vitoats.compression.structural import PruningReport
     from vitoats.format.layers import parameter_count
     from vitoats.loading.checkpoint import WEIGHTS
@@ -134,7 +134,7 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
 
 
 def _units(report: "PruningReport") -> dict[str, Any]:
-    """Heads and neurons for the JSON line, before and after."""
+    """Numbers of heads and neurons before and after pruning, for the JSON line."""
     units: dict[str, Any] = {}
     for kind in ("heads", "neurons"):
         rows = [row for row in report.modules if row.kind == kind]

@@ -1,8 +1,8 @@
-"""Flags whose values may stand in a YAML file.
+"""Reads the values of flags from a YAML file.
 
-ConfigArgParse, jsonargparse and tyro were tried (1.9, 4.53 and 1.0): as they come, the first two read an unquoted 2:4 as 124,
-the latter two let a file's compression stand beside a flag's --speedup, and none suggests the nearest name for a mistyped key.
-Wrapping the closest, ConfigArgParse, took about as much code and as many of argparse's internals as this module does.
+ConfigArgParse, jsonargparse and tyro were tried (1.9, 4.53 and 1.0). Out of the box, the first two read an unquoted 2:4 as 124,
+the last two accept a compression in the file together with the flag --speedup, and none suggests the nearest name for a typo.
+Wrapping the closest, ConfigArgParse, took about as much code and as many of argparse's internals as this module.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from vitoats.common.errors import InputError
 
 
 def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parses flags; those not given come from ``--config FILE`` (YAML: flag names without dashes), then from the defaults.
+    """Parses flags; missing ones come from ``--config FILE`` (YAML: flag names without leading dashes), then from the defaults.
 
     Raises:
-        InputError: a flag or the file is wrong.
+        InputError: a flag or the file is invalid.
     """
     config = first_look(argv, complain=True).config
     if config is not None and any(action.dest == "config" for action in made._actions):
@@ -31,7 +31,7 @@ def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
             set_here = [name for name in names if name in settings]
             if len(set_here) > 1:
                 raise InputError(f"{config}: {' and '.join(set_here)} exclude each other: leave one of them out")
-            if any(getattr(given, name, None) not in (None, made.get_default(name)) for name in names):  # a flag beats the file
+            if any(getattr(given, name, None) not in (None, made.get_default(name)) for name in names):  # a flag overrides it
                 settings = {name: value for name, value in settings.items() if name not in names}
         made.set_defaults(**settings)
     args = made.parse_args(argv)
@@ -41,7 +41,7 @@ def parse(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
 
 
 def first_look(argv: list[str], complain: bool) -> argparse.Namespace:
-    """The flags that matter before a command's own parser is known, those in a config file included."""
+    """Parses the flags that are needed before the command's own parser exists, including those in a config file."""
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--quiet", action="store_true")
@@ -50,7 +50,7 @@ def first_look(argv: list[str], complain: bool) -> argparse.Namespace:
     try:
         found = first.parse_known_args(argv)[0]
         values = {} if found.config is None else _read_config(found.config)
-    except argparse.ArgumentError:  # the command's own parser says it
+    except argparse.ArgumentError:  # the command's own parser reports it
         return argparse.Namespace(config=None, quiet="--quiet" in argv, results_file=None, results_format=None)
     except InputError:
         if complain:
@@ -64,7 +64,7 @@ def first_look(argv: list[str], complain: bool) -> argparse.Namespace:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """A YAML file of settings, every value as text, which passes the same checks as a flag's."""
+    """Reads a YAML file of settings; values stay text, so that they pass the same checks as flags."""
     from vitoats.cli.settings_yaml import load_settings
 
     if path.exists() and not path.is_file():
@@ -82,7 +82,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _settings(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
-    """The settings of a config file as values of a parser's flags; an empty one stays at its default."""
+    """Converts the settings of a config file to values of a parser's flags; empty settings keep their defaults."""
     actions = {
         option.lstrip("-").replace("-", "_"): action
         for action in made._actions
@@ -90,7 +90,7 @@ def _settings(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
         if option.startswith("--") and action.dest not in ("help", "config") and not _negates(action, option)
     }
     settings: dict[str, Any] = {}
-    named: dict[str, str] = {}  # by flag, how the file calls it
+    named: dict[str, str] = {}  # the file's name for each flag
     for key, text in _read_config(path).items():
         action = actions.get(key.replace("-", "_"))
         if action is None:
@@ -117,5 +117,5 @@ def _settings(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _negates(action: argparse.Action, option: str) -> bool:
-    """Whether an option is the --no- form of a switch; a file says false instead."""
+    """Whether an option is the --no- form of a switch; files use false instead."""
     return isinstance(action, argparse.BooleanOptionalAction) and option.startswith("--no-")

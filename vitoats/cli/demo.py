@@ -1,9 +1,9 @@
-"""The main job on embedded weights and images: compress, export, run in ONNX Runtime, compare.
+"""The whole workflow on embedded weights and images: compress, export, run in ONNX Runtime, compare.
 
     python tools/demo.py                    (or: make demo)
 
-Compresses dinov2s_derived with OATS and OATS-H at 50 %, exports both and the dense model, and measures all as they would be
-deployed.
+Compresses dinov2s_derived with OATS and OATS-H at 50 %, exports both and the dense model, and measures all three as they would
+be deployed.
 """
 
 import tempfile
@@ -78,7 +78,7 @@ def run_demo(folder: Path, threads: int, progress: common.Bars, start: float) ->
 
 
 def export(loaded: Any, about: dict[str, Any], path: Path) -> Path:
-    """Exports a model, compressed or not; returns the file."""
+    """Exports a model, compressed or not; returns the path of the file."""
     from vitoats.export.onnx_file import described_by, export_onnx
     from vitoats.loading.names import EMBEDDED
 
@@ -88,7 +88,7 @@ def export(loaded: Any, about: dict[str, Any], path: Path) -> Path:
 
 
 def print_rows(rows: list[dict[str, Any]], about: dict[str, Any], seconds: float) -> None:
-    """The table, on stdout, and what runs in the native library."""
+    """Prints the table on stdout, and the number of layers that run in the native library."""
     from vitoats.loading.names import EMBEDDED
     from vitoats.report.tables import print_table
     from vitoats.runtime import library

@@ -1,9 +1,9 @@
-"""Top-1 and top-5 accuracy of a model, a compressed folder or an ONNX file on labelled images, as timm's validate.py.
+"""Top-1 and top-5 accuracy of a model, a compressed folder or an ONNX file on labelled images, like timm's validate.py.
 
     python tools/eval_imagenet.py --model runs/vitb14 --data-dir imagenet/val --head dinov2_vitb14_linear_head.pth
     python tools/eval_imagenet.py --model model.onnx --data-dir imagenet/val --results-file results.csv
 
-Preprocessing is the model's own; an ONNX file carries it in its metadata. torchrun splits the images over processes.
+The model's own preprocessing is used; an ONNX file stores it in its metadata. torchrun splits the images over processes.
 """
 
 import time
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def run(args: Namespace, world: "World") -> dict[str, Any]:
-    """Evaluates this process's share of the images; returns the JSON line on all of them."""
+    """Evaluates this process's share of the images; returns the JSON line for all images."""
     from vitoats.common.devices import set_threads
     from vitoats.evaluation.protocol import Protocol, open_test_set
 
@@ -70,7 +70,7 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
 
         def progress(seen: "Accuracy") -> None:
             done, batch = seen.n_images * world.size, -(-seen.n_images // args.batch_size)
-            of = test_set.n_images or done  # a stream does not say how many there are
+            of = test_set.n_images or done  # the length of a stream is unknown
             bar.update(min(done, of), of, f"Acc@1 {seen.top1:.3f}")
             if args.log_freq and batch % args.log_freq == 0:
                 common.log.info("Test: [%d/%d]  Acc@1: %.3f  Acc@5: %.3f", min(done, of), of, seen.top1, seen.top5)
@@ -110,7 +110,7 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
 
 
 def open_target(args: Namespace) -> "Target":
-    """Opens what --model names: an ONNX file in ONNX Runtime, anything else in torch."""
+    """Opens the model of --model: an ONNX file in ONNX Runtime, anything else in torch."""
     from vitoats.evaluation.target import onnx_target, torch_target
 
     if args.model.endswith(".onnx"):
@@ -135,7 +135,7 @@ def open_target(args: Namespace) -> "Target":
 
 
 def chosen(own: "Preprocessing", args: Namespace) -> "Preprocessing":
-    """The model's preprocessing, with what the flags say instead."""
+    """The model's preprocessing, overridden by the flags."""
     if args.crop_mode is not None:
         own = own.with_crop_mode(args.crop_mode)
     given = {key: getattr(args, key) for key in ("crop_pct", "interpolation") if getattr(args, key) is not None}
@@ -149,7 +149,7 @@ def chosen(own: "Preprocessing", args: Namespace) -> "Preprocessing":
 
 
 def square(input_size: list[int], img_size: int | None) -> int:
-    """The image size in timm's ``--input-size C H W``."""
+    """The image size given as timm's ``--input-size C H W``."""
     channels, height, width = input_size
     if channels != 3 or height != width or img_size not in (None, height):
         raise InputError(f"--input-size {channels} {height} {width}: only square RGB images are supported, or give --img-size")

@@ -3,9 +3,9 @@
     python tools/export_onnx.py runs/vitb14 -o vitb14.onnx
     python tools/export_onnx.py --model vit_base_patch16_224 -o dense.onnx
 
-A compressed layer becomes a SparseMatMul node, whose function of standard operators travels in the file. --inline writes
-standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. The batch is dynamic, the image
-size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
+A compressed layer becomes a SparseMatMul node; the file defines it as a function of standard operators. --inline writes
+standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. The batch size is dynamic, the
+image size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
 """
 
 import time
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def verified(loaded: "LoadedModel", args: Namespace) -> dict[str, Any]:
-    """Compares the file with torch and says where they differ; returns it for the JSON line."""
+    """Compares the file with torch and logs the differences; returns them for the JSON line."""
     from vitoats.data.images import SAMPLE, batches, open_images
     from vitoats.export.verify import verify
     from vitoats.loading.names import EMBEDDED
@@ -98,7 +98,7 @@ def verified(loaded: "LoadedModel", args: Namespace) -> dict[str, Any]:
         agreement = verify(loaded, exported, batches(dataset, order, args.batch_size, args.workers))
         paths = (
             getattr(dataset, "paths", []) if agreement.n_images == len(order) else []
-        )  # of the readable ones, else, the place
+        )  # if some were unreadable, names would not match positions
         names = [paths[i] if paths else f"image {i}" for i, _ in agreement.differing]
     common.log.info(
         "largest difference from torch: %.1e of the largest output, at batch 1, 2 and 7; of a logit on %d images: %.1e",

@@ -1,4 +1,4 @@
-"""The flags that several commands have, and the types of values of flags."""
+"""Flags that several commands share, and types for the values of flags."""
 
 import argparse
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from vitoats.common.errors import InputError
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose usage errors are one line like all others."""
+    """An argparse parser that raises usage errors as InputError, on one line like all other errors."""
 
     def error(self, message: str):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def parser(command: str, description: str) -> ArgumentParser:
-    """A parser with the flags that every command has."""
+    """Creates a parser with the flags that every command has."""
     made = ArgumentParser(prog=command, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
     made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
@@ -25,7 +25,7 @@ def parser(command: str, description: str) -> ArgumentParser:
 
 
 def add_model_flags(made: argparse.ArgumentParser) -> None:
-    """--model and what goes with it."""
+    """Adds --model and the other flags that select and configure the model."""
     made.add_argument(
         "--model",
         "-m",
@@ -57,7 +57,7 @@ def add_model_flags(made: argparse.ArgumentParser) -> None:
 
 
 def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int = 0) -> None:
-    """--data-dir and how images are read."""
+    """Adds --data-dir and the flags that control how images are read."""
     made.add_argument(
         "--data-dir",
         "--data-path",
@@ -71,7 +71,7 @@ def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int 
 
 
 def add_compute_flags(made: argparse.ArgumentParser) -> None:
-    """--device, --threads and --seed."""
+    """Adds --device, --threads and --seed."""
     made.add_argument("--device", default="cpu", help="cpu, or cuda")
     made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")
@@ -88,25 +88,25 @@ def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
 
 
 def positive(text: str) -> int:
-    """An int of at least 1, for argparse."""
+    """Parses an integer of at least 1, for argparse."""
     return _number(text, int, lambda n: n >= 1, "a whole number of 1 or more")
 
 
 def non_negative(text: str) -> int:
-    """An int of at least 0, for argparse."""
+    """Parses an integer of at least 0, for argparse."""
     return _number(text, int, lambda n: n >= 0, "a whole number of 0 or more")
 
 
 def seed(text: str) -> int:
-    """A seed that torch takes, for argparse."""
+    """Parses a seed that torch accepts, for argparse."""
     return _number(text, int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
 
 
 def positive_number(text: str) -> float:
-    """A finite number above 0, for argparse."""
+    """Parses a finite number above 0, for argparse."""
     return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
 
 
 def percentage(text: str) -> float:
-    """A percentage below 100, for argparse."""
+    """Parses a percentage from 0 to below 100, for argparse."""
     return _number(text, float, lambda x: 0 <= x < 100, "a percentage from 0 to below 100")

@@ -1,4 +1,4 @@
-"""The console command ``vitoats``: the same commands as the scripts in tools/."""
+"""The console command ``vitoats``, with the same commands as the scripts in tools/."""
 
 import importlib
 import sys
@@ -19,12 +19,12 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """One line a command."""
+    """The usage message, with one line per command."""
     return "usage: vitoats COMMAND [--help]\n" + "\n".join(f"  {name:20}{what}" for name, what in COMMANDS.items())
 
 
 def dispatch(argv: list[str]) -> dict:
-    """Runs the command that the first word names."""
+    """Runs the command named by the first argument."""
     name = argv[0].replace("-", "_") if argv else ""
     if name not in COMMANDS:
         raise InputError(f"name a command: {', '.join(COMMANDS)}")

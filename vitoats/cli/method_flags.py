@@ -1,4 +1,4 @@
-"""The flags that choose a method and its settings, and the settings that they give."""
+"""The flags that choose a method and its settings, and their conversion to settings."""
 
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from functools import partial
@@ -8,17 +8,17 @@ from typing import Any
 from vitoats.cli.common import MODEL_FLAGS
 from vitoats.cli.flags import positive, positive_number
 
-# What is not given is absent, so that the preset or the method decides it; these are always there, None where not given.
+# Flags that are not given are absent from the namespace, so that the preset or the method decides; these are None instead.
 ALWAYS = ("preset", "cost_table", "general_images")
 SETTINGS = (
     *("method", "nsamples", "compression", "speedup", "max_ms", "max_mb", "rank_ratio", "iterations", "pattern", "solver"),
     *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv"),
 )
-SHARED = (*MODEL_FLAGS, "batch_size", "workers", "device", "threads", "seed", "memory_limit")  # with other commands
+SHARED = (*MODEL_FLAGS, "batch_size", "workers", "device", "threads", "seed", "memory_limit")  # by several commands
 
 
 def add_method_flags(parser: ArgumentParser) -> None:
-    """--method and all settings of methods."""
+    """Adds --method and the flags for the settings of methods."""
     parser.add_argument(
         "--method",
         default="oats-h",
@@ -28,7 +28,7 @@ def add_method_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--method-options", default="", metavar="NAME=VALUE,...", help="further settings of the method; see docs/methods.md"
     )
-    # what a method is not told its preset or it itself decides, so these have no default here
+    # no defaults here: the preset or the method decides settings that are not given
     method = partial(parser.add_argument, default=SUPPRESS)
     parser.add_argument(
         "--preset",
@@ -111,10 +111,10 @@ def add_method_flags(parser: ArgumentParser) -> None:
 
 
 def settings(args: Namespace) -> dict[str, Any]:
-    """What ``compression.settings.make_job`` takes, from the flags that were given.
+    """The keyword arguments for ``compression.settings.make_job``, from the flags that were given.
 
     Raises:
-        InputError: the method has no such option, or there is no such method.
+        InputError: the method does not exist or does not have such an option.
     """
     from vitoats.compression.settings import read_options
 

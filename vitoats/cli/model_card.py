@@ -1,10 +1,9 @@
-"""Writes the model card (README.md) of a folder that compress wrote, with the results of evaluations.
+"""Adds evaluation results to the model card (README.md) of a folder that compress wrote.
 
     python tools/eval_imagenet.py --model runs/vitb14 --data-dir imagenet/val --results-file results.json
     python tools/model_card.py runs/vitb14 --evaluation results.json
 
-compress writes the card without evaluations; this command writes it anew with them. Each row names the
-model that was evaluated.
+compress writes the card without evaluations; this command rewrites it with them. Each row names the evaluated model.
 """
 
 from pathlib import Path

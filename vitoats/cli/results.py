@@ -1,4 +1,4 @@
-"""The file that --results-file names."""
+"""Writes the file named by --results-file."""
 
 import csv
 import json
@@ -13,13 +13,13 @@ def write_results(path: Path, kind: str | None, result: dict[str, Any], line: st
     """Writes a command's result.
 
     Args:
-        path: where to.
-        kind: "json" or "csv"; by the file's ending where None, and json where that says nothing.
-        result: its columns; in CSV a list becomes its JSON text, None an empty cell.
-        line: the same as a line of JSON.
+        path: the file to write.
+        kind: "json" or "csv"; None for "csv" if the file name ends in .csv, otherwise "json".
+        result: values by column; in CSV, lists and objects are written as JSON, None as an empty cell.
+        line: the result as a line of JSON.
 
     Raises:
-        RunError: it cannot be written; the line is printed then.
+        RunError: the file cannot be written; in this case the line is printed first.
     """
     try:
         with atomic_write(path, "give another --results-file") as partial, partial.open("w", newline="") as file:

@@ -1,20 +1,20 @@
-"""YAML of settings, in bounded time and memory, whoever wrote it: every value is the text it is, so 2:4 stays 2:4."""
+"""Reads untrusted YAML settings in bounded time and memory; every value stays text, so that 2:4 stays 2:4."""
 
 from typing import Any, BinaryIO
 
 import yaml
 
-MAX_BYTES = 32_768  # PyYAML takes up to two seconds for as many
-MAX_DEPTH = 3  # a mapping and its values are 2; a list as a value is refused by name later
+MAX_BYTES = 32_768  # PyYAML takes up to two seconds for this many
+MAX_DEPTH = 3  # a mapping and its values are 2; lists as values are refused later, with the name of the setting
 
 
 class SettingsLoader(yaml.BaseLoader):
-    """A BaseLoader (every scalar stays text) without aliases and depth. Never yaml.CBaseLoader: it would skip this method."""
+    """A BaseLoader (scalars stay text) that refuses aliases and deep nesting; CBaseLoader would bypass these methods."""
 
-    depth = 0  # of the node at work
+    depth = 0  # of the current node
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One node, unless it is an alias, has an anchor, lies too deep or holds a zero character."""
+        """Composes a node; refuses aliases, anchors, deep nesting and null characters."""
         event: Any = self.peek_event()
         refused = None
         if event.anchor is not None:
@@ -31,7 +31,7 @@ class SettingsLoader(yaml.BaseLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping whose keys differ: the last of two would win in silence."""
+        """Composes a mapping; refuses duplicate keys, the last of which would silently win."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -42,17 +42,17 @@ class SettingsLoader(yaml.BaseLoader):
 
 
 def load_settings(file: BinaryIO) -> Any:
-    """What a YAML file holds, all scalars as text; None if it is empty.
+    """The content of a YAML file, with all scalars as text; None if the file is empty.
 
     Raises:
-        ValueError: it is too long, no YAML, or holds what settings need not; the message is one line.
+        ValueError: the file is too long, not YAML, or uses features that are not allowed; the message is one line.
     """
     text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES} bytes")
     try:
         return yaml.load(text, Loader=SettingsLoader)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: of escapes and versions out of range
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two for escapes and versions out of range
         where = getattr(error, "problem_mark", None)
         said = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
         raise ValueError(f"line {where.line + 1}: {said}" if where else said) from None

@@ -1,10 +1,11 @@
-"""Trains linear heads on a frozen backbone's features, as DINOv2's linear evaluation, and keeps the best.
+"""Trains linear heads on a frozen backbone's features, like DINOv2's linear evaluation, and keeps the best one.
 
     python tools/train_linear_probe.py --model dinov2_vits14 --data-dir imagenet --nsamples 100000 --output head.safetensors
     python tools/train_linear_probe.py --model dinov2s_derived --data-dir /usr/share/datasets/fashion-mnist -o head.safetensors
 
-Heads for 1 and 4 layers, with and without the mean of the patch tokens, for many learning rates; the best on held-out training
-images is trained again on all of them. The test images only measure it. Features are computed once (--cache keeps them).
+Trains heads for 1 and 4 layers, with and without the mean of the patch tokens, and for many learning rates. The head that is
+best on held-out training images is trained again on all training images. Test images are used only to measure its accuracy.
+Features are computed once (--cache keeps them).
 """
 
 import time
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 def features_of(
     loaded: "LoadedModel", args: Namespace, split: str, wanted: int | None
 ) -> tuple["Features", tuple[str, ...], list[str]]:
-    """Features, class names and file names of a split's images, or of some of them, drawn at random."""
+    """Features, class names and file names of a split's images, or of ``wanted`` randomly drawn ones."""
     import torch
 
     from vitoats.common.devices import check_device
@@ -120,7 +121,7 @@ def features_of(
 
 
 def print_candidates(candidates: list[Any]) -> None:
-    """The best head of each choice of features, on stdout."""
+    """Prints the best head for each choice of features on stdout."""
     from vitoats.evaluation.probe import pick
     from vitoats.report.tables import print_table
 
@@ -158,5 +159,5 @@ def make_parser() -> flags.ArgumentParser:
 
 
 def share(text: str) -> float:
-    """A number between 0 and 1, for argparse."""
+    """Parses a number from 0 to below 1, for argparse."""
     return flags.percentage(text) if float(text) < 1 else flags.percentage("100")

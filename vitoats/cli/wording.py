@@ -1,4 +1,4 @@
-"""Messages of the library as the command line words them: arguments become flags.
+"""Adapts messages of the library to the command line: arguments become flags.
 
 give `images` a folder         ->  give --data-dir a folder
 use `allocation='uniform'`     ->  use --allocation uniform
@@ -9,12 +9,12 @@ import re
 
 from vitoats.common.errors import ARGUMENT
 
-FLAGS = {"images": "data-dir"}  # that are called otherwise than the argument
-METHOD_OPTIONS = ("damping", "mask_choice", "plain", "power", "threshold")  # that messages name: no flags of their own
+FLAGS = {"images": "data-dir"}  # flags whose name differs from the argument's
+METHOD_OPTIONS = ("damping", "mask_choice", "plain", "power", "threshold")  # named in messages, but without a flag of their own
 
 
 def in_flags(message: str) -> str:
-    """Replaces the arguments that a message names."""
+    """Replaces the arguments in a message by flags."""
 
     def flag(match: re.Match[str]) -> str:
         name, value = match["name"], (match["value"] or "").strip("'")

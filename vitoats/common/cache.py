@@ -1,4 +1,4 @@
-"""What is worth keeping between commands. It is checked when it is read again, and made anew where it does not fit."""
+"""A cache for results that several commands use. Entries are checked when they are read, and recomputed if invalid."""
 
 import logging
 from collections.abc import Callable
@@ -16,12 +16,14 @@ log = logging.getLogger("vitoats")
 
 
 def cached(name: str, read: Callable[[Any], T], make: Callable[[], Any]) -> T:
-    """A measurement from the user's cache folder, or made and put there: ~/.cache/vitoats on Linux, or below XDG_CACHE_HOME.
+    """Returns a measurement from the user's cache folder; takes it and stores it there if it is missing or invalid.
+
+    The folder is ~/.cache/vitoats on Linux, or lies below XDG_CACHE_HOME.
 
     Args:
-        name: of the file, which identifies all that the measurement depends on.
-        read: from plain values to the measurement; raises ValueError for others than ``make`` gives.
-        make: measures; gives plain values, for JSON.
+        name: the file's name, which identifies everything that the measurement depends on.
+        read: converts plain values to the measurement; raises ValueError if ``make`` could not have returned them.
+        make: takes the measurement; returns plain values, for JSON.
     """
     path = user_cache_path("vitoats", appauthor=False) / f"{name}.json"
     values = _kept(
@@ -34,11 +36,11 @@ def cached(name: str, read: Callable[[Any], T], make: Callable[[], Any]) -> T:
 
 
 def cached_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from a file, or made and put there.
+    """Returns tensors from a file; computes them and stores them there if it is missing or invalid.
 
     Args:
-        path: of the file, whose name identifies all that the tensors depend on.
-        make: makes them.
+        path: the file, whose name identifies everything that the tensors depend on.
+        make: computes the tensors.
     """
     return _kept(
         path,

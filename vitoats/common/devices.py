@@ -6,17 +6,17 @@ from vitoats.common.errors import InputError
 
 
 def set_threads(threads: int) -> int:
-    """Sets torch's CPU threads; 0 takes all cores. Returns how many there are."""
+    """Sets the number of CPU threads that torch uses, and returns it; 0 keeps torch's default, all cores."""
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
 
 
 def check_device(device: str) -> str:
-    """Checks that torch has the device.
+    """Checks that torch can use the device, and returns it.
 
     Raises:
-        InputError: it has not.
+        InputError: the device is unavailable.
     """
     try:
         torch.zeros(1, device=device)

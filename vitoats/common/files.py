@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all, and places that one run at a time writes to.
+"""Atomic writes of files and folders, and locks that let only one run at a time write to a path.
 
-What is written to a place lies beside it as ``.NAME.writing`` until it is complete; a folder that is replaced lies there as
-``.NAME.old`` for a moment. Whoever writes holds the lock ``.NAME.lock``, so what a killed run has left is told from what a
-living one is writing, and the next one to write there clears it away.
+Output is first written beside its target as ``.NAME.writing`` and moved into place once it is complete. A folder that is being
+replaced is briefly renamed to ``.NAME.old``. The writer holds the lock ``.NAME.lock``, which distinguishes the leftovers of a
+killed run from the output of a running one. The next writer cleans up leftovers.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ REMEDY = "free some space or give another `output`"
 
 @contextlib.contextmanager
 def atomic_write(path: Path, remedy: str = REMEDY) -> Iterator[Path]:
-    """Yields a hidden file's path beside ``path`` to write to, and moves the file into place if all went well.
+    """Yields the path of a hidden file beside ``path`` to write to, and moves the file into place on success.
 
-    A device or a pipe, /dev/stdout for one, is written to directly.
+    A device or a pipe, such as /dev/stdout, is written to directly.
 
     Raises:
-        RunError: it cannot be written; ``remedy`` is what to do about it.
+        RunError: the file cannot be written; ``remedy`` is the advice in its message.
     """
     try:
         if _is_device(path):
@@ -48,15 +48,15 @@ def atomic_write(path: Path, remedy: str = REMEDY) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a hidden folder beside ``folder`` to write files to, and moves it into place if all went well.
+    """Yields a hidden folder beside ``folder`` to write files to, and moves it into place on success.
 
     Args:
-        folder: where to; an empty one is replaced.
-        overwrite: replace one that is not empty, too.
+        folder: the folder to write; an existing empty folder is replaced.
+        overwrite: also replace a folder that is not empty.
 
     Raises:
-        InputError: the folder exists, or another run is writing to it.
-        RunError: something could not be written; nothing is left behind, and an old folder is where it was.
+        InputError: the folder is not empty, or another run is writing to it.
+        RunError: the folder cannot be written; nothing is left behind, and an old folder is unchanged.
     """
     partial, old = _beside(folder, "writing"), _beside(folder, "old")
     try:
@@ -80,17 +80,17 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def hold(place: Path, wait: bool = False, remedy: str = REMEDY) -> Iterator[None]:
-    """Keeps other runs from writing to a file or folder meanwhile; whoever holds it may hold it again.
+    """Locks a file or folder so that no other run writes to it; the lock is reentrant within the process.
 
-    What a killed run has left beside it is cleared away first.
+    Leftovers of a killed run are cleaned up first.
 
     Args:
         place: the file or folder; it need not exist.
-        wait: until another run is done.
+        wait: wait until another run has finished, instead of raising an error.
 
     Raises:
         InputError: another run is writing to it.
-        RunError: nothing can be written beside it; ``remedy`` is what to do about it.
+        RunError: the lock file cannot be written; ``remedy`` is the advice in its message.
     """
     path = Path(os.path.realpath(place.parent)) / f".{place.name}.lock"
     lock = FileLock(path, is_singleton=True)  # counts how often this process holds it
@@ -107,18 +107,18 @@ def hold(place: Path, wait: bool = False, remedy: str = REMEDY) -> Iterator[None
         yield
     finally:
         if lock.lock_counter == 1:
-            path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone, and tries again
+            path.unlink(missing_ok=True)  # while still locked: a run that has opened it sees that it is gone, and tries again
         lock.release()
 
 
 def _clear_up(place: Path) -> None:
-    """Ends what was begun beside a place that is held: an old folder comes back if no new one has taken its place.
+    """Cleans up after an interrupted write to a locked path: an old folder is restored if no new one has replaced it.
 
     Raises:
-        InputError: something else has taken its place.
+        InputError: something else has appeared at the path.
     """
     partial, old = _beside(place, "writing"), _beside(place, "old")
-    if os.path.lexists(old) and partial.exists():  # stopped after the old folder went and before the new one came
+    if os.path.lexists(old) and partial.exists():  # stopped after the old folder was moved, before the new one was
         if os.path.lexists(place):
             raise InputError(f"{old} was to be replaced by {place}, which something else has become: move one of them away")
         os.rename(old, place)
@@ -134,13 +134,13 @@ def _beside(place: Path, word: str) -> Path:
 
 
 def _is_device(path: Path) -> bool:
-    """Also where the shell has led /dev/stdout to a file, which must stay the one that is open."""
+    """Whether a path is a device, a pipe, or a link in /dev such as /dev/stdout, whose target must stay the open file."""
     linked = path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
     return linked or (path.exists() and not path.is_file())
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or what a folder lists, is on the disk; not every file system can do the latter."""
+    """Flushes a file or a folder's entries to disk; not every file system supports the latter."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""Digests of settings and of weights. What is kept on disk is used again only where they are the same."""
+"""Digests of settings and weights. Files kept on disk are reused only if their digests match."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 
 def fingerprint(model: nn.Module, settings: Mapping[str, Any]) -> str:
-    """Identifies a run: by all weights of its model and by its settings, plain values for JSON."""
+    """A digest that identifies a run by all weights of its model and by its settings, plain values for JSON."""
     return json_sha256([settings, tensors_sha256(model.state_dict())])
 
 
 def json_sha256(values: Any) -> str:
-    """SHA-256 of plain values as JSON, with the keys of each object in order."""
+    """SHA-256 of plain values as JSON, with the keys of each object sorted."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of, for each tensor in the order of names: "name dtype [shape]", a newline, and its bytes in row order.
+    """SHA-256 over all tensors, sorted by name: "name dtype [shape]", a newline, and the bytes in row-major order for each.
 
-    The dtype is as torch calls it: "blocks.0.norm1.weight float32 [768]". Bytes are little-endian, as in the file.
+    The dtype is torch's name for it: "blocks.0.norm1.weight float32 [768]". Bytes are little-endian, as in the file.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

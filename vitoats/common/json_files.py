@@ -1,6 +1,6 @@
-"""JSON that others may have written: bounded in size and depth, no key twice, no control characters, no infinite numbers.
+"""Reads untrusted JSON: bounded in size and depth, without duplicate keys, control characters or infinite numbers.
 
-Python writes NaN and Infinity, which JSON does not have, for figures that are no numbers. They are read as None.
+Python writes NaN and Infinity, which JSON does not have. They are read as None.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from vitoats.common.errors import InputError, one_line
 
 LARGEST = 2**24  # bytes of a file; label descriptions of 21,000 classes take 2 MB
-DEEPEST = 32  # lists and objects inside each other
+DEEPEST = 32  # levels of nested lists and objects
 LARGEST_NUMBER = 2.0**63
 
 
@@ -18,7 +18,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: it is damaged, or nothing that ought to be read (see above).
+        InputError: the file is missing or damaged, or breaks the rules of this module.
     """
     try:
         if not path.is_file():
@@ -34,7 +34,7 @@ def parse_json(text: str) -> Any:
     """Reads JSON text.
 
     Raises:
-        ValueError: it is no JSON, or nothing that ought to be read (see above).
+        ValueError: the text is not JSON, or breaks the rules of this module.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=lambda _: None)
@@ -52,7 +52,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any) -> None:
-    """Goes through the values level by level."""
+    """Checks depth, texts and numbers, level by level."""
     level = [value]
     for _ in range(DEEPEST):
         below: list[Any] = []

@@ -1,7 +1,7 @@
-"""Files that we write to read them again ourselves: finished blocks, measurements, features.
+"""Files that vitoats writes for itself to read again: finished blocks, measurements, features.
 
-Each holds a digest of what is in it and of the key that it was written under, so that a file which was damaged, copied or
-renamed is told from what it should be. What is wrong with a file is an ``UnfitError``, and its reader makes the content anew.
+Each holds a digest of its content and of the key under which it was written, so that a file which was damaged, copied or
+renamed is detected. Reading such a file raises ``UnfitError``, and the caller recomputes the content.
 
     NAME.json           {"sha256": "...", "values": ...}
     NAME.safetensors    tensors, and in the metadata "sha256" and "values" (JSON)
@@ -23,7 +23,7 @@ from vitoats.common.tensor_files import save_tensors
 
 
 class UnfitError(ValueError):
-    """A kept file cannot be read, or holds something else than was kept under its key."""
+    """A kept file cannot be read, or its content was not written under this key."""
 
 
 def write_values(path: Path, key: str, values: Any) -> None:
@@ -42,8 +42,8 @@ def read_values(path: Path, key: str) -> Any:
     """The values that ``write_values`` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnfitError: it was not written under this key, or was damaged.
+        FileNotFoundError: the file does not exist.
+        UnfitError: the file was not written under this key, or is damaged.
     """
     try:
         held = parse_json(path.read_text())
@@ -57,10 +57,10 @@ def read_values(path: Path, key: str) -> Any:
 
 
 def write_tensors(path: Path, key: str, tensors: Mapping[str, Tensor], values: Any, remedy: str) -> None:
-    """Writes tensors, and plain values beside them.
+    """Writes tensors, with plain values in the metadata.
 
     Raises:
-        RunError: the file cannot be written; ``remedy`` is what to do about it.
+        RunError: the file cannot be written; ``remedy`` is the advice in its message.
     """
     metadata = {"sha256": _sha256(key, tensors, values), "values": json.dumps(values)}
     with atomic_write(path, remedy) as partial:
@@ -71,8 +71,8 @@ def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
     """The tensors and values that ``write_tensors`` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnfitError: it was not written under this key, or was damaged.
+        FileNotFoundError: the file does not exist.
+        UnfitError: the file was not written under this key, or is damaged.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as file:

@@ -1,4 +1,4 @@
-"""What this machine is: its processor, how many cores the process has, how large the last-level cache is."""
+"""Facts about this machine: its processor, the cores available to the process, the size of the last-level cache."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ UNKNOWN_CACHE = 32 * 2**20  # bytes: the last-level cache of a common desktop or
 
 
 def processor() -> str:
-    """The processor's name and how many cores the machine has, in words."""
+    """The processor's name and the machine's number of cores, in words."""
     try:
         lines = CPUINFO.read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -20,11 +20,11 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def last_level_cache() -> int:
-    """Bytes of the processor's last-level cache; 32 MiB where the system does not say."""
+    """Size of the processor's last-level cache in bytes; 32 MiB if the system does not report it."""
     sizes = [int(f.read_text().strip().rstrip("K")) * 1024 for f in CACHES.glob("index*/size")]
     return max(sizes, default=UNKNOWN_CACHE)

@@ -1,8 +1,8 @@
-"""What becomes of freed memory, where the C library is glibc. Other libraries have no such calls and are left alone.
+"""Controls how glibc handles freed memory. Other C libraries lack these calls, and nothing is done there.
 
-glibc hands large freed tensors back to the system at once and gets them anew, zeroed page by page: a fifth of the time of a
-ViT-B's compression. Reused, memory stays with the process. What is to be kept for long is copied out of it, or it would leave
-holes of every size behind.
+glibc returns large freed tensors to the system at once and requests new memory for the next ones, zeroed page by page. This
+takes a fifth of the time of a ViT-B's compression. If memory is reused instead, it stays with the process. Long-lived tensors
+must then be copied elsewhere, or they fragment the heap.
 """
 
 import ctypes
@@ -12,43 +12,43 @@ import sys
 import torch
 from torch import Tensor
 
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # from malloc.h
 LARGEST_REUSED = 2**30  # bytes
 
 
 def reuse_freed_memory() -> None:
-    """Lets the process hold on to what it frees, from now on, until it asks for it or ``return_freed_memory`` is called."""
+    """From now on the process keeps freed memory for reuse, until ``return_freed_memory`` is called."""
     libc = _glibc()
     if libc:
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_REUSED)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never by itself
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim automatically
 
 
 def return_freed_memory() -> None:
-    """Hands free pages back to the system: what is kept for long between them would otherwise let the process grow."""
+    """Returns free pages to the system; long-lived tensors between them would otherwise make the process grow."""
     libc = _glibc()
     if libc:
         libc.malloc_trim(0)
 
 
 class PageBuffers:
-    """Copies on the CPU in pages of their own, which go back to the system when a copy is freed.
+    """CPU copies of tensors, each in its own mapped pages, which return to the system when the copy is freed.
 
-    The first copy under a name makes room for all, which takes no memory until it is written to. Where each copy makes its own,
-    its few hundred bytes on the heap lie between the large tensors of one batch, and those of the next no longer fit there: the
-    heap of a ViT-B's compression grows by 0.7 GB.
+    The first copy under a name allocates buffers for all copies; they take no memory until they are written to. If each copy
+    allocated its own, its few hundred bytes on the heap would lie between the large tensors of one batch, and those of the next
+    batch would no longer fit there: the heap of a ViT-B's compression grows by 0.7 GB.
     """
 
     def __init__(self, count: int):
-        """``count``: how many copies of equal shape there will be under a name; others get room when they come."""
+        """``count`` is the expected number of copies of equal shape per name; further copies are allocated on demand."""
         self._count = count
         self._room: dict[str, list[Tensor]] = {}
 
     def copy(self, name: str, x: Tensor) -> Tensor:
-        """A copy of x.
+        """Copies x.
 
         Raises:
-            MemoryError: there is no room.
+            MemoryError: the pages cannot be allocated.
         """
         if name not in self._room:
             self._room[name] = [_in_pages(x) for _ in range(self._count)]

@@ -1,4 +1,4 @@
-"""Whether an output can be written, asked before the work starts."""
+"""Checks that an output can be written, before the work starts."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,14 @@ from vitoats.common.errors import InputError
 
 
 def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
-    """Refuses an output folder that exists or cannot be made.
+    """Refuses an output folder that is not empty, unless it may be replaced, or that cannot be created.
 
     Args:
         output: the folder.
-        overwrite: it may be replaced if compress wrote it; None where there is no such choice.
+        overwrite: whether a folder that compress wrote may be replaced; None if the command has no such option.
 
     Raises:
-        InputError: it exists, or cannot be a folder.
+        InputError: the folder is not empty and may not be replaced, or cannot be created.
     """
     if output.is_file():
         raise InputError(f"{output} is a file: give `output` a folder")
@@ -28,10 +28,10 @@ def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
 
 
 def check_output_file(output: Path, overwrite: bool) -> None:
-    """Refuses an output file that exists, unless it may be replaced, or that cannot be made.
+    """Refuses an output file that exists, unless ``overwrite`` is given, or that cannot be created.
 
     Raises:
-        InputError: it exists, or cannot be a file.
+        InputError: the file exists or cannot be created.
     """
     check_parents(output)
     if output.is_dir():
@@ -41,10 +41,10 @@ def check_output_file(output: Path, overwrite: bool) -> None:
 
 
 def check_parents(output: Path) -> None:
-    """Refuses an output below a file, or below a folder that cannot be written to.
+    """Refuses an output whose nearest existing parent is not a writable folder.
 
     Raises:
-        InputError: it is such a one.
+        InputError: the output cannot be created there.
     """
     for parent in output.absolute().parents:
         if parent.exists():

@@ -1,4 +1,4 @@
-"""Checks of plain values that were read from a file: each gives the value back, or says in a ValueError what it is instead."""
+"""Checks of plain values that were read from a file: each returns the value, or raises a ValueError that names the fault."""
 
 import math
 from collections.abc import Sequence
@@ -6,21 +6,21 @@ from typing import Any
 
 
 def item(values: Any, key: str) -> Any:
-    """What an object has under a key."""
+    """The value under a key of a JSON object."""
     if not isinstance(values, dict) or key not in values:
         raise ValueError(f"{key} is missing")
     return values[key]
 
 
 def rows(values: Any, what: str) -> Sequence[Any]:
-    """An array that is not empty."""
+    """A non-empty array."""
     if not isinstance(values, list | tuple) or not values:
         raise ValueError(f"{what} holds no rows")
     return values
 
 
 def text(value: Any, what: str) -> str:
-    """A text."""
+    """A string."""
     if not isinstance(value, str):
         raise ValueError(f"{what} is no text")
     return value

@@ -1,9 +1,9 @@
-"""How long work tells what it is doing: the caller's to show or to ignore."""
+"""How long-running work reports its progress, which the caller may show or ignore."""
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int, str], None]  # stage, steps done, steps in all, what is being done
+Progress = Callable[[str, int, int, str], None]  # stage, steps done, total steps, description of the step
 
 
 def silent(_stage: str, _done: int, _total: int, _what: str) -> None:
-    """Shows nothing."""
+    """Ignores progress."""

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file that others may read as well (the library makes it private to its owner).
+    """Writes a safetensors file that all users may read (the library creates it readable by its owner only).
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     try:
         safetensors.torch.save_file(dict(tensors), str(path), metadata=metadata)

@@ -1,8 +1,8 @@
-"""Lets torchvision (and so timm) be imported beside a CPU build of torch. Import this module before either of them.
+"""Makes torchvision (and so timm) importable with a CPU build of torch. Import this module before either of them.
 
-torchvision's wheel links CUDA libraries. Beside a CPU build of torch its operators cannot be loaded, and its import then
-fails because it registers fake kernels for two operators, ``nms`` and ``qnms``, that nobody declared. Declaring their
-schemas is enough: nothing here calls them, and torchvision still says clearly that they are missing to whoever does.
+torchvision's wheel links CUDA libraries. With a CPU build of torch its operators cannot be loaded, and its import then
+fails because it registers fake kernels for two operators, ``nms`` and ``qnms``, that were never declared. Declaring their
+schemas is enough: nothing here calls them, and torchvision still reports clearly that they are missing if other code does.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The bench of a comparison: one dense model, and the same images for all methods."""
+"""The common ground of a comparison: one dense model, and the same images for all methods."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from vitoats.evaluation.fidelity import logits_and_features
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.source import open_model
 
-OOD_CROPS = 5  # random crops of each out-of-domain image, beside the model's own view
+OOD_CROPS = 5  # random crops of each out-of-domain image, in addition to the model's own preprocessing
 LAYER_IMAGES = 64  # test images that measure single layers
 
 
@@ -30,15 +30,15 @@ class Bench:
 
     Attributes:
         dense: the model before compression.
-        device: where torch models run.
-        threads: for ONNX Runtime; 0 takes all cores.
+        device: device of the torch models.
+        threads: threads of ONNX Runtime; 0 for all cores.
         images: opens the test images, batches of ([b, 3, h, w], labels [b]), in the same order each time.
-        few_images: opens the first of them, without labels.
-        n_images: how many there are, unreadable files included.
-        n_classes: how many classes their labels come from.
-        ood: opens the out-of-domain images, batches of ([b, crops, 3, h, w], labels); None where there are none.
-        settings: all that makes rows comparable.
-        progress: told how far an evaluation is.
+        few_images: opens the first test images, without labels.
+        n_images: number of test images, including unreadable files.
+        n_classes: number of classes of the test set.
+        ood: opens the out-of-domain images, batches of ([b, crops, 3, h, w], labels); None without such images.
+        settings: everything that must be equal for rows to be comparable.
+        progress: called with the progress of evaluations.
     """
 
     dense: LoadedModel
@@ -57,17 +57,17 @@ def open_bench(job: CompressionJob, num_samples: int | None, ood_dir: Path | Non
     """Loads the dense model and opens all images.
 
     Args:
-        job: any of the comparison's; all have the same model, images and resources.
-        num_samples: test images, the first of a seeded shuffle; all where None.
-        ood_dir: images of another kind.
-        progress: told how far an evaluation is.
+        job: any job of the comparison; all have the same model, images and resources.
+        num_samples: number of test images, the first of a seeded shuffle; None for all.
+        ood_dir: folder of out-of-domain images.
+        progress: called with the progress of evaluations.
 
     Raises:
-        InputError: the model has no classifier, or the images do not serve to compare.
+        InputError: the model has no classifier, or the images are unsuitable for a comparison.
     """
     data, resources = job.data, job.resources
     dense = open_model(job.model)
-    logits_and_features(dense, resources.device)  # a model without a classifier is refused before the work
+    logits_and_features(dense, resources.device)  # refuses a model without a classifier before the work starts
     transform = dense.preprocessing.transform()
     calibration, test = (open_images(data.images, split, transform) for split in ("train", "test"))
     if not test.classes:

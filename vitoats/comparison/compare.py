@@ -1,4 +1,4 @@
-"""A comparison from start to end: every row that is missing is made and kept, then tables and plots are written."""
+"""Runs a comparison: computes and stores the missing rows, then writes tables and plots."""
 
 import json
 import logging
@@ -25,15 +25,15 @@ log = logging.getLogger("vitoats")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared.
+    """The settings of a comparison.
 
     Attributes:
-        runs: of all methods (``comparison.plan``); they share model, images and resources.
-        output: the folder to write, or to go on with.
-        num_samples: test images, the first of a seeded shuffle; all where None.
-        ood_dir: images of another kind, for the out-of-domain columns.
+        runs: runs of all methods (``vitoats.comparison.plan``); they share model, images and resources.
+        output: folder to write, or to continue.
+        num_samples: number of test images, the first of a seeded shuffle; None for all.
+        ood_dir: folder of out-of-domain images, for the out-of-domain columns.
         keep_models: keep the compressed folders in ``output``/models.
-        skipped: a line for each run that there is none of, for the report.
+        skipped: a line for each combination that was left out, for the report.
     """
 
     runs: list[Run]
@@ -45,14 +45,14 @@ class Comparison:
 
 
 def compare(comparison: Comparison, progress: Progress = silent) -> dict[str, Any]:
-    """Makes the rows that ``output`` does not have yet, and writes tables and plots.
+    """Computes the rows that ``output`` does not have yet, and writes tables and plots.
 
     Returns:
-        the figures, as results.json has them.
+        the results, as in results.json.
 
     Raises:
-        InputError: the runs do not fit the model or the images, or ``output`` holds something else.
-        RunError: some rows failed; the others are in ``output``, and the same comparison tries again.
+        InputError: the runs do not suit the model or the images, or ``output`` holds something else.
+        RunError: some rows failed; the others are in ``output``, and running the same comparison again retries the failed ones.
     """
     start = time.perf_counter()
     output, first = comparison.output, comparison.runs[0].job
@@ -63,7 +63,7 @@ def compare(comparison: Comparison, progress: Progress = silent) -> dict[str, An
 
 
 def _make_rows(comparison: Comparison, bench: Bench, store: RowStore, start: float) -> dict[str, Any]:
-    """Makes the missing rows; returns the figures of all."""
+    """Computes the missing rows; returns the results of all."""
     output = comparison.output
     jobs: list[tuple[str, str, dict[str, Any], Callable[[Row | None], Row]]] = [
         ("dense", "dense", {}, partial(dense_row, bench, output)),
@@ -72,7 +72,7 @@ def _make_rows(comparison: Comparison, bench: Bench, store: RowStore, start: flo
     for run in comparison.runs:
         make = partial(compressed_row, bench, run, output, comparison.keep_models)
         jobs.append((run.name, str(run), run.settings, make))
-    finished = {name: store.load(name, settings) for name, _, settings, _ in jobs}  # what does not fit shows before the work
+    finished = {name: store.load(name, settings) for name, _, settings, _ in jobs}  # raises on a mismatch before any work
     rows: list[Row] = []
     failed: list[str] = []
     for i, (name, words, settings, made_by) in enumerate(jobs, 1):
@@ -84,7 +84,7 @@ def _make_rows(comparison: Comparison, bench: Bench, store: RowStore, start: flo
                 store.save(name, settings, *row)
             rows.append(row)
         except (InputError, RunError) as error:
-            if not rows:  # nothing to compare with
+            if not rows:  # without the dense row there is nothing to compare with
                 raise
             log.error("%s failed: %s", words, error)
             failed.append(words)
@@ -95,7 +95,7 @@ def _make_rows(comparison: Comparison, bench: Bench, store: RowStore, start: flo
 
 
 def write_results(comparison: Comparison, bench: Bench, found: list[Row], failed: list[str], start: float) -> dict[str, Any]:
-    """Writes rows.csv, pairs.csv, plots and results.json; returns the figures."""
+    """Writes rows.csv, pairs.csv, plots and results.json; returns the results."""
     output, data = comparison.output, comparison.runs[0].job.data
     rows = [rounded(row) for row, _ in found]
     runs = [(row, arrays) for row, arrays in found if row["asked_pattern"] is not None]

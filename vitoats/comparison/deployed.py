@@ -1,4 +1,4 @@
-"""Exported files beside each other as they would be deployed: accuracy, bytes, and milliseconds in ONNX Runtime."""
+"""Compares exported files as they would be deployed: accuracy, file size, and latency in ONNX Runtime."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +10,23 @@ from vitoats.data.images import batches, open_images
 from vitoats.evaluation.accuracy import evaluate
 from vitoats.evaluation.target import onnx_target
 
-TURN_SECONDS = 0.3  # of each file before the next has its turn
+TURN_SECONDS = 0.3  # that a file runs before the next one has its turn
 
 
 def measure(
     files: Mapping[str, Path], images: str, batch_sizes: tuple[int, ...], threads: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Measures files in turns, so that whatever else the machine does hits them alike.
+    """Measures files in turns, so that other load on the machine affects them equally.
 
     Args:
-        files: ONNX files by name, the one that others are compared with first; all take images of the same size.
-        images: a labelled set, as ``open_images`` takes it; its test images are classified.
-        batch_sizes: images at a time, for the milliseconds; the first of them is the plain ``latency_ms``.
-        threads: of the CPU; 0 takes all cores.
-        progress: told what is being evaluated.
+        files: ONNX files by name, the baseline first; all take images of the same size.
+        images: a labelled data set, as ``open_images`` takes it; its test images are classified.
+        batch_sizes: batch sizes for the latency; that of the first is called ``latency_ms``, without a suffix.
+        threads: CPU threads; 0 for all cores.
+        progress: called with the progress of evaluations.
 
     Returns:
-        a row a file: method, top1 (percent), n_images, img_size, onnx_mb, native_nodes, and for each batch size
+        a row per file: method, top1 (percent), n_images, img_size, onnx_mb, native_nodes, and for each batch size
         ``latency_ms`` and ``speedup`` over the first file.
     """
     rows = [{"method": name, **_accuracy(name, file, images, threads, progress)} for name, file in files.items()]
@@ -39,7 +39,7 @@ def measure(
 
 
 def _accuracy(name: str, file: Path, images: str, threads: int, progress: Progress) -> dict[str, Any]:
-    """Top-1 on the test images, and the size of the file."""
+    """Top-1 on the test images, and the file size."""
     target = onnx_target(str(file), threads)
     dataset = open_images(images, "test", target.preprocessing.transform())
     order = list(range(len(dataset)))

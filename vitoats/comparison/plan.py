@@ -1,4 +1,4 @@
-"""Which runs a comparison makes: methods x patterns x compressions, each a ``CompressionJob``."""
+"""The runs of a comparison: methods x patterns x compressions, each a ``CompressionJob``."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ from vitoats.compression.job import CompressionJob
 from vitoats.compression.settings import make_job
 from vitoats.methods.registry import find_method
 
-OWN = "own"  # a pattern: each method's own default
+OWN = "own"  # as a pattern: each method's own default
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Run:
     """One run of one method.
 
     Attributes:
-        label: what the method is called in the tables.
-        pattern: as asked for, "own" for the method's own.
-        compression: as asked for, None where an N:M pattern sets it.
-        job: the compression.
+        label: the method's name in the tables.
+        pattern: the requested pattern; "own" for the method's own default.
+        compression: the requested compression; None if an N:M pattern implies it.
+        job: the compression job.
     """
 
     label: str
@@ -32,14 +32,14 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For files."""
+        """The run's name in file names."""
         pattern = self.pattern.replace(":", "of")
         parts = [self.label, pattern] if self.compression is None else [self.label, pattern, f"{self.compression:g}"]
         return re.sub(r"[^\w.+-]", "_", "-".join(parts))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that its result depends on and that other runs do not share."""
+        """The settings that the result depends on and that the runs do not share."""
         job = self.job
         return {
             "method": job.method,
@@ -62,16 +62,16 @@ def plan(
     patterns: list[str],
     compressions: list[float],
 ) -> tuple[list[Run], list[str]]:
-    """All runs, and a line for each pattern that a method does not take.
+    """All runs, and a line for each pattern that a method does not support.
 
     Args:
-        shared: what ``make_job`` takes and all runs have: model, images, seed, ...
-        methods: settings of each method by its label; "method" is among them.
-        patterns: "own", or as the methods take them.
-        compressions: shares of the weights to remove; N:M patterns imply theirs.
+        shared: arguments of ``make_job`` that all runs share: model, images, seed, ...
+        methods: the settings of each method by its label, including "method".
+        patterns: "own", or patterns as the methods take them.
+        compressions: shares of the weights to remove; N:M patterns imply their own.
 
     Raises:
-        InputError: an unknown method, or settings that a method does not take or that cannot be.
+        InputError: a method is unknown, or a setting is invalid or unknown to its method.
     """
     runs: list[Run] = []
     skipped: list[str] = []
@@ -93,7 +93,7 @@ def plan(
 
 
 def _run(shared: Mapping[str, Any], label: str, own: Mapping[str, Any], pattern: str, compression: float | None) -> Run | str:
-    """A run, or why there is none."""
+    """A run, or the reason why it is left out."""
     method = find_method(own["method"])
     if pattern != OWN and "pattern" not in {field.name for field in dataclasses.fields(method.config)}:
         return f"{label} is left out for the pattern {pattern}: it takes no pattern"

@@ -1,4 +1,4 @@
-"""The rows of a comparison: the dense model, ONNX Runtime's int8 of it, and each compressed model, on the same images."""
+"""The rows of a comparison: the dense model, ONNX Runtime's int8 version, and each compressed model, on the same images."""
 
 import shutil
 import time
@@ -23,11 +23,11 @@ from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.models.flops import count_flops
 from vitoats.runtime.inference import session
 
-Row = tuple[dict[str, Any], dict[str, np.ndarray]]  # figures, figures of each image
+Row = tuple[dict[str, Any], dict[str, np.ndarray]]  # figures, and arrays with a value per image
 
 
 def figures(bench: Bench, forward: LogitsAndFeatures, name: str, reference: Row | None) -> Row:
-    """What the test images say of a model beside the dense one, whose row is the reference; of the dense one where None."""
+    """Evaluates a model on the test images against ``reference``, the dense model's row (None for the dense model itself)."""
     found = fidelity.outcome(
         forward,
         bench.images(),
@@ -60,7 +60,7 @@ def figures(bench: Bench, forward: LogitsAndFeatures, name: str, reference: Row 
 
 
 def dense_row(bench: Bench, output: Path, _reference: Row | None) -> Row:
-    """The model before compression."""
+    """The row of the model before compression."""
     row, arrays = figures(bench, logits_and_features(bench.dense, bench.device), "dense", None)
     folder = output / "models" / "dense"
     save_checkpoint(bench.dense, folder, {"method": "dense"}, overwrite=True)
@@ -74,7 +74,7 @@ def dense_row(bench: Bench, output: Path, _reference: Row | None) -> Row:
 
 
 def int8_row(bench: Bench, output: Path, reference: Row | None) -> Row:
-    """ONNX Runtime's dynamic quantization of the dense model, what one would deploy otherwise."""
+    """The row of the dense model after ONNX Runtime's dynamic quantization, the usual alternative for deployment."""
     assert reference is not None
     folder = output / "models" / "int8"
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def int8_row(bench: Bench, output: Path, reference: Row | None) -> Row:
 
 
 def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: Row | None) -> Row:
-    """A compressed model; its folder is kept in ``output`` if asked for."""
+    """The row of a compressed model; ``keep`` keeps its folder in ``output``."""
     folder = output / "models" / run.name
     try:
         compressed = compress(run.job, scratch=folder.parent, progress=bench.progress)
@@ -125,7 +125,7 @@ def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: 
 def described(
     method: str, compression: float = 0.0, pattern: str | None = None, seconds: float | None = None
 ) -> dict[str, Any]:
-    """The columns that the images have no part in."""
+    """The columns that do not depend on the images."""
     return {
         "method": method,
         "compression": compression,
@@ -138,12 +138,12 @@ def described(
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of the weights in a folder that compress wrote: values, bit masks, U, V, all that stays dense, and the head."""
+    """Bytes of the weights in a folder written by compress: values, bit masks, U, V, everything that stays dense, the head."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _remove(folder: Path) -> None:
-    """Removes a model's folder, and the folder of models with the last one."""
+    """Removes a model's folder, and its parent folder if that is then empty."""
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()

@@ -1,4 +1,4 @@
-"""How a job's budget is split over the layers: equally, by outliers, or by measured sensitivities, within a limit on cost."""
+"""Splits a job's budget over the layers: equally, by outliers, or by measured sensitivities, optionally within a cost limit."""
 
 import dataclasses
 from typing import Any
@@ -21,8 +21,8 @@ from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
 from vitoats.models.blocks import ModelAdapter
 
-ALLOCATION_IMAGES = 96  # of the calibration images, that budgets are split with
-CONSTRAINT_FEATURE_IMAGES = 48  # of these, for a limit on cost: which layers stay dense is decided by small errors
+ALLOCATION_IMAGES = 96  # calibration images used to split the budget
+CONSTRAINT_FEATURE_IMAGES = 48  # of these, under a cost limit: small errors decide which layers stay dense
 
 
 def make_budgets(
@@ -32,20 +32,20 @@ def make_budgets(
     constraint: Constraint | None,
     progress: Progress,
 ) -> tuple[Any, Budgets | None]:
-    """The method's config, with the compression that a constraint comes to, and budgets of single layers.
+    """The method's config, with the compression that a constraint implies, and the budgets of single layers.
 
     Args:
-        job: the compression.
+        job: the compression job.
         loaded: the dense model, on the device.
-        images: those that calibrate.
-        constraint: on the cost of the exported model, None for the config's compression.
-        progress: told what is being measured.
+        images: the calibration images.
+        constraint: on the cost of the exported model; None uses the config's compression.
+        progress: called with what is being measured.
 
     Returns:
-        the config, and budgets by layer name; None where every layer has the config's.
+        the config, and budgets by layer name; None if every layer has the config's.
 
     Raises:
-        InputError: no split gives what was asked for.
+        InputError: no split meets the compression or the constraint.
     """
     config, allocation = job.config, job.recipe.allocation
     if allocation == "uniform":
@@ -83,7 +83,7 @@ def _sensitivities(
     constraint: Constraint | None,
     progress: Progress,
 ) -> list[Sensitivity]:
-    """From the cache, or measured now."""
+    """Reads the sensitivities from the cache, or measures them."""
     data, config = job.data, job.config
     feature_images = CONSTRAINT_FEATURE_IMAGES if constraint else FEATURE_IMAGES
     without_rank = constraint is not None and len(constraint.rank_ratios) > 1

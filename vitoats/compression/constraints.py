@@ -1,4 +1,4 @@
-"""From a limit on what the exported model may cost to a constraint that budgets can meet, and the table of costs it needs."""
+"""Turns a cost limit for the exported model into a constraint on budgets, and provides the cost table it needs."""
 
 import dataclasses
 import logging
@@ -23,23 +23,23 @@ from vitoats.runtime.library import isa
 
 log = logging.getLogger("vitoats")
 
-GRAPH_BYTES, NODE_BYTES = 10_000, 1_500  # of an exported file, all but weights: in all, and for each linear layer in a block
+GRAPH_BYTES, NODE_BYTES = 10_000, 1_500  # of an exported file without its weights: in total, and per linear layer in a block
 
 
 def make_constraint(
     job: CompressionJob, limit: CostLimit, method: Method, loaded: LoadedModel, progress: Progress
 ) -> Constraint:
-    """What a limit means for this model.
+    """Makes the constraint that a limit means for this model.
 
     Args:
-        job: the compression.
-        limit: its limit.
+        job: the compression job.
+        limit: its cost limit.
         method: its method.
         loaded: the dense model.
-        progress: told what is being measured, where there is no cost table yet.
+        progress: called with what is being measured, if there is no cost table yet.
 
     Raises:
-        InputError: the limit cannot be met, or the cost table is of another model.
+        InputError: the limit is out of reach, or the cost table is for another model.
     """
     adapter = adapt(loaded.timm_model, loaded.inputs)
     shapes = layer_shapes(adapter)
@@ -79,10 +79,10 @@ def make_constraint(
 
 
 def cost_table(limit: CostLimit, loaded: LoadedModel, shapes: list[LayerShape], threads: int, progress: Progress) -> CostTable:
-    """The limit's table, or that of this machine: from the cache, or measured now.
+    """The limit's own table, or one of this machine, cached or measured now.
 
     Raises:
-        InputError: the file holds no table of this model.
+        InputError: the file holds no cost table for this model.
     """
     if limit.cost_table is not None:
         table = CostTable.read(limit.cost_table)
@@ -99,7 +99,7 @@ def cost_table(limit: CostLimit, loaded: LoadedModel, shapes: list[LayerShape], 
 
 
 def predict(constraint: Constraint, config: Any, budgets: Budgets | None) -> dict[str, float]:
-    """Logs what the budgets are predicted to cost; returns it, as the JSON line has it."""
+    """Logs the predicted cost of the budgets, and returns it as it appears in the JSON line."""
     footprints = constraint.footprints(config, budgets)
     predicted = constraint.predicted(footprints)
     log.info(

@@ -1,26 +1,27 @@
-"""What a compression will take, said before it starts: memory, and arithmetic.
+"""Estimates of the memory and arithmetic that a compression will take, before it starts.
 
 Memory does not grow with depth:
 
     0.5 GB                                  Python, torch and timm
-  + n * tokens * width * 4 bytes            hidden states (in memory, or in a file mapped to memory); where a block changes
-                                            their shape, those before and after it, and the largest counts; twice for targets
-                                            from the dense path
-  + n * tokens * (10 * width) * 4           for targets from the dense path, where there is room: what a block's layers get and
-                                            put out, so that little runs twice (calibration.paths); width inputs of q, k, v,
-                                            proj and fc1, 4 * width of fc2, and 3 * width of residual stream and outputs
-  + batch * (tokens * 4 * 4 * width) * 4    one block at work on one batch: up to four tensors of the MLP's width; twice for
-                                            targets from the dense path, whose inputs are compared with these
+  + n * tokens * width * 4 bytes            hidden states, in memory or in a memory-mapped file; if a block changes their
+                                            shape, those before and after it; the largest counts; twice for targets from the
+                                            dense path
+  + n * tokens * (10 * width) * 4           for targets from the dense path, if there is room: the inputs and outputs of a
+                                            block's layers, to compute little twice (calibration.paths): width for each input
+                                            of qkv, proj and fc1, 4 * width for fc2, and 3 * width for residual stream and
+                                            outputs
+  + batch * (tokens * 4 * 4 * width) * 4    one block running on one batch: up to four tensors of the MLP's width; twice for
+                                            targets from the dense path, because both paths' inputs are compared
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
-  + where a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
+  + if a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
     solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the rows that are refitted at once
-  + the model itself and its low-rank factors (S is held with its zeros, in the place of the dense weight)
+  + the model itself and its low-rank factors (S, stored with its zeros, replaces the dense weight)
 
-and at the end, instead of all but the model, a packed copy of the compressed weights: 4 bytes a kept parameter and a bit a
-weight.
+While saving, a packed copy of the compressed weights replaces all but the process and the model: 4 bytes per kept parameter and
+one bit per weight.
 
-Arithmetic is counted in multiply-adds, as fvcore does, from above: ADMM ends when supports settle, and half of a large second
-moment is a copy.
+Arithmetic is counted in multiply-adds, as in fvcore, and is an upper bound: ADMM ends once supports settle, and half of a large
+second moment is copied.
 """
 
 import math
@@ -34,11 +35,11 @@ from vitoats.models.blocks import Block, ModelAdapter
 from vitoats.models.flops import count_flops
 
 PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
-MLP_TENSORS = 16  # a block at work: four tensors of four times the width
+MLP_TENSORS = 16  # a running block: four tensors of four times the width
 SOLVER_BUFFERS = 6
-FULL_SOLVER_BUFFERS = 24  # the same where a method needs the full second moment: 12 matrices, in float64
-HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] at once in such a solver: H damped, its factors, eigenvectors
-KEPT_PASSES = 2.5  # dense and compressed, and attention, which runs once more than its layers
+FULL_SOLVER_BUFFERS = 24  # the same if a method needs the full second moment: 12 matrices, in float64
+HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] that such a solver holds at once: damped H, its factors, eigenvectors
+KEPT_PASSES = 2.5  # dense and compressed, plus attention, which runs once more than its layers
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The most there is at once: at work, or while saving."""
+        """The peak: while compressing, or while saving."""
         at_work = self.hidden + self.kept + self.block + self.statistics + self.solver
         return self.process + self.model + max(at_work, self.saving)
 
@@ -80,7 +81,7 @@ def estimate_memory(
     level: StatisticsLevel = "diagonal",
     paths: int = 1,
 ) -> MemoryEstimate:
-    """What compressing with ``nsamples`` images will take; the formula is this module's docstring.
+    """The memory that compressing with ``nsamples`` images will take; the formula is in this module's docstring.
 
     Args:
         adapter: the model.
@@ -88,12 +89,12 @@ def estimate_memory(
         batch_size: images at a time.
         factors: parameters of all low-rank factors.
         compression: share of the weights that is removed.
-        level: how much is collected of a layer's input.
-        paths: 2 where the dense model's hidden states are kept beside the compressed one's.
+        level: which statistics of a layer's input are collected.
+        paths: 2 if the dense model's hidden states are kept as well as the compressed one's.
     """
     before = [math.prod(block.shape_before) for block in adapter.blocks]
     after = [math.prod(block.shape_after) for block in adapter.blocks]
-    changing = [b.shape_before != b.shape_after for b in adapter.blocks[:-1]]  # both are held, behind all but the last
+    changing = [b.shape_before != b.shape_after for b in adapter.blocks[:-1]]  # both are held, except behind the last
     stored = max([*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes)])
     sizes = [layer.module.weight.numel() for layer in adapter.linears]
     widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
@@ -117,7 +118,7 @@ def estimate_memory(
 
 @dataclass(frozen=True)
 class WorkEstimate:
-    """Multiply-adds that a compression takes at most, by purpose; solver is None where the method does not say."""
+    """Multiply-adds that a compression takes at most, by purpose; solver is None if the method does not report it."""
 
     passes: float
     statistics: float
@@ -141,16 +142,16 @@ def estimate_work(
     passes: float,
     two_paths: bool,
 ) -> WorkEstimate:
-    """What compressing with ``nsamples`` images will take.
+    """The arithmetic that compressing with ``nsamples`` images will take.
 
     Args:
         adapter: the model.
         blocks: its blocks, with the layers to compress.
-        configs: of the method, by layer name; its own count comes from ``multiply_adds(d_out, d_in)`` where it has one.
+        configs: the method's configs, by layer name; their ``multiply_adds(d_out, d_in)``, if any, gives the solver's count.
         nsamples: calibration images.
-        level: how much is collected of a layer's input.
+        level: which statistics of a layer's input are collected.
         passes: how often all blocks run over all images.
-        two_paths: whether layers are measured against the dense path, which takes cross moments too.
+        two_paths: whether layers are measured against the dense path, which needs cross moments, too.
     """
     statistics, solver = 0, 0
     for block in blocks:
@@ -168,12 +169,12 @@ def estimate_work(
 
 
 def count_passes(blocks: list[Block], target: str, keep: bool) -> float:
-    """How often all blocks run over all images, a share of a block by its share of the weights.
+    """How often all blocks run over all images; a part of a block counts by its share of the weights.
 
     Args:
-        blocks: with the layers to compress.
-        target: of the layers (vitoats.calibration.targets).
-        keep: whether what would run again is kept.
+        blocks: the blocks, with the layers to compress.
+        target: the reconstruction target (vitoats.calibration.targets).
+        keep: whether intermediate results are kept instead of computed again.
     """
     most = max(len(block.linears) for block in blocks)
     if target in ("block", "sequential"):

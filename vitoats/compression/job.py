@@ -1,7 +1,7 @@
-"""What a compression is, in one frozen value: from which model, with which images, by which method, within which limits.
+"""A compression as one frozen value: its model, images, method and limits.
 
-``settings.make_job`` fills in what a method decides by itself, ``run.run`` carries it out, and its JSON is what resume and the
-caches know a compression by. Another compression of the same kind is ``dataclasses.replace(job, ...)``.
+``settings.make_job`` fills in the method's defaults, and ``run.run`` carries the job out. Resume and the caches identify a job
+by its JSON. ``dataclasses.replace(job, ...)`` makes a variant.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ def _check_positive(name: str, value: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationData:
-    """Which images calibrate.
+    """The calibration images.
 
     Attributes:
-        images: a folder, or "sample"; a description where they are given in memory.
-        general_images: a folder of varied images, for the calibration mixes that have some.
-        nsamples: how many calibrate in all.
-        seed: of the draw, and of the synthetic images.
+        images: a folder, or "sample"; a description if they are given in memory.
+        general_images: a folder of varied images, for the calibration mixes that use them.
+        nsamples: total number of calibration images.
+        seed: seed of the draw and of the synthetic images.
     """
 
     images: str
@@ -49,13 +49,14 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class CostLimit:
-    """What the exported model may cost, in the place of a compression.
+    """A limit on the cost of the exported model, instead of a compression.
 
     Attributes:
         kind: "speedup" over the dense model, "max_ms" or "max_mb".
         value: the limit.
-        cost_table: measured on another machine or batch (``benchmark.costs``); None measures here, on one image.
-        free_rank_ratio: layers may also do without a low-rank term, where that is better.
+        cost_table: measured on another machine or with another batch size (``benchmark.costs``); None measures here, on one
+            image.
+        free_rank_ratio: whether layers may also do without a low-rank term, if that is better.
     """
 
     kind: Literal["speedup", "max_ms", "max_mb"]
@@ -69,14 +70,14 @@ class CostLimit:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a compression may use; the result does not depend on it but for the last bits.
+    """The resources that a compression may use; they affect only the last bits of the result.
 
     Attributes:
         batch_size: images at a time.
         workers: processes that read images.
-        device: of torch.
-        threads: of the CPU; 0 takes all cores.
-        memory_limit: GB (10^9 bytes), above which hidden states go to a mapped file; None sets no limit.
+        device: the torch device.
+        threads: CPU threads; 0 uses all cores.
+        memory_limit: GB (10^9 bytes) above which hidden states go to a mapped file; None sets no limit.
     """
 
     batch_size: int = 64
@@ -99,14 +100,14 @@ class CompressionJob:
 
     Attributes:
         model: where the dense model comes from.
-        data: what calibrates.
+        data: the calibration images.
         method: its registered name, or ./file.py:name.
-        method_digest: SHA-256 of a user's own method file, "" for ours.
-        config: the method's frozen config; with a limit its compression is an outcome.
+        method_digest: SHA-256 of a user's own method file, "" for built-in methods.
+        config: the method's frozen config; a limit overrides its compression.
         recipe: how the method is used on the whole model.
-        limit: what the exported model may cost; None where the config's compression says how much is removed.
-        fused_qkv: decompose a fused qkv as one matrix, not q, k and v apart.
-        resources: what it may use.
+        limit: cost limit of the exported model; None if the config's compression decides how much is removed.
+        fused_qkv: decompose a fused qkv as one matrix, not q, k and v separately.
+        resources: the resources it may use.
     """
 
     model: ModelSource
@@ -120,7 +121,7 @@ class CompressionJob:
     resources: Resources = Resources()
 
     def to_dict(self) -> dict[str, Any]:
-        """All that the result depends on, as plain values for JSON; resources are left out."""
+        """Everything the result depends on, as plain values for JSON; resources are left out."""
         described = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "resources"}
         return {name: _plain(value) for name, value in described.items()}
 

@@ -1,4 +1,4 @@
-"""One layer: from its weights and what is known of its input to the layer that takes its place."""
+"""Compresses one layer: from its weights and input statistics to the layer that replaces it."""
 
 import time
 from collections.abc import Callable
@@ -27,14 +27,14 @@ class LayerRow:
         d_out: rows of W.
         d_in: columns of W.
         ranks: rank of each part (three for a fused qkv).
-        nonzeros: of S.
+        nonzeros: non-zeros of S.
         kept_parameters: nonzeros + sum of r_i (d_i + d_in).
         relative_error: as the method measures it (``Decomposition``). With H it is the layer's relative output error
-            ||X (W - S - UV)^T||_F / ||X W^T||_F; with the diagonal alone ||(W - S - UV) D||_F / ||W D||_F, D the root of the
-            inputs' second moments, which leaves out how inputs correlate. W is what the target makes of the dense weights
-            (``vitoats.calibration.targets``), and where the bias is refitted the moments are those about the mean.
-        steps: iterations of the solver, the most of its parts.
-        seconds: spent in the solver.
+            ||X (W - S - UV)^T||_F / ||X W^T||_F. With only the diagonal it is ||(W - S - UV) D||_F / ||W D||_F, with D the root
+            of the inputs' second moments, which ignores correlations between inputs. W is the dense weight after the target's
+            correction (``vitoats.calibration.targets``); if the bias is refitted, the moments are those about the mean.
+        steps: iterations of the solver, the maximum over the parts.
+        seconds: time spent in the solver.
     """
 
     name: str
@@ -50,14 +50,14 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """What a solver is to approximate, and from which inputs.
+    """The weights that a solver approximates, and the statistics of their input.
 
     Attributes:
         weight: [d_out, d_in], float32.
         bias: [d_out].
         parts: how many matrices of equal height the weight stacks; each is solved on its own.
-        statistics: of the input, on the weight's device.
-        refit_bias: whether the bias, which there is then, takes up the mean of what is lost.
+        statistics: moments of the input, on the weight's device.
+        refit_bias: whether the bias, which must then exist, absorbs the mean of the lost output.
     """
 
     weight: Tensor
@@ -68,7 +68,7 @@ class LayerProblem:
 
     @cached_property
     def moments(self) -> InputStatistics:
-        """What counts of the input: all of it, or what varies."""
+        """The moments that the solver sees: about the mean if the bias is refitted."""
         return self.statistics.centred() if self.refit_bias else self.statistics
 
     def solve(self, solve: Callable[[Tensor, InputStatistics], Decomposition]) -> list[Decomposition]:
@@ -76,7 +76,7 @@ class LayerProblem:
         return [solve(part, self.moments) for part in self.weight.chunk(self.parts)]
 
     def refitted_bias(self, lost: Tensor) -> Tensor:
-        """The bias that makes up for the mean of what ``lost`` [d_out, d_in], the weights that are missing, would put out."""
+        """The bias that makes up for the mean output of the missing weights ``lost`` [d_out, d_in]."""
         assert self.bias is not None
         return self.bias + self.statistics.mean_output(lost).to(self.bias)
 
@@ -90,21 +90,21 @@ def compress_layer(
     config: Any,
     refit_bias: bool,
 ) -> tuple[SparseLowRankLinear, LayerRow]:
-    """Compresses a layer, which stays where it is in the model.
+    """Compresses a layer without replacing it in the model.
 
     Args:
-        layer: still dense.
-        statistics: of its input.
-        error: of its dense weights, where the target is not what they put out.
-        method: solves it.
-        config: of the method.
-        refit_bias: let the bias, if there is one, take up the mean of what is lost.
+        layer: the dense layer.
+        statistics: moments of its input.
+        error: the error of its dense weights, if the target is not their own output.
+        method: the method that solves it.
+        config: the method's config.
+        refit_bias: let the bias, if any, absorb the mean of the lost output.
 
     Returns:
-        the layer that takes its place, and its figures.
+        the layer that replaces it, and its figures.
 
     Raises:
-        InputError: the method refuses it; the error names the layer.
+        InputError: the method refuses the layer; the message names it.
     """
     start = time.perf_counter()
     weight = layer.module.weight.detach().float()
@@ -120,7 +120,7 @@ def compress_layer(
             moments = InputStatistics(moments.second_moment)
         if config.total_compression() > 0:
             return method.solve(part, moments, config)
-        return measured(part, moments, part)  # what any method comes to where nothing is removed
+        return measured(part, moments, part)  # the result of any method if nothing is removed
 
     try:
         parts = problem.solve(solve)

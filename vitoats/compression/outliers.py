@@ -1,4 +1,4 @@
-"""The outlier shares of blocks, which OWL (``vitoats.allocation.owl``) splits a budget by."""
+"""Measures the outlier shares of blocks, by which OWL (``vitoats.allocation.owl``) splits a budget."""
 
 from collections.abc import Callable
 
@@ -18,13 +18,13 @@ def outlier_shares(
 ) -> list[float]:
     """The share of outliers of each block that has linear layers, 0 to 1.
 
-    It is the share of the scores |W_ij| ||X_j||, all linear layers pooled, that are above ``outlier`` times their mean.
+    It is the share of the scores |W_ij| ||X_j||, all linear layers pooled, that exceed ``outlier`` times their mean.
 
     Args:
-        blocks: of the dense model.
-        hidden: the images before the first of them; used up.
+        blocks: the dense model's blocks.
+        hidden: the hidden states before the first block; advanced in place.
         outlier: M.
-        progress: told the block.
+        progress: called with the block's index.
     """
     shares = []
     for index, block in enumerate(walk(blocks, hidden)):

@@ -1,4 +1,4 @@
-"""Compression of a whole model: block after block, each layer from the inputs that the compressed blocks before it give."""
+"""Compresses a whole model block by block, with inputs from the compressed blocks before each layer."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,14 +26,14 @@ Progress = Callable[[int, int, str], None]  # block, number of blocks, what is b
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What a compression did.
+    """The outcome of a compression.
 
     Attributes:
-        layers: one row a compressed layer, in order.
+        layers: one row per compressed layer, in order.
         skipped: (name, reason) of the layers that stay dense.
-        compression: the share of weights removed from the compressed layers, as it came out.
-        n_images: how many images calibrated it.
-        seconds: in all, loading apart.
+        compression: the share of weights actually removed from the compressed layers.
+        n_images: number of calibration images.
+        seconds: total time without loading.
     """
 
     layers: list[LayerRow]
@@ -72,21 +72,21 @@ def compress(
         images: batches of calibration images, as ``inputs`` describes them.
         method: a registered method's name, or ./file.py:name.
         config: that method's config.
-        inputs: what the model takes.
-        nsamples: how many images ``images`` yields at most.
+        inputs: the kind of images that the model takes.
+        nsamples: maximum number of images that ``images`` yields.
         batch_size: how many images a block runs on at a time.
-        fused_qkv: decompose a fused qkv as one matrix; by default q, k and v apart, as the paper does.
-        target: what a layer is to put out, and from which inputs (``vitoats.calibration.targets``).
-        refit_bias: let the bias take up the mean of what a layer loses, so that its weights need only care for what varies.
-        budgets: settings of single layers by name, in the place of the config's; all of the config's by default.
+        fused_qkv: decompose a fused qkv as one matrix; by default q, k and v separately, as in the paper.
+        target: the reconstruction target (``vitoats.calibration.targets``).
+        refit_bias: let the bias absorb the mean of a layer's lost output, so its weights only have to fit the variation.
+        budgets: settings of single layers by name, which override the config's.
         memory_limit: bytes; if the estimate is above it, hidden states go to a file in ``scratch`` instead.
         scratch: a folder with room for that file.
-        state: keeps finished blocks, and gives back those of an interrupted run.
-        progress: told what is being done.
+        state: stores finished blocks, and returns those of an interrupted run.
+        progress: called with what is being done.
 
     Raises:
         InputError: the model has no chain of blocks, or weights or activations are not finite.
-        RunError: no room for the hidden states.
+        RunError: there is no room for the hidden states.
     """
     start = time.perf_counter()
     adapter = adapt(model, inputs)
@@ -118,10 +118,10 @@ def compress_blocks(
     """Compresses the blocks of a model in place, one after another.
 
     Args:
-        plan: what is compressed, and how.
-        hidden: the calibration images before the first block; used up.
-        state: keeps finished blocks, and gives back those of an interrupted run.
-        progress: told what is being done.
+        plan: what to compress, and how.
+        hidden: the hidden states before the first block; advanced in place.
+        state: stores finished blocks, and returns those of an interrupted run.
+        progress: called with what is being done.
 
     Returns:
         the figures of all compressed layers, in order.
@@ -152,7 +152,7 @@ def compress_blocks(
 def _compress_block(
     plan: CompressionPlan, block: Block, calibration: Calibration, progress: Callable[[str], None]
 ) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]]:
-    """Compresses the layers of a block in place: each is measured once those before it have been replaced."""
+    """Compresses the layers of a block in place; each is measured after those before it have been replaced."""
     layers: dict[str, SparseLowRankLinear] = {}
     rows = []
     progress("calibrating")

@@ -1,4 +1,4 @@
-"""What a compression will do, settled before it starts: which layers, with which settings, and in how much memory."""
+"""The plan of a compression, made before it starts: which layers, with which settings, and in how much memory."""
 
 import logging
 import os
@@ -16,24 +16,24 @@ from vitoats.models.units import layer_roles
 
 log = logging.getLogger("vitoats")
 
-MEMORY_SHARE = 0.5  # of the machine's, below which what would be needed again is kept, unless a limit is given
-Budget = dict[str, float]  # of one layer: some of compression and rank_ratio
+MEMORY_SHARE = 0.5  # of the machine's memory, up to which intermediate results are kept, unless a limit is given
+Budget = dict[str, float]  # of one layer: compression, rank_ratio or both
 
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """What a compression will do.
+    """The plan of a compression.
 
     Attributes:
-        blocks: of the model, each with the layers to compress.
+        blocks: the model's blocks, each with the layers to compress.
         skipped: (name, reason) of the layers that stay dense.
-        method: solves the layers.
-        configs: of the method, by layer name.
-        target: what a layer is to put out.
-        refit_bias: whether biases take up the mean of what a layer loses.
-        level: how much is collected of a layer's input.
-        keep: whether what would run again is kept.
-        spill_to: the folder for a file of hidden states; None to hold them in memory.
+        method: the method that solves the layers.
+        configs: the method's configs, by layer name.
+        target: the reconstruction target of the layers.
+        refit_bias: whether biases absorb the mean of a layer's lost output.
+        level: which statistics of a layer's input are collected.
+        keep: whether intermediate results are kept instead of computed again.
+        spill_to: the folder for a file of hidden states; None keeps them in memory.
     """
 
     blocks: list[Block]
@@ -61,7 +61,7 @@ def plan_compression(
     memory_limit: float | None,
     scratch: Path | None,
 ) -> CompressionPlan:
-    """Makes the plan, and logs what memory and arithmetic it will take; arguments are those of ``compress``.
+    """Makes the plan, and logs the memory and arithmetic it will take; the arguments are those of ``compress``.
 
     Raises:
         InputError: the method does not fit the model or the other arguments, or a budget leaves nothing of a layer.
@@ -75,7 +75,7 @@ def plan_compression(
     if solver.needs == "neurons" and level == "full":
         raise InputError(f"the method {method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
     factors = 0
-    for layer in layers:  # a budget that leaves nothing shows here
+    for layer in layers:  # a budget that leaves nothing fails here
         d_out, d_in = layer.module.out_features // layer.parts, layer.module.in_features
         factors += layer.parts * configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in)
     memory = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), level, 1 + two_paths)
@@ -93,12 +93,12 @@ def chosen_blocks(
 
     Args:
         adapter: the model.
-        method: says what it leaves dense.
-        config: of the method.
-        fused_qkv: take a fused qkv for one matrix.
+        method: decides which layers stay dense.
+        config: the method's config.
+        fused_qkv: treat a fused qkv as one matrix.
 
     Raises:
-        InputError: it leaves all of them dense, or is not for this model.
+        InputError: the method leaves all layers dense, or does not suit this model.
     """
     roles = layer_roles(adapter.blocks)
     reasons = {x.name: method.left_dense(roles.get(x.name, "other"), config) for x in adapter.linears}
@@ -112,15 +112,15 @@ def chosen_blocks(
 
 
 def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:
-    """Says what memory it will take; returns where hidden states go if that is above the limit.
+    """Logs the memory estimate; returns the folder for hidden states if the estimate is above the limit, else None.
 
     Args:
-        estimate: of the whole compression.
+        estimate: the estimate for the whole compression.
         limit: bytes, None for no limit.
         scratch: a folder with room for hidden states.
 
     Raises:
-        InputError: there is no such folder, and one is needed.
+        InputError: a folder is needed, but ``scratch`` is None.
     """
     log.info("memory: %s", estimate)
     if limit is None or estimate.total <= limit:

@@ -1,4 +1,4 @@
-"""Finished blocks of a compression on disk, so that an interrupted run can go on."""
+"""Finished blocks of a compression on disk, so that an interrupted run can resume."""
 
 import logging
 import shutil
@@ -21,18 +21,18 @@ STATE = "state.json"
 
 
 class BlockStore:
-    """Keeps each finished block in a folder, so that an interrupted run can go on.
+    """Keeps each finished block in a folder, so that an interrupted run can resume.
 
     ``state.json`` holds the run's fingerprint, ``block_<i>.safetensors`` a block's compressed layers and their figures. A run
-    with another model, other images or other settings is refused; a block that is not what this run has put there is made anew.
+    with another model, other images or other settings is refused; a block that this run did not write is compressed again.
     """
 
     def __init__(self, folder: Path, fingerprint: str, resume: bool):
         """Opens or creates the folder.
 
         Raises:
-            InputError: it belongs to another run, or it is there and ``resume`` was not asked for.
-            RunError: it cannot be written.
+            InputError: the folder belongs to another run, or it already holds blocks and ``resume`` is False.
+            RunError: the folder is not writable.
         """
         self.folder, self.fingerprint = folder, fingerprint
         if finished := _block_files(folder):
@@ -63,11 +63,11 @@ class BlockStore:
         write_tensors(path, key, tensors, [asdict(row) for row in rows], "free some space, then add `resume`")
 
     def load(self, index: int, names: list[str]) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]] | None:
-        """Reads a finished block; None if there is none, or not the one that this run has put there.
+        """Reads a finished block; None if there is none, or if this run did not write it.
 
         Args:
-            index: of the block.
-            names: of its layers that are compressed.
+            index: the block's index.
+            names: names of its compressed layers.
         """
         path = self.folder / _file_name(index)
         try:
@@ -83,7 +83,7 @@ class BlockStore:
             return None
 
     def settle(self) -> None:
-        """After an interruption: says that finished blocks are kept, or removes the folder if there are none."""
+        """After an interruption: logs that finished blocks are kept, or removes the folder if there are none."""
         finished = len(_block_files(self.folder))
         if finished:
             log.warning("%d finished blocks are kept in %s: add `resume` to go on, or delete the folder", finished, self.folder)
@@ -91,12 +91,12 @@ class BlockStore:
             self.remove()
 
     def remove(self) -> None:
-        """Removes the folder, once its blocks are needed no more."""
+        """Removes the folder, once its blocks are no longer needed."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def is_output_of(partial: Path, output: Path) -> bool:
-    """Whether a folder that compress wrote came from these finished blocks: it has their figures."""
+    """Whether a folder written by compress came from these finished blocks: whether it has their figures."""
     rows: list[Any] = []
     try:
         fingerprint = read_values(partial / STATE, STATE)

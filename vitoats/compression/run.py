@@ -1,4 +1,4 @@
-"""Carries out a ``CompressionJob``: load the model, draw the images, find the budgets, compress, measure what became of it."""
+"""Carries out a ``CompressionJob``: load the model, draw the images, find the budgets, compress, and measure the result."""
 
 import dataclasses
 import logging
@@ -35,8 +35,8 @@ log = logging.getLogger("vitoats")
 
 Format = Literal["factored", "dense"]
 
-HELD_OUT = 32  # images of each kind that do not calibrate, to measure features on
-DOMAIN_RATIO = 3  # features on other images may be off this many times as much before it is worth a warning
+HELD_OUT = 32  # images of each kind held out of calibration, to measure features on
+DOMAIN_RATIO = 3  # warn if the feature error on other images is more than this many times as large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Compressed:
 
     Attributes:
         loaded: the model with its preprocessing.
-        about: what vitoats.json says of it.
+        about: the contents of vitoats.json.
         report: the figures of all layers, or of all attentions and MLPs.
     """
 
@@ -55,20 +55,20 @@ class Compressed:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The torch module: images [batch, 3, h, w] to logits, or to features where there is no head."""
+        """The torch module: images [batch, 3, h, w] to logits, or to features if there is no head."""
         return self.loaded.model
 
     def save(self, output: str | Path, format: Format = "factored", overwrite: bool = False) -> Path:
         """Writes the folder that ``vitoats.load`` opens.
 
         Args:
-            output: the folder; it appears whole or not at all.
+            output: the folder, written completely or not at all.
             format: "factored" stores S, U and V; "dense" folds them, so that timm opens the folder as local-dir:.
             overwrite: replace a folder that compress wrote.
 
         Raises:
             InputError: the folder exists, or the format does not suit the model.
-            RunError: it cannot be written.
+            RunError: the folder is not writable.
         """
         check_output_folder(Path(output), overwrite)
         save_checkpoint(self.loaded, Path(output), self.about, dense=format == "dense", overwrite=overwrite)
@@ -88,17 +88,17 @@ def run(
     """Compresses a model.
 
     Args:
-        job: the compression.
-        loaded: the dense model, where it is in memory already; it is compressed in place.
-        images: the images, where they are in memory already: a dataset of (tensor [3, h, w], label).
-        scratch: a folder for hidden states, for a memory limit.
-        partial_folder: where finished blocks are kept for ``resume``; nowhere if None.
-        resume: go on with what ``partial_folder`` holds.
-        progress: told what is being done.
+        job: the compression job.
+        loaded: the dense model, if it is already in memory; it is compressed in place.
+        images: the images, if they are already in memory: a dataset of (tensor [3, h, w], label).
+        scratch: a folder for hidden states, used under a memory limit.
+        partial_folder: where finished blocks are kept for ``resume``; None keeps none.
+        resume: continue from the blocks in ``partial_folder``.
+        progress: called with what is being done.
 
     Raises:
-        InputError: the model, the images or the settings do not fit.
-        RunError: no room on disk or in memory.
+        InputError: the model, the images or the settings are invalid.
+        RunError: disk space or memory runs out.
     """
     method = find_method(job.method)
     prepare(job.resources)
@@ -138,10 +138,10 @@ def run(
 
 
 def prepare(resources: Resources) -> None:
-    """Sets up the process: threads, the device, and what becomes of freed memory.
+    """Sets up the process: threads, device, and the reuse of freed memory.
 
     Raises:
-        InputError: torch has no such device.
+        InputError: the device is not available in torch.
     """
     set_threads(resources.threads)
     check_device(resources.device)
@@ -150,7 +150,7 @@ def prepare(resources: Resources) -> None:
 
 
 def draw_images(job: CompressionJob, loaded: LoadedModel, images: Any = None) -> CalibrationImages:
-    """Opens the images and draws those that calibrate; ``images`` are those in memory already."""
+    """Opens the images and draws those for calibration; ``images``, if given, are already in memory."""
     data, preprocessing = job.data, loaded.preprocessing
     return calibration_images(
         data.images if images is None else images,
@@ -167,7 +167,7 @@ def draw_images(job: CompressionJob, loaded: LoadedModel, images: Any = None) ->
 def described(
     job: CompressionJob, loaded: LoadedModel, drawn: CalibrationImages, goal: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What vitoats.json says of a job; its fingerprint is what ``resume`` knows the job by."""
+    """The entries of vitoats.json that describe a job; ``resume`` recognises the job by their fingerprint."""
     data = job.data
     return {
         "model": job.model.name,
@@ -200,7 +200,7 @@ def _compressed(
     store: BlockStore | None,
     progress: Callable[[int, int, str], None],
 ) -> CompressionReport | PruningReport:
-    """Compresses the model in place, by a method of either kind."""
+    """Compresses the model in place, with a method of either kind."""
     resources = job.resources
     work: dict[str, Any] = {
         "method": job.method,
@@ -228,7 +228,7 @@ def _compressed(
 
 
 def _without_seconds(figures: dict[str, Any]) -> dict[str, Any]:
-    """A report without how long things took: the same job writes the same bytes."""
+    """A report without its timings, so that the same job writes the same bytes."""
     return {
         key: [_without_seconds(row) if isinstance(row, dict) else row for row in value] if isinstance(value, list) else value
         for key, value in figures.items()
@@ -237,7 +237,7 @@ def _without_seconds(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of_other_domains(errors: dict[str, float]) -> None:
-    """Says how far features moved on images that did not calibrate, and warns if those unlike the user's fare much worse."""
+    """Logs the feature errors on held-out images, and warns if images unlike the user's have much larger ones."""
     log.info("relative feature error on held-out images: %s", ", ".join(f"{k} {v:.3f}" for k, v in errors.items()))
     if errors.get("synthetic", 0) > DOMAIN_RATIO * errors.get("own", float("inf")):
         log.warning(

@@ -1,4 +1,4 @@
-"""What compressing each layer alone does to the model's features; ``vitoats.allocation.sensitivity`` splits a budget by it."""
+"""Measures how compressing each layer alone affects the model's features, for ``vitoats.allocation.sensitivity``."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.blocks import Block, LinearLayer, ModelAdapter
 
-FEATURE_IMAGES = 8  # that features are measured on (docs/oats-h.md, Allocation)
+FEATURE_IMAGES = 8  # images to measure features on (docs/oats-h.md, Allocation)
 
 
 @torch.inference_mode()
@@ -36,15 +36,15 @@ def measure_sensitivities(
 
     Args:
         adapter: the dense model; unchanged afterwards.
-        hidden: the images that give the layers' moments; used up.
-        config: pattern and rank ratio are what the layers are compressed with.
-        refit_bias: let biases take up the mean of what a layer loses, as the compression will.
-        without_rank: measure each layer without a low-rank term, too.
-        feature_images: at least so many of the images are also those that the features are measured on.
-        progress: told the block, and what is being done.
+        hidden: the hidden states that give the layers' moments; advanced in place.
+        config: its pattern and rank ratio are used to compress the layers.
+        refit_bias: let biases absorb the mean of a layer's lost output, as the compression will.
+        without_rank: also measure each layer without a low-rank term.
+        feature_images: the features are measured on at least this many of the images.
+        progress: called with the block's index and what is being done.
 
     Raises:
-        InputError: there are not two images whose features differ.
+        InputError: no two images have different features.
     """
     every = max(1, hidden.n_images // feature_images)
     if hidden.n_images < 2:
@@ -79,7 +79,7 @@ def _layer_errors(
     refit_bias: bool,
     feature_error: Callable[[], float],
 ) -> list[float]:
-    """The feature error with one layer compressed as each config says; the layer is as before afterwards."""
+    """The feature error with one layer compressed by each config; the layer is restored afterwards."""
     module = layer.module
     dense = [parameter.data for parameter in module.parameters()]
     refit_bias = refit_bias and module.bias is not None
@@ -99,7 +99,7 @@ def _layer_errors(
 
 
 def _feature_error(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor, reference: np.ndarray) -> float:
-    """How far features are from the dense model's now, from the hidden states before the last ``blocks``."""
+    """Relative error of the current features against the dense model's, from the hidden states before the last ``blocks``."""
     return relative_error(_features(adapter, blocks, hidden), reference)
 
 

@@ -1,7 +1,7 @@
-"""From settings by name, as flags and keyword arguments give them, to a ``CompressionJob``.
+"""Turns named settings, given as flags or keyword arguments, into a ``CompressionJob``.
 
-A setting that is not given is decided by the preset, then by the method. What contradicts itself is refused here, before
-anything is loaded.
+Settings that are not given come from the preset, then from the method. Contradictions are refused here, before anything is
+loaded.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ LIMITS = ("speedup", "max_ms", "max_mb")
 MODEL_SETTINGS = tuple(field.name for field in dataclasses.fields(ModelSource) if field.name != "name")
 RESOURCES = tuple(field.name for field in dataclasses.fields(Resources))
 METHOD = "oats-h"
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: settings that stand where none are given
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: values of settings that are not given
     "oats-h": {"fast": {"solver": "support", "iterations": 20, "allocation": "uniform", "nsamples": 128}},
 }
-# Of the mix's weight in H's diagonal where a method that mixes images is told not to: docs/oats-h.md, "Ablation".
+# Damping if a method that mixes in images by default is called without a mix: docs/oats-h.md, "Images of other kinds".
 CLOSED_DOMAIN_DAMPING = 0.1
 
 
@@ -34,12 +34,12 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
 
     Args:
         model: a name or folder, as ``loading.load.load_model`` takes it.
-        images: a folder of images; the embedded sample where None, for the embedded model alone.
+        images: a folder of images; None uses the embedded sample, with the embedded model only.
         settings: any of method, preset, seed, nsamples, general_images, fused_qkv, cost_table, ``CONFIG_SETTINGS``,
             ``RECIPE_SETTINGS``, one of ``LIMITS``, ``MODEL_SETTINGS``, ``RESOURCES``, and other fields of the method's config.
 
     Raises:
-        InputError: an unknown method or setting, or settings that contradict each other.
+        InputError: the method or a setting is unknown, or settings contradict each other.
     """
     name = settings.pop("method", METHOD)
     method = find_method(name)
@@ -82,10 +82,10 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
 
 
 def read_options(method: str, text: str) -> dict[str, Any]:
-    """Reads "damping=0.1,penalty=alps": options of a method's config that are no settings of their own.
+    """Reads options of a method's config that are not settings of their own, such as "damping=0.1,penalty=alps".
 
     Raises:
-        InputError: the method has no such option, or its value is wrong.
+        InputError: the method has no such option, or its value is invalid.
     """
     fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(find_method(method).config)}
     own = {name: default for name, default in fields.items() if name not in ("seed", *CONFIG_SETTINGS)}
@@ -113,10 +113,10 @@ def _taken(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _refuse_layer_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuses what only methods that work layer by layer take.
+    """Refuses settings that only layer-by-layer methods take.
 
     Raises:
-        InputError: one of these settings is given.
+        InputError: such a setting is given.
     """
     for setting in ("target", "refit_bias", "allocation"):
         if setting in settings:
@@ -131,17 +131,17 @@ def _refuse_layer_settings(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _recipe(method: Method | StructuralMethod, given: dict[str, Any], general_images: str | None) -> Recipe:
-    """How the method is used on the whole model: what is given, and the method's own recipe for the rest."""
+    """The given recipe settings, completed from the method's own recipe."""
     if general_images and "calibration_mix" not in given:
         given["calibration_mix"] = "general"
     return dataclasses.replace(method.recipe, **given)
 
 
 def _config(name: str, method: Method | StructuralMethod, given: dict[str, Any], recipe: Recipe, seed: int) -> Any:
-    """The method's config: what is given, what suits the calibration mix, and the method's defaults.
+    """The method's config from the given settings, the calibration mix and the method's defaults.
 
     Raises:
-        InputError: the method has no such setting, or its value is wrong.
+        InputError: the method has no such setting, or its value is invalid.
     """
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(method.config)}
     for setting in given.keys() - defaults.keys():
@@ -173,7 +173,7 @@ def _limit(asked: dict[str, float], cost_table: Path | None, free_rank_ratio: bo
 
 
 def _check_allocation(job: CompressionJob, asked: bool) -> None:
-    """Refuses a limit, or an allocation that was ``asked`` for, where nothing is left to decide.
+    """Refuses a limit, or an allocation that was ``asked`` for, if nothing is left to decide.
 
     Raises:
         InputError: the pattern or the allocation fixes what is removed.

@@ -1,10 +1,10 @@
-"""Structural pruning of a whole model: heads and neurons go for real, so that smaller dense matrices are left.
+"""Structural pruning of a whole model: heads and neurons are physically removed, which leaves smaller dense matrices.
 
-Two walks over the blocks. The first, on the dense model, scores all heads and neurons; one threshold over the whole model then
-says which of them stay. The second makes each block smaller: what is left of an output layer is refitted by least squares, the
-attention's first and then, behind it, the MLP's, on the inputs that the pruned blocks before it make.
+There are two walks over the blocks. The first, on the dense model, scores all heads and neurons; one threshold for the whole
+model then decides which of them stay. The second shrinks each block and refits the output layers by least squares, the
+attention's first and then the MLP's behind it, on inputs from the pruned blocks before.
 
-Memory is that of ``vitoats.calibration`` with the hidden states twice: the second walk starts from the images' first again.
+Memory is that of ``vitoats.calibration`` with two copies of the hidden states: the second walk starts at the first block again.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from vitoats.models.units import Units, find_units, keep_units, linear, why_not
 
 log = logging.getLogger("vitoats")
 
-TRIAL_IMAGES = 2  # on which a block has to prove that its units can be removed
+TRIAL_IMAGES = 2  # images used to check that a block's units can be removed
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class ModuleRow:
     Attributes:
         name: dotted name in the model.
         kind: "heads" or "neurons".
-        before: how many units it had.
-        kept: how many it has.
-        weights: elements of its weight matrices now, biases apart.
-        relative_error: of its output layer with the refit, ||X (W - W')^T||_F / ||X W^T||_F, bias included, for the inputs X
-            that the refit saw.
-        seconds: of the refit.
+        before: number of units before.
+        kept: number of units kept.
+        weights: number of weights left, without biases.
+        relative_error: error of its output layer after the refit, ||X (W - W')^T||_F / ||X W^T||_F, bias included, for the
+            inputs X of the refit.
+        seconds: time of the refit.
     """
 
     name: str
@@ -64,15 +64,15 @@ class ModuleRow:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What structural pruning did.
+    """The outcome of structural pruning.
 
     Attributes:
-        modules: one row an attention or MLP, in order.
-        skipped: (name, reason) of the layers that stay as they were.
-        compression: the share of the weights of these modules that is gone.
-        unit: the share that one unit of the largest kind is: the threshold hits what was asked for within half of it.
-        n_images: how many images calibrated it.
-        seconds: in all, loading apart.
+        modules: one row per attention or MLP, in order.
+        skipped: (name, reason) of the layers that stay unchanged.
+        compression: the share of these modules' weights that was removed.
+        unit: the share of one unit of the largest kind; the compression is within half of it of the requested one.
+        n_images: number of calibration images.
+        seconds: total time without loading.
     """
 
     modules: list[ModuleRow]
@@ -107,16 +107,16 @@ def prune(
         images: batches of calibration images, as ``inputs`` describes them.
         method: a structural method's name.
         config: that method's config.
-        inputs: what the model takes.
-        nsamples: how many images ``images`` yields at most.
+        inputs: the kind of images that the model takes.
+        nsamples: maximum number of images that ``images`` yields.
         batch_size: how many images a block runs on at a time.
         memory_limit: bytes; if the estimate is above it, hidden states go to files in ``scratch`` instead.
         scratch: a folder with room for these files.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Raises:
         InputError: the model has no chain of blocks, its heads or neurons cannot be removed, or too few would be left.
-        RunError: no room for the hidden states.
+        RunError: there is no room for the hidden states.
     """
     start = time.perf_counter()
     solver = STRUCTURAL[method]
@@ -152,15 +152,15 @@ def _prune_blocks(
     config: Any,
     progress: Progress,
 ) -> list[ModuleRow]:
-    """Makes all modules smaller, and refits their output layers on inputs behind pruned blocks, or behind dense ones.
+    """Shrinks all modules, and refits their output layers on inputs behind pruned blocks, or behind dense ones.
 
     Args:
         adapter: the model.
-        hidden: the images before the first block; used up.
+        hidden: the hidden states before the first block; advanced in place.
         found: the units of each block.
-        kept: which units of each module stay, [n] in order.
-        config: of the method.
-        progress: told what is being done.
+        kept: for each module in order, which of its n units stay, [n].
+        config: the method's config.
+        progress: called with what is being done.
     """
     n_blocks = len(adapter.blocks)
     rows: list[ModuleRow] = []
@@ -168,7 +168,7 @@ def _prune_blocks(
         for index, (block, modules) in enumerate(zip(adapter.blocks, found, strict=True)):
             progress(n_blocks + index, 2 * n_blocks, "pruning")
             statistics = _output_inputs(hidden, block, modules)
-            hidden.advance(block)  # before it is touched
+            hidden.advance(block)  # before the block is changed
             rows += [_shrink(adapter.model, units, next(kept), statistics, config) for units in modules]
         return rows
     for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
@@ -180,14 +180,14 @@ def _prune_blocks(
 
 
 def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]], list[tuple[str, str]]]:
-    """The units of each block that can be removed, and (name, reason) of all layers that stay as they are.
+    """The removable units of each block, and (name, reason) of all layers that stay unchanged.
 
     Args:
         adapter: the model.
         hidden: a few hidden states before the first block.
 
     Raises:
-        InputError: there are none at all.
+        InputError: the model has no removable units.
     """
     called = {layer.name for layer in adapter.linears}
     found: list[list[Units]] = []
@@ -197,7 +197,7 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
         for units in find_units(adapter.model, block.name):
             layers = (*units.inputs, units.output)
             if not called.issuperset(layers) or linear(adapter.model, units.output).out_features != block.shape_after[-1]:
-                continue  # (an MLP that makes a position bias, say)
+                continue  # e.g. an MLP that computes a position bias
             reason = why_not(block, units, hidden)
             if reason is None:
                 found[-1].append(units)
@@ -219,7 +219,7 @@ def _scores(
     config: Any,
     progress: Progress,
 ) -> list[Tensor]:
-    """Scores all units of the model on its dense activations, module by module; ``hidden`` is used up."""
+    """Scores all units of the model on its dense activations, module by module; advances ``hidden`` in place."""
     scores = []
     for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
         progress(index, 2 * len(found), "scoring")
@@ -232,13 +232,13 @@ def _scores(
 
 
 def _output_inputs(hidden: HiddenStates, block: Block, modules: list[Units]) -> dict[str, InputStatistics]:
-    """Full moments of what the output layers of these units read."""
+    """Full moments of the inputs of these units' output layers."""
     return input_statistics(hidden, block, "full", [units.output for units in modules])
 
 
 @torch.no_grad()
 def _shrink(model: nn.Module, units: Units, mask: Tensor, statistics: dict[str, InputStatistics], config: Any) -> ModuleRow:
-    """Removes the units that ``mask`` [n] does not mark for real, and refits the output layer."""
+    """Physically removes the units that ``mask`` [n] does not mark, and refits the output layer."""
     start = time.perf_counter()
     output = linear(model, units.output)
     device = output.weight.device

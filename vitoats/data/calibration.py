@@ -1,4 +1,4 @@
-"""The images that calibrate: the user's own, and what is mixed in so that features also hold on other images."""
+"""Calibration images: the user's own, optionally mixed with others so that features stay accurate on other images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Mix = Literal["none", "synthetic", "general", "both"]
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Images that calibrate, and such as do not.
+    """Calibration images and held-out images.
 
     Attributes:
-        sources: equal shares, by name: "own", and of "synthetic" and "general" those that are mixed in.
-        held_out: images of the sources that take no part, by name; empty sets are left out.
-        nsamples: how many images calibrate in all, at most.
-        seed: of the draw.
+        sources: image sets by name, used in equal shares: "own", and "general" and "synthetic" if mixed in.
+        held_out: images that are not used for calibration, by name of their source; empty sets are left out.
+        nsamples: total number of calibration images, at most.
+        seed: seed of the draw.
     """
 
     sources: dict[str, Any]
@@ -32,7 +32,7 @@ class CalibrationImages:
     seed: int
 
     def batches(self, batch_size: int, workers: int) -> Iterator[Tensor]:
-        """Yields batches [b, 3, h, w], one source after the other.
+        """Yields calibration batches [b, 3, h, w], one source after the other.
 
         Raises:
             InputError: too few images can be read.
@@ -42,7 +42,7 @@ class CalibrationImages:
                 yield from calibration_batches(source, share, self.seed, batch_size, workers)
 
     def digests(self) -> dict[str, str]:
-        """Identifies the images of each source: those that calibrate, and those held out, the next in line."""
+        """A digest of each source's images: those used for calibration, and the held-out ones drawn after them."""
         found = {}
         for (name, source), share in zip(self.sources.items(), shares(self.nsamples, len(self.sources)), strict=True):
             if isinstance(source, SyntheticImages):
@@ -65,19 +65,19 @@ def calibration_images(
     """Opens and splits the images.
 
     Args:
-        own: the user's images: what ``open_images`` takes, of which the training split counts, or images in memory
+        own: the user's images: a name or folder for ``open_images``, whose training split is used, or images in memory
             (``data.in_memory``).
         general_images: a folder of varied images, for the mixes "general" and "both".
-        mix: "none", or what is mixed in, each kind as much as the user's images: "synthetic" (``vitoats.data.synthetic``),
-            "general", or "both".
-        nsamples: how many images calibrate, in all.
-        held_out: how many of each kind to keep apart, where there are so many more.
-        seed: of the draws and of the synthetic images.
-        img_size: of the synthetic images, in pixels.
-        transform: PIL image to tensor.
+        mix: the images that are mixed in: "none", "synthetic" (``vitoats.data.synthetic``), "general", or "both". Each kind
+            gets the same share as the user's images.
+        nsamples: total number of calibration images.
+        held_out: number of images of each kind to hold out, if that many are left.
+        seed: seed of the draws and of the synthetic images.
+        img_size: size of the synthetic images, in pixels.
+        transform: converts a PIL image to a tensor.
 
     Raises:
-        InputError: there is no such folder, or the mix and ``general_images`` contradict each other.
+        InputError: a folder does not exist, or the mix and ``general_images`` contradict each other.
     """
     if mix not in get_args(Mix):
         raise InputError(f"unknown mix {mix!r}: `calibration_mix` takes {', '.join(get_args(Mix))}")
@@ -100,5 +100,5 @@ def calibration_images(
 
 
 def shares(nsamples: int, sources: int) -> list[int]:
-    """Splits ``nsamples`` as evenly as can be; the first sources get what is left over."""
+    """Splits ``nsamples`` as evenly as possible; the remainder goes to the first sources."""
     return [nsamples // sources + (i < nsamples % sources) for i in range(sources)]

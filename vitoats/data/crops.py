@@ -1,4 +1,4 @@
-"""Several crops of one image, to look at a model on images it was not calibrated for, where there are few of them."""
+"""Several crops of each image, to evaluate a model on a small set of images from another domain."""
 
 import zlib
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from vitoats.data.transforms import Preprocessing
 
 @dataclass(frozen=True)
 class Crops:
-    """PIL image to [1 + n_random, 3, img_size, img_size]: the model's own view, then random squares.
+    """Converts a PIL image to [1 + n_random, 3, img_size, img_size]: the model's own view, then random square crops.
 
-    A square's side is uniform in half to all of the image's short side, its place uniform; it is resized to the model's
-    size. An image gets the same squares in every run, wherever it comes in the order.
+    A crop's side is uniform between half and all of the image's short side, its position is uniform, and it is resized to the
+    model's image size. An image gets the same crops in every run, regardless of the order of images.
 
     Attributes:
-        preprocessing: the model's.
-        n_random: how many random squares.
-        seed: of the squares.
+        preprocessing: the model's preprocessing.
+        n_random: number of random crops.
+        seed: seed of the random crops.
     """
 
     preprocessing: Preprocessing

@@ -1,4 +1,4 @@
-"""Images to calibrate and evaluate on: a folder, the files of Fashion-MNIST, or the sample inside the package."""
+"""Images for calibration and evaluation: a folder, the files of Fashion-MNIST, or the sample embedded in the package."""
 
 import gzip
 import hashlib
@@ -24,15 +24,15 @@ from torchvision.datasets.folder import IMG_EXTENSIONS  # isort: skip
 
 log = logging.getLogger("vitoats")
 
-SAMPLE = "sample"  # the name of the embedded sample where a folder is asked for
+SAMPLE = "sample"  # names the embedded sample where a folder is expected
 SAMPLE_FILE = Path(__file__).parent / "fashion_mnist_sample.npz"
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 SPLIT_FOLDERS = {"train": ("train",), "test": ("val", "validation", "valid", "eval", "evaluation", "test")}
 IDX_FILES = {"train": "train", "test": "t10k"}
-FEWEST_IMAGES = 16  # a calibration set that came out smaller than asked for must have this many
-NAMED_FILES = 3  # how many of the files that were left out are named
+FEWEST_IMAGES = 16  # minimum for a calibration set that is smaller than requested
+NAMED_FILES = 3  # number of ignored files that a warning names
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class ImageFiles(Dataset):
         try:
             with Image.open(path) as image:
                 return self.transform(image.convert("RGB")), self.labels[index] if self.labels else -1
-        except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
+        except Exception as error:  # PIL's decoders raise all kinds of errors on a broken file
             return Unreadable(path, str(error) or type(error).__name__)
 
     def content(self, index: int) -> bytes:
-        """The file's bytes; none where it cannot be read, which is an image that is skipped."""
+        """The file's bytes; empty if it cannot be read, in which case the image is skipped anyway."""
         try:
             return Path(self.paths[index]).read_bytes()
         except OSError:
@@ -81,7 +81,7 @@ class ImageArrays(Dataset):
         return self.transform(Image.fromarray(self.images[index]).convert("RGB")), int(self.labels[index])
 
     def content(self, index: int) -> bytes:
-        """The image as it is kept."""
+        """The image's bytes."""
         return self.images[index].tobytes()
 
 
@@ -92,13 +92,13 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
     """Opens a set of images.
 
     Args:
-        data_dir: "sample"; a folder with one subfolder for each class; a flat folder of images; a folder with ``train`` and
-            ``val`` inside; or one with the gz files of (Fashion-)MNIST.
-        split: "train" for calibration, "test" for evaluation; only sets that have both use it.
-        transform: PIL image to tensor.
+        data_dir: "sample"; a folder with one subfolder per class; a flat folder of images; a folder that contains ``train``
+            and ``val``; or a folder with the gz files of (Fashion-)MNIST.
+        split: "train" for calibration, "test" for evaluation; ignored for sets without splits.
+        transform: converts a PIL image to a tensor.
 
     Raises:
-        InputError: no such folder, or no images in it.
+        InputError: the folder does not exist or contains no images.
     """
     if data_dir == SAMPLE:
         with np.load(SAMPLE_FILE, allow_pickle=False) as sample:
@@ -121,10 +121,10 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
 
 
 def image_folder(root: Path, transform: Callable) -> ImageFiles:
-    """Opens a folder with one subfolder for each class, or a flat one.
+    """Opens a flat folder of images, or a folder with one subfolder per class.
 
     Raises:
-        InputError: no images in it.
+        InputError: the folder contains no images.
     """
     classes, paths, labels, ignored = _walk(root)
     if ignored:
@@ -135,9 +135,9 @@ def image_folder(root: Path, transform: Callable) -> ImageFiles:
 
 
 def digest(dataset: ImageDataset, indices: Iterable[int]) -> str:
-    """Identifies images in their order, by their content: the bytes of their files or of what is in memory, labels, classes.
+    """A digest of the images at ``indices``, in that order: their bytes on disk or in memory, labels and class names.
 
-    Where the files lie plays no part, and neither do images that are not among them.
+    File paths and all other images have no influence on it.
     """
     indices = list(indices)
     labels = [] if dataset.labels is None else [int(dataset.labels[i]) for i in indices]
@@ -148,12 +148,12 @@ def digest(dataset: ImageDataset, indices: Iterable[int]) -> str:
 
 
 def shuffled(dataset: Any, seed: int) -> list[int]:
-    """The indices of all images, in the order in which they are drawn."""
+    """The indices of all images in random order, the order in which they are drawn."""
     return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def read_idx(path: Path, header: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-    """Reads the bytes of a gz IDX file after its header, uint8 [n, *shape].
+    """Reads the content of a gzipped IDX file after its header, as uint8 [n, *shape].
 
     Raises:
         InputError: the file is missing or damaged.
@@ -166,9 +166,9 @@ def read_idx(path: Path, header: int, shape: tuple[int, ...] = ()) -> np.ndarray
 
 
 def _walk(root: Path) -> tuple[tuple[str, ...], list[str], list[int], list[str]]:
-    """Lists images in order: classes (empty for a flat folder), paths, labels, and the files that are no images.
+    """Lists a folder's classes (empty for a flat folder), image paths, labels, and the files that are not images.
 
-    Order is timm's, in which class2 comes before class10.
+    The order is timm's, in which class2 comes before class10.
     """
     folders_found = (e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
     classes = tuple(sorted(folders_found, key=lambda name: (natural_key(name), name)))
@@ -202,18 +202,18 @@ def _collate(items: list) -> tuple[Tensor, Tensor, list[Unreadable]]:
 
 
 def batches(dataset: Dataset, order: Iterable[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (images [b, 3, h, w], labels [b]) in the given order; files that cannot be read are named, counted and skipped."""
+    """Yields (images [b, 3, h, w], labels [b]) in the given order; unreadable files are skipped, with a warning for each."""
     whole = BatchSampler(order, batch_size, drop_last=False)
     yield from given_batches(dataset, whole, workers)
 
 
 def given_batches(dataset: Dataset, indices: Iterable[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Like ``batches``, with the indices of each batch given."""
+    """Like ``batches``, but takes the indices of each batch."""
     yield from _readable(DataLoader(dataset, batch_sampler=indices, num_workers=workers, collate_fn=_collate))
 
 
 def stream_batches(dataset: IterableDataset, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Like ``batches``, of images that come in an order of their own; more than one reader would mix it."""
+    """Like ``batches``, but for images in a fixed order; uses at most one worker, since several would change the order."""
     yield from _readable(DataLoader(dataset, batch_size=batch_size, num_workers=min(workers, 1), collate_fn=_collate))
 
 
@@ -232,12 +232,12 @@ def _readable(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def calibration_batches(dataset: ImageDataset, nsamples: int, seed: int, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Yields batches of ``nsamples`` images drawn at random; an unreadable file is replaced by another one.
+    """Yields ``nsamples`` randomly drawn images in batches; unreadable files are replaced by other images.
 
-    A folder with fewer images gives all of them, with a notice.
+    If the folder has fewer images, all of them are used, with a warning.
 
     Raises:
-        InputError: too few are left, fewer than asked for and fewer than 16.
+        InputError: fewer than ``nsamples`` images can be read, and fewer than 16.
     """
     missing = nsamples
     for images, _ in batches(dataset, shuffled(dataset, seed), min(batch_size, nsamples), workers):

@@ -1,4 +1,4 @@
-"""Images that are in memory already, as a dataset of (image [3, size, size], label)."""
+"""Images already in memory, as a dataset of (image [3, size, size], label)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +16,20 @@ class ImagesInMemory(Dataset):
     """A tensor of images, or a dataset of images with or without labels.
 
     Attributes:
-        classes: names of the classes, empty where nobody knows them.
+        classes: class names; empty if unknown.
     """
 
     def __init__(self, images: Any, transform: Callable, img_size: int):
-        """Takes the images.
+        """Wraps the images.
 
         Args:
-            images: a float tensor [n, 3, size, size], preprocessed; or a dataset with a length, whose items, or the first
-                part of each, are such tensors [3, size, size] or PIL images, the second part being the label.
-            transform: PIL image to tensor.
+            images: a preprocessed float tensor [n, 3, size, size], or a dataset with a length. The dataset's items are images
+                or (image, label) tuples, each image being a PIL image or a preprocessed float tensor [3, size, size].
+            transform: converts a PIL image to a tensor.
             img_size: size, in pixels.
+
+        Raises:
+            InputError: there are no images, or they are of another type.
         """
         self.images, self.transform, self.img_size = images, transform, img_size
         self.classes: tuple[str, ...] = tuple(getattr(images, "classes", ()))
@@ -38,10 +41,10 @@ class ImagesInMemory(Dataset):
         if not len(images):
             raise InputError("there is no image: give `images` some, or a folder")
 
-    labels = None  # they come with the images, where there are any
+    labels = None  # labels, if any, come with the images
 
     def content(self, index: int) -> bytes:
-        """The preprocessed image."""
+        """The bytes of the preprocessed image."""
         return self[index][0].numpy().tobytes()
 
     def __len__(self) -> int:

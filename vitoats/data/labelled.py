@@ -1,7 +1,7 @@
-"""Labelled images to evaluate on, named as timm names them: a folder, a .tar file, or a data set of ``create_dataset``.
+"""Labelled images for evaluation, named as in timm: a folder, a .tar file, or a data set of ``create_dataset``.
 
-Images come in timm's order and with timm's labels. A file that cannot be read is named and left out; timm puts the next image
-in its place. Nothing is downloaded but by ``hfds/``, ``hfids/``, ``tfds/`` and ``wds/``, which is said.
+Images have timm's order and timm's labels. An unreadable file is skipped with a warning, whereas timm substitutes the next
+image. Only ``hfds/``, ``hfids/``, ``tfds/`` and ``wds/`` may download anything, and a log message says so.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ log = logging.getLogger("vitoats")
 
 TRAIN_SPLITS = ("train", "training")
 TEST_SPLITS = ("validation", "val", "valid", "eval", "evaluation", "test")
-FETCHED = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}  # by which package
+FETCHED = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}  # by package
 
 
 class ReadImages(Dataset):
@@ -47,13 +47,13 @@ class ReadImages(Dataset):
             with image if isinstance(image, Image.Image) else Image.open(image) as opened:
                 pixels = opened.convert("RGB")
             return self.transform(pixels), int(label) if self.labelled and label is not None else -1
-        except Exception as error:  # PIL's decoders raise whatever a broken file leads them to
+        except Exception as error:  # PIL's decoders raise all kinds of errors on a broken file
             name = self.paths[index] if self.paths else f"image {index}"
             return Unreadable(name, str(error) or type(error).__name__)
 
 
 class StreamedImages(IterableDataset):
-    """Images that come one after the other, of unknown number; an item is (image tensor, label)."""
+    """A stream of images of unknown length; an item is (image tensor, label)."""
 
     classes: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ class StreamedImages(IterableDataset):
 
 
 class Relabelled(Dataset):
-    """Images with several right labels each, in rows of equal length filled up with -1."""
+    """Images with several correct labels each, in rows padded to equal length with -1."""
 
     def __init__(self, dataset: Any, rows: list[list[int]]):
         self.dataset, self.rows, self.classes = dataset, rows, ()
@@ -80,7 +80,7 @@ class Relabelled(Dataset):
 
 
 class Renumbered(Dataset):
-    """Images whose label i became ``labels[i]``."""
+    """Images whose label i is replaced by ``labels[i]``."""
 
     def __init__(self, dataset: Any, labels: list[int], classes: tuple[str, ...]):
         self.dataset, self.labels, self.classes = dataset, labels, classes
@@ -106,17 +106,17 @@ def open_labelled(
     """Opens images for evaluation.
 
     Args:
-        data_dir: what ``open_images`` takes, or a .tar file (of images in class folders, or of one .tar for each class);
-            where a named data set lies or is cached.
-        transform: PIL image to tensor.
-        dataset: "" for ``data_dir`` itself, or a name that timm's ``create_dataset`` takes, such as torch/cifar10.
+        data_dir: a name or folder for ``open_images``, or a .tar file (of images in class folders, or of one .tar per class);
+            for a named data set, the folder where it lies or is cached.
+        transform: converts a PIL image to a tensor.
+        dataset: "" for ``data_dir`` itself, or a name for timm's ``create_dataset``, such as torch/cifar10.
         split: validation, train, or the name of a split or folder.
-        class_map: a text file with one class name on each line, in the order of the model's outputs; images of other
+        class_map: a text file with one class name per line, in the order of the model's outputs; images of other
             classes are left out.
-        num_samples: how many images of a stream (``wds/``, ``tfds/``, ``hfids/``) to take.
+        num_samples: number of images to take from a stream (``wds/``, ``tfds/``, ``hfids/``).
 
     Raises:
-        InputError: there are no such images, or they cannot be had in this way.
+        InputError: the images do not exist, cannot be opened, or do not support one of the arguments.
     """
     known = None if class_map is None else read_class_map(class_map)
     kind = dataset.partition("/")[0].lower()
@@ -128,11 +128,11 @@ def open_labelled(
         raise InputError("there are no images to evaluate: give `images` a folder with one subfolder for each class")
     if data_dir.endswith(".tar") and os.path.isfile(data_dir):
         try:
-            reader = ReaderImageInTar(data_dir, class_map=known, cache_tarinfo=False)  # its cache would be a pickle
-        except Exception as error:  # tarfile's, and unpacking of nothing
+            reader = ReaderImageInTar(data_dir, class_map=known, cache_tarinfo=False)  # timm's cache would be a pickle
+        except Exception as error:  # errors of tarfile, or of unpacking an empty list
             raise InputError(f"{data_dir} holds no images that can be read ({error}): give `images` another file") from None
         classes = _names(reader.class_name_to_idx)
-        labelled = classes != ("",)  # or else the images lie in no folder
+        labelled = classes != ("",)  # otherwise the images are not in folders
         return ReadImages(reader, reader.filenames(), classes if labelled else (), transform, labelled)
     root = Path(data_dir)
     own = "train" if split in TRAIN_SPLITS else "test"
@@ -154,14 +154,14 @@ def open_labelled(
 
 
 def with_classes_of_model(dataset: Any, known: tuple[str, ...]) -> Any:
-    """Labels as the model numbers them, for images of some of its classes or in another order.
+    """Renumbers labels to match the model's outputs, for images of a subset of its classes or in another order.
 
     Args:
         dataset: images with class names.
-        known: the model's class names in the order of its outputs, empty where nobody knows them.
+        known: the model's class names in the order of its outputs; empty if unknown.
 
     Raises:
-        InputError: the model knows other classes, and not as many.
+        InputError: the images have classes that the model does not know, and not the same number of classes.
     """
     if not known or not dataset.classes or dataset.classes == known:
         return dataset
@@ -196,7 +196,7 @@ def _named(
         log.info("opening %s; the package %s may download it", dataset, FETCHED[kind])
     try:
         found = create_dataset(dataset, root, split, class_map=class_map, num_samples=num_samples, download=kind in FETCHED)
-    except Exception as error:  # every kind fails in its own way
+    except Exception as error:  # each kind of data set raises its own errors
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"the data set {dataset} cannot be opened ({reason}): check `dataset`, `split`, `images`") from None
     if isinstance(found, IterableImageDataset):
@@ -214,10 +214,10 @@ def _names(class_to_idx: dict[str, int]) -> tuple[str, ...]:
 
 
 def read_class_map(path: Path) -> dict[str, int]:
-    """Reads class names, one on each line, as indices by name.
+    """Reads class names, one per line, and returns the index of each.
 
     Raises:
-        InputError: no such file, or it is no text; pickles are never read.
+        InputError: the file does not exist or is not a text file; pickles are never read.
     """
     if path.suffix != ".txt":
         raise InputError(f"{path} is no .txt file: give `class_map` a text file with one class name on each line")
@@ -226,10 +226,10 @@ def read_class_map(path: Path) -> dict[str, int]:
 
 
 def read_valid_labels(path: Path) -> list[int]:
-    """Reads indices of the model's outputs, one on each line: output ``valid[i]`` stands for class i of the images.
+    """Reads indices of the model's outputs, one per line: output ``valid[i]`` stands for class i of the images.
 
     Raises:
-        InputError: no such file, or other things in it.
+        InputError: the file does not exist, or holds something other than integers.
     """
     try:
         return [int(line) for line in _read(path, "valid_labels").split()]
@@ -245,10 +245,10 @@ def with_real_labels(dataset: Any, path: Path) -> tuple[Relabelled, list[int]]:
         path: the authors' real.json, a list with the labels of each image.
 
     Returns:
-        the relabelled images, and the indices of those that have a label at all: only they count.
+        the relabelled images, and the indices of those with at least one label; only these are evaluated.
 
     Raises:
-        InputError: the file is no such list, or an image is none of its images.
+        InputError: the file is not such a list, or has no entry for one of the images.
     """
     try:
         labels = json.loads(_read(path, "real_labels"))

@@ -1,13 +1,13 @@
-"""Synthetic images that need no data: dead leaves over 1/f noise, to calibrate on beside the user's own.
+"""Synthetic images that need no data: dead leaves over 1/f noise, for calibration in addition to the user's own images.
 
-Weights that are fitted to the inputs of one domain are off on others, since second moments of one domain leave many directions
-of the input space nearly empty. These images fill them. Natural images have spectra that fall with frequency and consist of
-objects of all sizes that cover each other ("dead leaves": Ruderman 1997; Lee, Mumford and Huang 2001; as training images for
-networks: Baradad et al., arXiv 2106.05963). One image is
+Weights that are fitted to the inputs of one domain are inaccurate on others, because the second moments of one domain leave
+many directions of the input space nearly empty. Synthetic images fill these directions. Natural images have spectra that fall
+with frequency, and consist of objects of all sizes that occlude each other ("dead leaves": Ruderman 1997; Lee, Mumford and
+Huang 2001; as training images for networks: Baradad et al., arXiv 2106.05963). One image consists of
 
-    noise of amplitude spectrum 1 / f^a, a from 0.7 to 1.6, one draw a colour channel, mixed by a random rotation of colours
-    3 to 40 ellipses, rectangles and triangles of radius 4 / sqrt(u) of 98 pixels, u uniform, with a gradient and some texture
-    a blur of 0 to 1.2 of 98 pixels
+    noise with the amplitude spectrum 1 / f^a, a from 0.7 to 1.6, three fields mixed by a random rotation of colours
+    3 to 40 ellipses, rectangles and triangles with a gradient and some texture; radius 4 / sqrt(u) pixels at 98 px, u uniform
+    a blur with a radius of 0 to 1.2 pixels at 98 px
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-REFERENCE_SIZE = 98  # pixels that the lengths below are meant for; other sizes scale them
+REFERENCE_SIZE = 98  # image size in pixels for which the lengths below hold; they scale with the size
 SPECTRAL_EXPONENTS = (0.7, 1.6)
-COLOUR_WEIGHTS = np.array([1.0, 0.4, 0.25])  # of three noise fields before their rotation: natural images are mostly grey
+COLOUR_WEIGHTS = np.array([1.0, 0.4, 0.25])  # of the three noise fields before the rotation: natural images are mostly grey
 NOISE_DEVIATION = 0.18
 SHAPES = (3, 40)
 SMALLEST_RADIUS, LARGEST_RADIUS, LEAST_U = 4.0, 60.0, 0.004
@@ -28,7 +28,7 @@ LARGEST_BLUR = 1.2
 
 
 class SyntheticImages(Dataset):
-    """Images ``first`` to ``first + n`` of an endless seeded series; an item is (image tensor, -1)."""
+    """``n`` images of an endless seeded series, starting at index ``first``; an item is (image tensor, -1)."""
 
     def __init__(self, n: int, img_size: int, seed: int, transform: Callable[[Image.Image], Tensor], first: int = 0):
         self.n, self.img_size, self.seed, self.transform, self.first = n, img_size, seed, transform, first
@@ -48,8 +48,8 @@ def synthetic_image(img_size: int, seed: int, index: int) -> Image.Image:
 
     Args:
         img_size: height and width in pixels.
-        seed: of the series.
-        index: its place in it; images do not depend on each other.
+        seed: seed of the series.
+        index: position in the series; images do not depend on each other.
     """
     random = np.random.default_rng([seed, index])
     unit = img_size / REFERENCE_SIZE
@@ -76,9 +76,9 @@ def synthetic_image(img_size: int, seed: int, index: int) -> Image.Image:
 
 
 def coloured_noise(img_size: int, random: np.random.Generator) -> np.ndarray:
-    """Noise [img_size, img_size, 3] of mean 0 whose amplitude falls as 1 / f^a."""
+    """Noise [img_size, img_size, 3] with mean 0, whose amplitude spectrum falls as 1 / f^a."""
     f = np.hypot(np.fft.fftfreq(img_size)[:, None], np.fft.rfftfreq(img_size))
-    f[0, 0] = np.inf  # no mean
+    f[0, 0] = np.inf  # zero mean
     white = np.fft.rfft2(random.standard_normal((3, img_size, img_size)))
     fields = np.fft.irfft2(white / f ** random.uniform(*SPECTRAL_EXPONENTS), s=(img_size, img_size))  # [3, h, w]
     fields *= (COLOUR_WEIGHTS / fields.std(axis=(1, 2)))[:, None, None]

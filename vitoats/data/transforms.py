@@ -1,4 +1,4 @@
-"""What an image goes through before a model sees it; stored with every checkpoint and ONNX file."""
+"""Image preprocessing, which is stored with every checkpoint and ONNX file."""
 
 import math
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MAX_IMG_SIZE = 4096
-CROP_PCT = (0.1, 2.0)  # above 1, "border" leaves one
+CROP_PCT = (0.1, 2.0)  # above 1, "border" leaves a border
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """timm's evaluation preprocessing, in timm's words.
+    """timm's evaluation preprocessing, in timm's terms.
 
     Attributes:
-        img_size: height and width in pixels after all.
+        img_size: final height and width in pixels.
         crop_pct: the crop's share of the resized image; with "center" the short side is resized to img_size / crop_pct.
-        crop_mode: "center", "squash" (both sides resized, nothing cut off) or "border".
+        crop_mode: "center", "squash" (both sides resized, nothing cropped) or "border".
         interpolation: one of ``INTERPOLATIONS``.
-        mean: per channel, of pixels in 0..1.
-        std: per channel.
+        mean: mean per channel, for pixel values in 0..1.
+        std: standard deviation per channel.
 
     Raises:
-        InputError: such images cannot be.
+        InputError: a value is invalid.
     """
 
     img_size: int
@@ -55,10 +55,10 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, config: dict[str, Any]) -> "Preprocessing":
-        """From what timm resolves for a model.
+        """Converts the data configuration that timm resolves for a model.
 
         Raises:
-            InputError: the model takes no square RGB images.
+            InputError: the model does not take square RGB images.
         """
         channels, height, width = config["input_size"]
         if channels != 3 or height != width:
@@ -74,10 +74,10 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """From what ``to_dict`` gave.
+        """The inverse of ``to_dict``.
 
         Raises:
-            InputError: these are other values.
+            InputError: values are missing, unknown or invalid.
         """
         try:
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
@@ -89,13 +89,13 @@ class Preprocessing:
         return asdict(self)
 
     def with_crop_mode(self, crop_mode: str) -> "Preprocessing":
-        """Another crop mode; "squash" resizes to the exact size, so nothing is cropped."""
+        """The same preprocessing with another crop mode; "squash" resizes to the exact size, so nothing is cropped."""
         if crop_mode not in CROP_MODES:
             raise InputError(f"unknown crop mode {crop_mode!r}: use {', '.join(CROP_MODES)}")
         return replace(self, crop_mode=crop_mode, crop_pct=1.0 if crop_mode == "squash" else self.crop_pct)
 
     def transform(self) -> Callable:
-        """PIL image to float tensor [3, img_size, img_size]."""
+        """The transform of a PIL image to a float tensor [3, img_size, img_size]."""
         return create_transform(
             input_size=(3, self.img_size, self.img_size),
             is_training=False,

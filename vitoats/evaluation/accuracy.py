@@ -17,16 +17,16 @@ Predict = Callable[[Tensor], Tensor]  # images [b, 3, h, w] -> logits [b, n_clas
 
 @dataclass
 class Accuracy:
-    """Counts of an evaluation; percentages run 0 to 100.
+    """Counts of an evaluation; percentages run from 0 to 100.
 
     Attributes:
-        n_images: how many images were evaluated.
-        correct1: how many had their label in first place.
-        correct5: how many had it among the first five (or all, where there are fewer classes).
-        hits1: for each image of this process, whether it is one of ``correct1``.
-        hits5: and of ``correct5``.
-        predictions: the class in first place, for each image.
-        seconds: in the model alone.
+        n_images: number of images evaluated.
+        correct1: number of images whose label came first.
+        correct5: number of images whose label was among the first five (or all, if there are fewer classes).
+        hits1: for each image of this process, whether it counts in ``correct1``.
+        hits5: the same for ``correct5``.
+        predictions: the top class of each image.
+        seconds: time spent in the model alone.
     """
 
     n_images: int = 0
@@ -58,15 +58,15 @@ def evaluate(
     """Runs a model over labelled images.
 
     Args:
-        predict: images to logits.
-        batches: (images [b, 3, h, w], labels [b], or [b, m] where each of several labels is right, filled up with -1).
+        predict: maps images to logits.
+        batches: (images [b, 3, h, w], labels [b], or [b, m] if images have several correct labels, padded with -1).
         n_classes: how many classes the labels come from, to check against the logits.
-        progress: told the counts after each batch.
+        progress: called with the counts after each batch.
         valid_labels: the outputs that count: output ``valid_labels[i]`` stands for label i.
-        total: adds up the counts where several processes share the images.
+        total: adds up the counts if several processes share the images.
 
     Raises:
-        InputError: no images, no labels, or labels the model has no outputs for.
+        InputError: there are no images or no labels, or the model has no output for a label.
     """
     result = Accuracy()
     for images, labels in batches:

@@ -1,9 +1,9 @@
-"""One evaluation on several processes that ``torchrun`` started, on the CPU.
+"""One evaluation shared by several CPU processes that ``torchrun`` started.
 
-Whole batches are dealt out in turn, the very batches that one process would see, so every image meets the model in the same
-company and the counts are those of one process to the last digit. Nothing is padded and nothing is dropped. All that the
-processes have to tell each other is three counts, once: they go through the store in which torchrun lets them meet. A gloo
-process group would do as well, but with one a process sometimes aborted at its end, and collectives wait half an hour only.
+Whole batches are dealt out in turn. They are the same batches that a single process would see, so the counts are exactly the
+same, too. Nothing is padded and nothing is dropped. The processes exchange only three counts, once, through torchrun's
+rendezvous store. A gloo process group would work as well, but with one, processes sometimes aborted on exit, and collectives
+time out after half an hour.
 """
 
 import json
@@ -16,12 +16,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from vitoats.evaluation.accuracy import Accuracy
 
-PATIENCE = timedelta(days=7)  # of the fastest process with the slowest; torchrun ends them all when one fails
+PATIENCE = timedelta(days=7)  # how long the fastest process waits for the slowest; torchrun stops them all when one fails
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: number ``rank`` of ``size``, and the store where they meet."""
+    """This process's ``rank`` among ``size`` processes, and the store that they share."""
 
     rank: int = 0
     size: int = 1
@@ -33,11 +33,11 @@ class World:
         return whole[self.rank :: self.size]
 
     def total(self, own: Accuracy) -> Accuracy:
-        """The counts of all processes together; ``seconds`` are those of the slowest, predictions stay this process's own."""
+        """The counts of all processes together; ``seconds`` is that of the slowest, predictions stay this process's own."""
         if self.store is None:
             return own
         self.store.set(f"counts/{self.rank}", json.dumps(asdict(replace(own, hits1=[], hits5=[], predictions=[]))))
-        everyone = [Accuracy(**json.loads(self.store.get(f"counts/{rank}"))) for rank in range(self.size)]  # get waits for it
+        everyone = [Accuracy(**json.loads(self.store.get(f"counts/{rank}"))) for rank in range(self.size)]  # get waits
         return replace(
             own,
             n_images=sum(one.n_images for one in everyone),
@@ -47,7 +47,7 @@ class World:
         )
 
     def leave(self) -> None:
-        """Parts from the others. The first process, which may keep the store, goes last."""
+        """Leaves the process group. The first process, which may host the store, leaves last."""
         if self.store is None:
             return
         self.store.set(f"left/{self.rank}", "")
@@ -56,7 +56,7 @@ class World:
 
 
 def join() -> World:
-    """Meets the other processes that torchrun started; alone where it did not."""
+    """Joins the other processes that torchrun started, if any."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World()
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: computed once, for every head that is trained on them, and kept in a file if asked."""
+"""Features of a frozen backbone, computed once for all heads that are trained on them, and optionally kept in a file."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from vitoats.common.cache import cached_tensors
 from vitoats.common.errors import InputError
 from vitoats.models import heads
 
-MOST_LAYERS = 4  # as DINOv2's linear evaluation
+MOST_LAYERS = 4  # as in DINOv2's linear evaluation
 
 
 @dataclass(frozen=True)
 class Features:
-    """What heads see of n images.
+    """The features of n images that heads are trained on.
 
     Attributes:
-        tokens: [n, k + 1, d]: the class tokens of the last k blocks, each after the final norm, the last block's last; then the
-            mean of the last block's patch tokens.
+        tokens: [n, k + 1, d]: the class tokens of the last k blocks in order, each after the final norm; then the mean of the
+            last block's patch tokens.
         labels: [n].
     """
 
@@ -29,19 +29,19 @@ class Features:
 
     @property
     def depth(self) -> int:
-        """k."""
+        """k, the number of class tokens per image."""
         return self.tokens.shape[1] - 1
 
     def select(self, layers: int, patch_mean: bool) -> Tensor:
-        """What a head takes, [n, (layers + patch_mean) * d], as ``vitoats.models.heads.features`` gives it."""
+        """The input of a head, [n, (layers + patch_mean) * d], as ``vitoats.models.heads.features`` returns it."""
         return self.tokens[:, self.depth - layers : self.depth + patch_mean].flatten(1)
 
     def rows(self, index: Tensor) -> "Features":
-        """Those of some images."""
+        """The features of some images."""
         return Features(self.tokens[index], self.labels[index])
 
 
-@torch.no_grad()  # not inference_mode: heads are trained on what comes out
+@torch.no_grad()  # not inference_mode: heads are trained on the result
 def extract(
     backbone: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -50,7 +50,7 @@ def extract(
     """Runs a timm backbone over labelled images.
 
     Raises:
-        InputError: there were none.
+        InputError: there are no images.
     """
     device = next(backbone.parameters()).device
     layers = min(MOST_LAYERS, len(backbone.blocks))  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def extract(
 
 
 def cached(folder: Path | None, key: str, compute: Callable[[], Features]) -> Features:
-    """Reads the features that a key stands for from ``folder``, or computes them and leaves them there."""
+    """Reads the features of a key from ``folder``, or computes them and stores them there."""
     if folder is None:
         return compute()
 

@@ -1,4 +1,4 @@
-"""How near a compressed model stays to its dense one: features before the classifier, and outputs of single layers."""
+"""How close a compressed model stays to its dense one: features before the classifier, and outputs of single layers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ LogitsAndFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, 3, h
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model made of each of n labelled images.
+    """A model's results on each of n labelled images.
 
     Attributes:
         features: float32 [n, d], the input of the classifier.
-        hits1: bool [n], the label came first.
-        hits5: bool [n], the label was among the first five.
+        hits1: bool [n], whether the label came first.
+        hits5: bool [n], whether the label was among the first five.
     """
 
     features: np.ndarray
@@ -35,10 +35,10 @@ class Outcome:
 
 
 def logits_and_features(loaded: LoadedModel, device: str) -> LogitsAndFeatures:
-    """A torch model's forward pass, with the features that its classifier gets.
+    """A torch model's forward pass, which also returns the input of its classifier.
 
     Raises:
-        InputError: it has no classifier.
+        InputError: the model has no classifier.
     """
     model: Any = loaded.model.to(device)
     classifier = model.head if model is not loaded.timm_model else model.get_classifier()
@@ -64,7 +64,7 @@ def outcome(
     """Runs a model over labelled images.
 
     Raises:
-        InputError: as ``evaluate``.
+        InputError: as for ``evaluate``.
     """
     features: list[Tensor] = []
 
@@ -78,34 +78,34 @@ def outcome(
 
 
 def stacked_features(forward: LogitsAndFeatures, batches: Iterator[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Features [n * k, d] of n images in k crops each, from batches of [b, k, 3, h, w]."""
+    """Features [n * k, d] of n images with k crops each, from batches of [b, k, 3, h, w]."""
     return torch.cat([forward(crops.flatten(0, 1))[1] for crops, _ in batches]).numpy()
 
 
 def cosines(features: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """The cosine between both models' features [n, d] of each image, [n]."""
+    """The cosine between both models' features [n, d] for each image, [n]."""
     lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(dense, axis=1)
     return (features * dense).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 def relative_error(features: np.ndarray, dense: np.ndarray) -> float:
-    """||f - f_dense||^2 / ||f_dense - mean||^2 over all images: 1 is as bad as the mean feature for every image."""
+    """||f - f_dense||^2 / ||f_dense - mean||^2 over all images: 1 is as bad as using the mean feature for every image."""
     dense = dense.astype(np.float64)
     return float(np.square(features - dense).sum() / np.square(dense - dense.mean(axis=0)).sum())
 
 
 class Fidelity:
-    """How far a backbone's features move between two moments, on sets of images by name."""
+    """How much a backbone's features change over time, on named sets of images."""
 
     def __init__(self, model: Any, inputs: ImageInputs, datasets: dict[str, Any], batch_size: int, workers: int):
-        """Notes the features as they are now."""
+        """Records the current features."""
         self.inputs = inputs
         self.datasets, self.batch_size, self.workers = datasets, batch_size, workers
         features = self._features(model)
-        self.before = {name: f for name, f in features.items() if len(f) and (f != f[0]).any()}  # else there is no scale
+        self.before = {name: f for name, f in features.items() if len(f) and (f != f[0]).any()}  # else the error has no scale
 
     def errors(self, model: Any) -> dict[str, float]:
-        """The relative error of the features since then, for each set of at least two images that differ."""
+        """The relative error of the features now, for each set with at least two different images."""
         now = self._features(model)
         return {name: relative_error(now[name], before) for name, before in self.before.items()}
 
@@ -123,9 +123,9 @@ class Fidelity:
 
 @torch.inference_mode()
 def layer_error(dense: nn.Module, compressed: nn.Module, batches: Iterator[Tensor]) -> float | None:
-    """Mean over layers of ||y' - y||^2 / ||y - b||^2, None where no layer was replaced by a sparse + low-rank one.
+    """Mean over layers of ||y' - y||^2 / ||y - b||^2, None if no layer was replaced by a sparse + low-rank one.
 
-    x is the layer's input in the compressed model, y' what the layer makes of it and y what the dense layer, of bias b, would.
+    x is the layer's input in the compressed model; y' is the layer's output and y that of the dense layer, of bias b, for x.
 
     Args:
         dense: the model before.

@@ -1,4 +1,4 @@
-"""k nearest neighbours on frozen features, the baseline that trains nothing."""
+"""k nearest neighbours on frozen features, a baseline without training."""
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,13 @@ TEMPERATURE = 0.07
 def knn_predict(train: Tensor, labels: Tensor, test: Tensor, k: int = 20, chunk: int = 1024) -> Tensor:
     """The class that the k nearest training images vote for, as in DINOv2's k-NN evaluation.
 
-    Neighbours are those of the largest cosine similarity s; each votes with exp(s / 0.07).
+    Neighbours are those with the largest cosine similarity s; each votes with weight exp(s / 0.07).
 
     Args:
         train: features [n, d].
         labels: [n].
         test: features [m, d].
-        k: neighbours; all where there are fewer.
+        k: number of neighbours; all images if there are fewer.
         chunk: test images at a time.
 
     Returns:

@@ -1,10 +1,10 @@
-"""Linear heads on frozen features, as DINOv2's linear evaluation trains them: many at once, the best picked on held-out images.
+"""Linear heads on frozen features, as in DINOv2's linear evaluation: many trained at once, the best picked on held-out images.
 
 M. Oquab et al., arXiv 2304.07193, and dinov2/eval/linear.py: heads for 1 and 4 layers, with and without the mean of the patch
 tokens, for 13 learning rates; SGD with momentum 0.9, no weight decay, cosine decay, batches of 128, 10 epochs, learning rates
-scaled by batch / 256. Three things differ: features come from the evaluation crop and are computed once, where theirs come
-anew from random crops; the head is picked on held-out training images, where theirs is picked on the test images; and the one
-that is picked is trained again on all training images.
+scaled by batch / 256. Three things differ. Features are computed once from the evaluation crop, while theirs are computed anew
+from random crops. The head is picked on held-out training images, while theirs is picked on the test images. The picked head is
+trained again on all training images.
 """
 
 import math
@@ -28,9 +28,9 @@ class Schedule:
 
     Attributes:
         learning_rates: one head for each; scaled by batch_size / 256.
-        epochs: passes over the images, more where they make fewer than ``FEWEST_STEPS`` steps.
-        batch_size: images a step.
-        seed: of the initial weights and the order of the images.
+        epochs: passes over the images; more if these are fewer than ``FEWEST_STEPS`` steps.
+        batch_size: images per step.
+        seed: seed of the initial weights and the order of the images.
     """
 
     learning_rates: tuple[float, ...] = LEARNING_RATES
@@ -39,20 +39,20 @@ class Schedule:
     seed: int = 0
 
     def steps(self, n: int) -> int:
-        """Steps on n images."""
+        """Number of steps on n images."""
         return max(FEWEST_STEPS, self.epochs * math.ceil(n / self.batch_size))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A head that could be picked: its setting, and how well it did on held-out images.
+    """A head that could be picked: its setting, and its results on held-out images.
 
     Attributes:
         layers: how many class tokens it takes.
         patch_mean: whether it takes the mean of the patch tokens.
-        learning_rate: before scaling, None for logistic regression.
-        top1: percent of the held-out images.
-        loss: cross-entropy on them, which decides between equals.
+        learning_rate: before scaling; None for logistic regression.
+        top1: accuracy on the held-out images, in percent.
+        loss: cross-entropy on them, which breaks ties.
     """
 
     layers: int
@@ -74,14 +74,14 @@ def train_heads(
         y: labels [n].
         n_classes: C.
         schedule: learning rates [h] and the rest.
-        progress: told the steps done, and how many there are.
+        progress: called with the steps done and the total number of steps.
 
     Returns:
         weight [h, C, d] and bias [h, C].
     """
     h, d, batch = len(schedule.learning_rates), x.shape[1], schedule.batch_size
     generator = torch.Generator().manual_seed(schedule.seed)
-    # the bias is one more column, of features that are 1
+    # the bias is one more column, for a feature that is always 1
     W = torch.cat([0.01 * torch.randn(h * n_classes, d, generator=generator), torch.zeros(h * n_classes, 1)], dim=1)
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
     rates = torch.tensor(schedule.learning_rates).repeat_interleave(n_classes)[:, None] * batch / 256
@@ -110,7 +110,7 @@ def train(
     schedule: Schedule | None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Tensor, Tensor]:
-    """Trains on one choice of features: a head for each learning rate, or one logistic regression without a schedule.
+    """Trains on one choice of features: a head for each learning rate, or one logistic regression if there is no schedule.
 
     Returns:
         weight [h, C, (layers + patch_mean) * d] and bias [h, C].
@@ -145,7 +145,7 @@ def try_heads(
 
 
 def train_again(picked: Candidate, features: Features, n_classes: int, schedule: Schedule | None) -> tuple[Tensor, Tensor]:
-    """The picked head, trained on other images: weight [C, (layers + patch_mean) * d] and bias [C]."""
+    """Trains the picked head on other images: weight [C, (layers + patch_mean) * d] and bias [C]."""
     if schedule is not None and picked.learning_rate is not None:
         schedule = replace(schedule, learning_rates=(picked.learning_rate,))
     weight, bias = train(features, n_classes, picked.layers, picked.patch_mean, schedule)
@@ -153,7 +153,7 @@ def train_again(picked: Candidate, features: Features, n_classes: int, schedule:
 
 
 def pick(candidates: list[Candidate]) -> Candidate:
-    """The best on held-out images; of equals the one of the smallest loss (one that diverged has none)."""
+    """The best head on held-out images; ties go to the smallest loss, and a head that diverged loses them."""
     return max(candidates, key=lambda c: (c.top1, -c.loss if math.isfinite(c.loss) else -math.inf))
 
 
@@ -174,7 +174,7 @@ def train_linear_head(
         y: labels [n].
         n_classes: outputs.
         weight_decay: weight of the penalty.
-        iterations: of L-BFGS at most.
+        iterations: maximum number of L-BFGS iterations.
 
     Returns:
         weight [n_classes, d] and bias [n_classes] for raw features.

@@ -1,4 +1,4 @@
-"""Which labelled images a model is tested on, and how they are counted, in the words of timm's validate.py."""
+"""Which labelled images a model is tested on, and how they are counted, in the terms of timm's validate.py."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class Protocol:
     """How top-1 and top-5 are measured.
 
     Attributes:
-        images: as ``data.labelled.open_labelled`` takes it, or a dataset of (image [3, h, w], label); the embedded sample where
-            None, for the embedded model alone.
-        dataset: a data set by timm's name, "" for ``images`` itself.
+        images: as ``data.labelled.open_labelled`` takes it, or a dataset of (image [3, h, w], label); None uses the embedded
+            sample, with the embedded model only.
+        dataset: timm's name of a data set, "" for ``images`` itself.
         split: validation, train, or the name of a folder in ``images``.
-        num_samples: how many images, evenly spaced; all where None.
+        num_samples: how many images, evenly spaced; None uses all.
         class_map: a text file with one class name on each line, in the model's order.
         real_labels: real.json of "Are we done with ImageNet?".
-        valid_labels: a file of the outputs that count, for images of some classes.
+        valid_labels: a file that lists the outputs that count, for images of some classes only.
         batch_size: images at a time.
         workers: processes that read images.
     """
@@ -50,8 +50,8 @@ class TestSet:
 
     Attributes:
         batches: (images [b, 3, h, w], labels) of this process.
-        n_images: of all processes together, unreadable ones included; 0 for a stream, which does not say.
-        n_classes: how many classes the labels come from, None where that does not count.
+        n_images: number of images over all processes, unreadable ones included; 0 for a stream, whose length is unknown.
+        n_classes: how many classes the labels come from; None if that does not matter.
         valid_labels: the outputs that count, None for all.
     """
 
@@ -64,7 +64,7 @@ class TestSet:
         """Top-1 and top-5 over all processes.
 
         Raises:
-            InputError: no images, no labels, or labels the model has no outputs for.
+            InputError: there are no images or no labels, or the model has no output for a label.
         """
         return evaluate(target.predict, self.batches, self.n_classes, progress, self.valid_labels, world.total)
 
@@ -75,7 +75,7 @@ def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessi
     Args:
         protocol: which images.
         target: the model that will see them.
-        preprocessing: what they go through.
+        preprocessing: their preprocessing.
         world: the processes that share them.
 
     Raises:
@@ -93,7 +93,7 @@ def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessi
             class_map=protocol.class_map,
             num_samples=protocol.num_samples,
         )
-    if not (protocol.class_map or protocol.valid_labels):  # these say themselves which class is which
+    if not (protocol.class_map or protocol.valid_labels):  # these define the classes themselves
         dataset = with_classes_of_model(dataset, target.classes)
     n_classes = len(dataset.classes) or None
     if isinstance(dataset, StreamedImages):
@@ -110,6 +110,6 @@ def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessi
 
 
 def _spread(order: list[int], wanted: int | None) -> list[int]:
-    """``wanted`` of the images, evenly spaced, so that all classes of a sorted set are among them."""
+    """Picks ``wanted`` evenly spaced images, so that all classes of a sorted set are among them."""
     wanted = min(wanted or len(order), len(order))
     return [order[i * len(order) // wanted] for i in range(wanted)]

@@ -1,4 +1,4 @@
-"""Finished rows of a comparison on disk, so that an interrupted one goes on, and none is mixed with rows of other settings."""
+"""Finished rows of a comparison on disk: an interrupted comparison can resume, and never mixes rows of different settings."""
 
 import hashlib
 import json
@@ -23,20 +23,20 @@ REMEDY = "free some space and repeat the command"
 
 
 class RowStore:
-    """A folder with ``comparison.json``, the settings that all rows share, and for each finished row
+    """A folder with ``comparison.json``, the settings shared by all rows, and for each finished row
 
         rows/<name>.json    its own settings and its figures
         rows/<name>.npz     figures of each image
 
-    The json comes last, with a digest of both files. A row that does not fit it is made anew.
+    The JSON is written last, with a digest of both files. A row that does not match its digest is computed again.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         """Opens or creates the folder.
 
         Raises:
-            InputError: it holds a comparison with other settings, or something else.
-            RunError: it cannot be written.
+            InputError: the folder holds a comparison with other settings, or something else.
+            RunError: the folder is not writable.
         """
         self.folder = folder
         self.rows = folder / "rows"
@@ -53,7 +53,7 @@ class RowStore:
             _write(about, settings)
 
     def load(self, name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """A finished row and its figures of each image, None if there is none or it is damaged.
+        """A finished row and its figures of each image; None if there is none or it is damaged.
 
         Raises:
             InputError: the row has other settings.
@@ -81,7 +81,7 @@ class RowStore:
         """Writes a finished row.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the row cannot be written.
         """
         with atomic_write(self._file(name, ".npz"), REMEDY) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
@@ -124,7 +124,7 @@ def _short(value: object) -> str:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As they would be read again: tuples are lists."""
+    """The values as they would be read back: tuples become lists."""
     return json.loads(json.dumps(values, default=str))
 
 

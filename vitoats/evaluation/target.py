@@ -1,4 +1,4 @@
-"""What is evaluated: a torch model or an ONNX file, behind one face."""
+"""The model to evaluate: a torch model or an ONNX file, behind one interface."""
 
 import contextlib
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class Target:
     """A model to evaluate.
 
     Attributes:
-        predict: images [b, 3, h, w] to logits [b, n_classes].
-        preprocessing: its own.
-        param_count: kept parameters in millions (``vitoats.format.layers.parameter_count``), None where unknown.
+        predict: maps images [b, 3, h, w] to logits [b, n_classes].
+        preprocessing: the model's preprocessing.
+        param_count: kept parameters in millions (``vitoats.format.layers.parameter_count``); None if unknown.
         embedded: whether the embedded sample is its test set.
-        compression: share of the block weights that was removed, nnz and rank_params (``format.layers.compressed_counts``),
-            None where it does not apply.
-        file_mb: of the file with its weights, None where there is none of its own.
-        classes: class names in the order of the outputs, where its head says them.
+        compression: share of the block weights that was removed, nnz and rank_params (``format.layers.compressed_counts``);
+            None for those that do not apply.
+        file_mb: size of the file with its weights; None if it has no file of its own.
+        classes: class names in the order of the outputs, if its head provides them.
     """
 
     predict: Predict
@@ -56,10 +56,10 @@ def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None
     Args:
         loaded: the model.
         device: where it runs.
-        amp_dtype: run it under torch's autocast in this type.
+        amp_dtype: run it under torch's autocast with this dtype.
 
     Raises:
-        InputError: it has no classifier.
+        InputError: the model has no classifier.
     """
     if not loaded.n_classes:
         raise InputError(f"{loaded.name} has no classifier: give it one with `head`")
@@ -86,7 +86,7 @@ def onnx_target(path: str, threads: int) -> Target:
     """An ONNX file in ONNX Runtime; preprocessing comes from its metadata.
 
     Raises:
-        InputError: it cannot be run, or has no vitoats metadata.
+        InputError: the file cannot be run, or has no vitoats metadata.
     """
     opened = session(path, threads)
     try:

@@ -1,1 +1,1 @@
-"""Export to ONNX, one rule a file: the operator's function body, the layer in exported form, the whole file."""
+"""Export to ONNX: the operator's function body, the exported form of a layer, the whole file."""

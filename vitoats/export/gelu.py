@@ -1,4 +1,4 @@
-"""GELU in the order in which ONNX Runtime knows it, so that it becomes one node.
+"""GELU with its factors in the order that ONNX Runtime recognizes, so that it is fused into one node.
 
     y = x (0.5 (1 + erf(x / sqrt 2)))   ->   y = (x (1 + erf(x / sqrt 2))) 0.5
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's dynamic quantization: what a deployer would take who compresses no weights."""
+"""ONNX Runtime's dynamic quantization: the usual alternative to compressing the weights."""
 
 import logging
 from pathlib import Path
@@ -10,10 +10,10 @@ from vitoats.common.errors import InputError
 
 
 def quantize(dense: Path, int8: Path) -> None:
-    """Weights of MatMuls in int8 for each output, activations at each call."""
+    """Quantizes the weights of all MatMuls to int8, with one scale per output; activations are quantized at each call."""
     model = onnx.load(str(dense))
-    del model.graph.value_info[:]  # it takes the shapes of a Gemm with a transposed weight for a contradiction
-    logging.disable(logging.WARNING)  # it asks for a preprocessing that moves nothing here
+    del model.graph.value_info[:]  # quantize_dynamic rejects the shapes of a Gemm with a transposed weight as inconsistent
+    logging.disable(logging.WARNING)  # it recommends a preprocessing step that changes nothing here
     try:
         quantize_dynamic(model, int8, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
     finally:
@@ -21,7 +21,7 @@ def quantize(dense: Path, int8: Path) -> None:
 
 
 def classifier_input(model: onnx.ModelProto) -> str:
-    """The name of the value [batch, d] that the last linear layer of a dense model turns into its output.
+    """The name of the value [batch, d] that is the input of the last linear layer of a dense model.
 
     Raises:
         InputError: the model does not end in a linear layer.
@@ -29,7 +29,7 @@ def classifier_input(model: onnx.ModelProto) -> str:
     makers = {name: node for node in model.graph.node for name in node.output}
     weights = {tensor.name for tensor in model.graph.initializer}
     node = makers.get(model.graph.output[0].name)
-    if node is not None and node.op_type == "Add":  # of the bias
+    if node is not None and node.op_type == "Add":  # the bias
         node = next((makers[name] for name in node.input if name in makers), None)
     if node is None or node.op_type not in ("Gemm", "MatMul") or node.input[0] in weights:
         raise InputError("the exported model does not end in a linear classifier: give it one with `head`")
@@ -37,6 +37,6 @@ def classifier_input(model: onnx.ModelProto) -> str:
 
 
 def with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Makes a float value of a model its second output, in place."""
+    """Adds a float value of a model as its second output, in place."""
     model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return model

@@ -1,4 +1,4 @@
-"""The compressed layer in exported form: a node with S as values and bit mask, and U and V in it or as MatMuls beside it."""
+"""The exported form of a compressed layer: a node with S as values and bit mask; U and V are its inputs or separate MatMuls."""
 
 from typing import Literal
 
@@ -14,16 +14,16 @@ LowRankForm = Literal["none", "inputs", "nodes"]
 
 
 class ExportedSparseLowRankLinear(nn.Module):
-    """Traces to SparseMatMul(x, values, mask, bias[, U, V]), or to that and MatMuls; for torch.onnx.export only."""
+    """Traces to SparseMatMul(x, values, mask, bias[, U, V]), possibly with MatMuls; for torch.onnx.export only."""
 
     def __init__(self, layer: SparseLowRankLinear, low_rank: LowRankForm, float16: bool = False):
-        """Takes a layer.
+        """Converts a layer.
 
         Args:
-            layer: the layer.
-            low_rank: "inputs" for U and V as inputs of the node (a layer of rank 0 beside others has zeros there), "nodes"
-                for x V^T, its parts times U_i^T, and the sum as standard nodes, "none" where no layer has them.
-            float16: whether S, U and V are stored so, but for U and V that are nodes; the arithmetic stays float32.
+            layer: the compressed layer.
+            low_rank: "inputs" for U and V as inputs of the node (zeros if this layer has rank 0 but others do not), "nodes" for
+                x V^T, its parts times U_i^T, and the sum as standard nodes, "none" if no layer has a low-rank term.
+            float16: store S, and U and V if they are inputs, as float16; the arithmetic stays float32.
 
         Raises:
             InputError: a weight is too large for float16.
@@ -65,7 +65,7 @@ class ExportedSparseLowRankLinear(nn.Module):
 def _stacked(U: list[Tensor], V: list[Tensor]) -> tuple[Tensor, Tensor]:
     """U_i [d_i, r_i] and V_i [r_i, d_in] of all parts as U [parts, d, r] and V [parts, r, d_in], r at least 1.
 
-    Smaller ranks are filled up with zeros. Parts of different heights become one, with zeros beside each U_i.
+    Smaller ranks are padded with zeros. Parts of different heights are merged into one, with the U_i as a block diagonal.
     """
     if len({len(u) for u in U}) > 1:
         U, V = [torch.block_diag(*U)], [torch.cat(V)]

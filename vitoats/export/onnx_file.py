@@ -27,7 +27,7 @@ from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
-LARGEST_FILE = 2**31 - 1  # of a protobuf
+LARGEST_FILE = 2**31 - 1  # bytes; the limit of protobuf
 
 Form = Literal["sparse", "matmul", "inline", "dense"]
 
@@ -39,18 +39,18 @@ def export_onnx(
 
     Args:
         loaded: the model, compressed or not.
-        path: where to.
-        form: "sparse" has SparseMatMul nodes and their function; "matmul" has the low-rank terms as MatMul nodes beside them;
-            "inline" has standard operators only, from the same small tensors; "dense" folds S + U V into plain weights, which
-            the others do too where values and mask would take as many bytes.
-        about: more for the metadata: method, compression.
-        float16: store S, U and V of the compressed layers as float16 (S alone in the form "matmul"); not for the form "dense".
+        path: the file to write.
+        form: "sparse" has SparseMatMul nodes and their function; "matmul" has the low-rank terms as separate MatMul nodes;
+            "inline" has standard operators only, with the same small tensors; "dense" folds S + U V into plain weights. The
+            other forms also fold a layer whose values and mask would not save any bytes.
+        about: further metadata: method, compression.
+        float16: store S, U and V of the compressed layers as float16 (only S in the form "matmul"); no effect on "dense".
 
     Returns:
         the model as written.
 
     Raises:
-        InputError: the model cannot be traced, is larger than an ONNX file can be, or too large in value for float16.
+        InputError: the model cannot be traced, exceeds the size of an ONNX file, or has a weight too large for float16.
         RunError: the file cannot be written.
     """
     model = copy.deepcopy(loaded.model).cpu().eval()
@@ -64,13 +64,13 @@ def export_onnx(
     for name, layer in layers.items():
         replace_module(model, name, ExportedSparseLowRankLinear(layer, low_rank, float16))
     for module in model.modules():
-        if hasattr(module, "fused_attn"):  # the fused one becomes more nodes, not fewer
+        if hasattr(module, "fused_attn"):  # fused attention is exported as more nodes, not fewer
             module.fused_attn = False  # type: ignore[assignment]
     proto = _trace(model, loaded.inputs)
     for noted in _parts(proto.graph):
-        del noted.metadata_props[:]  # the exporter notes stack traces, with paths of this machine
+        del noted.metadata_props[:]  # stack traces from the exporter, with paths of this machine
     for node in proto.graph.node:
-        if node.domain == DOMAIN:  # named after its layer, as its values are
+        if node.domain == DOMAIN:  # named after its layer, like its values
             node.name = node.input[1].removesuffix(".values")
     if layers:
         if not any(o.domain == DOMAIN for o in proto.opset_import):
@@ -97,24 +97,24 @@ def export_onnx(
 
 
 def described_by(about: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a file says of its origin: the model before compression, and how it was compressed.
+    """Metadata about a file's origin: the model before compression, and how it was compressed.
 
     Args:
-        about: what vitoats.json says; empty for a dense model.
-        name: of the model.
+        about: the content of vitoats.json; empty for a dense model.
+        name: the model's name, if ``about`` does not have it.
     """
     return {"model": about.get("model", name)} | {key: about[key] for key in ("method", "compression") if key in about}
 
 
 def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
-    """All that can carry notes of the exporter."""
+    """The graph and everything in it that can carry metadata from the exporter."""
     yield graph
     for parts in (graph.node, graph.value_info, graph.initializer, graph.input, graph.output):
         yield from parts
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces SparseMatMul by its body. CastLike becomes Cast: ONNX Runtime folds it in a function only, not in the graph."""
+    """Replaces SparseMatMul by its body. CastLike becomes Cast, since ONNX Runtime folds CastLike only inside functions."""
     proto = onnx.inliner.inline_local_functions(proto)
     for node in proto.graph.node:
         if node.op_type == "CastLike":
@@ -125,7 +125,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _trace(model: nn.Module, inputs: ImageInputs) -> onnx.ModelProto:
-    """Traces with a batch of 2 (a batch of 1 would be taken for a constant)."""
+    """Traces with a batch of 2 (a batch of 1 would be treated as a constant)."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     dynamic = tuple({axis: torch.export.Dim(name) for axis, name in axes.items()} for axes in inputs.dynamic_axes)
@@ -142,7 +142,7 @@ def _trace(model: nn.Module, inputs: ImageInputs) -> onnx.ModelProto:
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # the exporter wraps whatever went wrong inside
+    except Exception as error:  # the exporter wraps every error
         raise InputError(f"the model cannot be traced to ONNX: {' '.join(str(error).split())[:200]}") from None
     assert program is not None
     gelu.apply_to_model(program.model)

@@ -2,14 +2,16 @@
 
     SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], U[B, N/B, r], V[B, r, K]) -> y[..., N]
 
-y = x (S + U V)^T + bias, with the attribute in_features = K; S [N, K] has ``values`` in row order wherever ``mask`` has a bit
-(format.bitmask), and U V is a product for each of B equal parts of the rows. bias is optional, and so are U and V, together.
-The function travels in the file, so that any runtime runs it; a function's inputs are not optional, so it has those that the
-file's nodes have. ONNX Runtime inlines it where it knows no such operator, and since all but x are constants it folds
-everything up to the transposed S + U V: it then runs one dense MatMul, at dense speed, from a small file.
+y = x (S + U V)^T + bias, with the attribute in_features = K. S [N, K] holds ``values`` in row order wherever a bit of ``mask``
+is set (``vitoats.format.bitmask``). U V is one product for each of B equal parts of the rows. bias is optional; U and V are
+optional together.
 
-The body unpacks bits, numbers them by a running sum, and gathers; no NonZero or Scatter, which would not be folded, and only
-what ONNX Runtime 1.17 has kernels for (no comparison of uint8).
+The function is stored in the file, so any runtime can run it. A function has no optional inputs, so it has exactly those that
+the file's nodes have. ONNX Runtime inlines it if the native operator is not registered. All inputs except x are constants, so
+it folds everything up to the transposed S + U V and runs one dense MatMul, at dense speed, from a small file.
+
+The body unpacks the bits, numbers them by a running sum, and gathers the values. It avoids NonZero and Scatter, which would not
+be folded, and uses only operators that ONNX Runtime 1.17 has kernels for (no comparison of uint8).
 """
 
 from typing import no_type_check
@@ -23,10 +25,10 @@ from onnxscript.values import Opset
 
 from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, INPUTS, NAME
 
-LOW_RANK_STEPS = ("U_like_x", "V_like_x", "UV_of_blocks", "UV", "S_plus_UV")  # what U and V are for
+LOW_RANK_STEPS = ("U_like_x", "V_like_x", "UV_of_blocks", "UV", "S_plus_UV")  # left out without U and V
 
 
-@no_type_check  # onnxscript's operators know no values of unknown type
+@no_type_check  # onnxscript's operators do not accept values of unknown type
 @script(Opset(DOMAIN, DOMAIN_VERSION), default_opset=op)
 def _body(x, values, mask, bias, U, V, in_features: int):
     powers = op.Constant(value=numpy_helper.from_array(np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8), "powers"))
@@ -45,7 +47,7 @@ def _body(x, values, mask, bias, U, V, in_features: int):
     kept_flat = op.Reshape(kept, minus_one)  # [N K]
 
     ones = op.Cast(kept_flat, to=TensorProto.INT32)
-    index = op.CumSum(ones, axis, exclusive=1)  # of each entry's value, where it is kept; past the end it may be for the rest
+    index = op.CumSum(ones, axis, exclusive=1)  # of a kept entry's value; may be past the end for others
     values_like_x = op.CastLike(values, x)
     zero_like_x = op.CastLike(zero, x)
     padded_values = op.Concat(values_like_x, zero_like_x, axis=0)
@@ -67,7 +69,7 @@ def _body(x, values, mask, bias, U, V, in_features: int):
 
 
 def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:
-    """The function with the first 3, 4 or 6 inputs; values, U and V may be float32 or float16 and are cast to the type of x."""
+    """The function with its first 3, 4 or 6 inputs; values, U and V, in float32 or float16, are cast to the type of x."""
     whole = _body.to_function_proto()
     attribute = [node for node in whole.node if node.output[0] == "in_features"]
     nodes = attribute + [node for node in whole.node if node not in attribute]

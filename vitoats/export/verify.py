@@ -1,4 +1,4 @@
-"""An exported file against the torch model that it came from."""
+"""Compares an exported file with the torch model that it came from."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ BATCHES = (1, 2, 7)
 
 @dataclass
 class Agreement:
-    """How far an exported file is from torch.
+    """How closely an exported file agrees with torch.
 
     Attributes:
         relative_error: largest difference of an output over the largest output, on noise images at batch 1, 2 and 7.
-        n_images: real images compared.
+        n_images: number of real images compared.
         logit_error: largest difference of a logit on them.
-        differing: (index, margin) of each image that is classified otherwise: its place in the data, and torch's logit of its
-            class less that of the next. A margin below twice ``logit_error`` is a tie that rounding may break.
+        differing: (index, margin) of each image that is classified differently: its index in the data, and torch's largest
+            logit minus the second largest. A margin below twice ``logit_error`` is a tie that rounding may break.
     """
 
     relative_error: float = 0.0
@@ -34,13 +34,13 @@ class Agreement:
 
 @torch.inference_mode()
 def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor, Tensor]] = (), seed: int = 0) -> Agreement:
-    """Compares outputs, and the classes of images where the model has a classifier.
+    """Compares outputs on noise images, and the predicted classes on real ones.
 
     Args:
-        loaded: the torch model.
-        exported: the session of its file.
-        images: batches of (images [b, 3, h, w], labels), to classify.
-        seed: of the noise images.
+        loaded: the torch model; it needs a classifier if there are ``images``.
+        exported: the session of its exported file.
+        images: batches of (images [b, 3, h, w], labels) to classify.
+        seed: seed of the noise images.
     """
     noise = loaded.inputs.noise(max(BATCHES), seed)
     agreement = Agreement()

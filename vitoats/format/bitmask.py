@@ -1,4 +1,4 @@
-"""The bit mask of a sparse matrix: one bit an entry, packed along each row, least significant bit first.
+"""The bit mask of a sparse matrix: one bit per entry, packed along each row, least significant bit first.
 
 A mask of [n_rows, n_columns] becomes uint8 [n_rows, ceil(n_columns / 8)]; the bits past the last column are zero. Checkpoints
 and the ONNX operator ``SparseMatMul`` both store a sparse matrix as this mask and its values in row order.
@@ -16,12 +16,12 @@ def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def packed_bytes(d_out: int, d_in: int, values: int) -> int:
-    """Bytes of a mask for [d_out, d_in] and of that many float32 values."""
+    """Bytes of the mask of a [d_out, d_in] matrix and of ``values`` float32 values."""
     return 4 * values + d_out * -(-d_in // 8)
 
 
 def saves(d_out: int, d_in: int, values: int) -> bool:
-    """Whether a mask and that many float32 values take fewer bytes than the matrix [d_out, d_in] with its zeros."""
+    """Whether the mask and ``values`` float32 values take fewer bytes than the dense matrix [d_out, d_in]."""
     return packed_bytes(d_out, d_in, values) < 4 * d_out * d_in
 
 

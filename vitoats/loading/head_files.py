@@ -1,7 +1,7 @@
-"""Files of linear heads (``vitoats.models.heads``): reading, writing, and putting one on the backbone it was made for.
+"""Files of linear heads (``vitoats.models.heads``): reading, writing, and attaching a head to its backbone.
 
-A file is safetensors with ``weight`` and ``bias`` whose metadata says what it was made for, or one of Meta's files
-(``dinov2_vitb14_linear_head.pth``, ``dinov2_vitb14_reg4_linear4_head.pth``), whose name says it.
+A head file is either a safetensors file with ``weight`` and ``bias``, whose metadata names the backbone, or one of Meta's
+files (``dinov2_vitb14_linear_head.pth``, ``dinov2_vitb14_reg4_linear4_head.pth``), whose file name does.
 """
 
 import json
@@ -25,7 +25,7 @@ from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_tok
 log = logging.getLogger("vitoats")
 
 OFFICIAL_NAME = r"(dinov2_vit[sblg]14)(_reg4)?_linear(4)?_head"
-OFFICIAL_IMG_SIZE = 224  # at which Meta trained and evaluated them
+OFFICIAL_IMG_SIZE = 224  # image size at which Meta trained and evaluated its heads
 ABOUT, CHECKSUM = "vitoats_head", "tensors_sha256"  # keys of the metadata
 
 
@@ -39,13 +39,13 @@ def load_head(path: Path) -> tuple[Tensor, Tensor, HeadInfo | None]:
     """Reads a head file.
 
     Args:
-        path: ours (.safetensors) or Meta's (.pth); a pickle is read as plain tensors only.
+        path: our format (.safetensors) or Meta's (.pth), of which only plain tensors are unpickled.
 
     Returns:
-        weight [n_classes, d_in], bias [n_classes], and what the file says it was made for, None where it says nothing.
+        weight [n_classes, d_in], bias [n_classes], and the ``HeadInfo``, or None if the file does not record it.
 
     Raises:
-        InputError: no such file, or it holds no linear head.
+        InputError: the file does not exist, does not hold a valid linear head, or is damaged.
     """
     tensors = read_weights(path, "head")
     if not {"weight", "bias"} <= tensors.keys():
@@ -87,17 +87,17 @@ def _info(said: dict[str, Any], n_classes: int) -> HeadInfo:
 
 
 def attach_head(backbone: Any, path: Path, layers: int | None = None, *, source: str, img_size: int) -> LinearHeadClassifier:
-    """Puts a head file on a backbone.
+    """Attaches a head file to a backbone.
 
     Args:
-        backbone: a timm model without classifier.
+        backbone: a timm model without a classifier.
         path: the head file.
-        layers: how many layers it takes, where the file does not say; by its width where None.
-        source: the name of the model that the backbone is, or was before it was compressed.
-        img_size: in pixels, of the images it will see.
+        layers: number of layers that the head takes, if the file does not record it; None infers it from the head's width.
+        source: the backbone's model name before compression.
+        img_size: size of the backbone's input images, in pixels.
 
     Raises:
-        InputError: the head was made for another backbone or image size, or does not fit this one.
+        InputError: the head was made for another backbone or image size, or does not fit this backbone.
     """
     check_class_token(backbone)
     weight, bias, info = load_head(path)
@@ -126,7 +126,7 @@ def attach_head(backbone: Any, path: Path, layers: int | None = None, *, source:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names may be the same model; a name without a tag may have any, and those of folders tell nothing."""
+    """Whether two names may mean the same model; a name without a tag matches any tag, and folder names match everything."""
     if not one or not other or any(":" in name or "/" in name for name in (one, other)):
         return True
     first, second = ((DINOV2[name].timm_name if name in DINOV2 else name).partition(".") for name in (one, other))

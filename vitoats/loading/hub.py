@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: what is fetched from there is announced first, and goes on as a folder on this machine."""
+"""Access to the Hugging Face Hub: every download is announced first, and results are local files and folders."""
 
 import logging
 import os
@@ -14,23 +14,23 @@ import timm  # isort: skip
 
 log = logging.getLogger("vitoats")
 
-COMPRESSED = ("config.json", "vitoats.json", "model.safetensors", "head.safetensors")  # what a compressed folder may hold
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a timm repository, as timm prefers them
+COMPRESSED = ("config.json", "vitoats.json", "model.safetensors", "head.safetensors")  # files of a compressed folder
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a timm repository, in timm's order of preference
 
 
 class WeightsUnavailableError(InputError):
-    """A model's weights cannot be fetched. Where only its shapes matter, random ones can take their place."""
+    """A model's weights cannot be fetched. If only shapes matter, random weights can be used instead."""
 
 
 def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
-    """Says where weights are about to come from, and fails at once where that cannot work.
+    """Logs the source of a model's weights, and fails early if they are unavailable.
 
     Returns:
         the source in words.
 
     Raises:
-        InputError: there are no such weights.
-        WeightsUnavailableError: they are not cached and the Hub cannot be reached.
+        InputError: timm has no weights for the model.
+        WeightsUnavailableError: the weights are not cached and the Hub cannot be reached.
     """
     if timm_name.startswith("local-dir:"):
         return timm_name
@@ -62,13 +62,14 @@ def announce_fetch(name: str, timm_name: str, named: NamedModel | None) -> str:
 
 
 def hub_folder(name: str) -> Path | None:
-    """The local copy of a folder that compress wrote and that lies on the Hub, fetched where it is not cached yet.
+    """The local copy of a compressed folder on the Hub, which is fetched if it is not cached.
 
     Args:
         name: hf-hub:owner/name, with or without @revision.
 
     Returns:
-        None where the repository is another one, or is not to be had: its timm model is tried next.
+        the folder; None if the repository is unavailable or does not hold a compressed folder, so that the caller can try to
+        open it as a timm model.
     """
     from huggingface_hub import constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -119,20 +120,20 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def unreachable(endpoint: str) -> str:
-    """Why a web address cannot be reached, "" where it can; through a proxy where one is set."""
+    """The reason why a web address cannot be reached, or "" if it can; uses the proxy, if one is set."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return "HF_HUB_OFFLINE is set"
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
-        return ""  # it answers
+        return ""  # the server answers
     except (OSError, ValueError) as error:
         return f"the Hub cannot be reached ({one_line(error, 100)})"
     return ""
 
 
 def cannot_fetch(name: str, repo: str, named: NamedModel | None, reason: str) -> WeightsUnavailableError:
-    """The error for weights that are not to be had; names the file and the flags that give it."""
+    """The error for unavailable weights; it names the file and the arguments that provide it."""
     file = named.weights_file if named else f"model.safetensors of {repo}"
     return WeightsUnavailableError(
         f"the weights of {name} ({file}) cannot be fetched: {reason}; "

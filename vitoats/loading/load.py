@@ -1,4 +1,4 @@
-"""From a name, a folder or a model in memory to a model with its preprocessing."""
+"""Loads a model with its preprocessing, by name, from a folder or from memory."""
 
 import copy
 from pathlib import Path
@@ -22,13 +22,13 @@ _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {emb
 
 
 def load(folder: str | Path) -> nn.Module:
-    """Loads a compressed model in one call: images [batch, 3, h, w] to logits, or to features where there is no head.
+    """Loads a compressed model in one call: images [batch, 3, h, w] to logits, or to features without a head.
 
     Args:
-        folder: that compress wrote, or hf-hub:owner/name where it lies on the Hub.
+        folder: a folder that compress wrote, or hf-hub:owner/name for a folder on the Hub.
 
     Raises:
-        InputError: no such folder, or its files do not belong together.
+        InputError: the folder does not exist, or its files do not belong together.
     """
     on_hub = str(folder).startswith("hf-hub:")
     return load_model(str(folder) if on_hub else str(Path(folder).resolve())).model
@@ -51,18 +51,18 @@ def load_model(
     Args:
         name: a hub-style DINOv2 name, ``dinov2s_derived``, a timm name (``arch`` or ``arch.tag``), ``hf-hub:owner/name``,
             ``local-dir:/path``, or a folder that ``compress`` wrote, on disk or on the Hub.
-        checkpoint: a .pth or .safetensors file with the weights, instead of those the name stands for.
+        checkpoint: a .pth or .safetensors file with the weights, instead of the model's own weights.
         random_weights: build the architecture with random weights; nothing is fetched.
-        img_size: in pixels; the model's usual size where None.
-        crop_mode: "center", "squash" (resize both sides, as the OATS paper does) or "border"; the model's own where None.
-        head: a linear head file for a backbone without one.
-        head_layers: for a head file that does not say how many layers it takes.
-        with_head: put the linear head that belongs to ``dinov2s_derived`` or to a folder on the backbone.
-        pos_resample: how the position embedding is resized (``vitoats.models.positions``): "official" by default for
+        img_size: image size in pixels; None for the model's usual size.
+        crop_mode: "center", "squash" (resize both sides, as in the OATS paper) or "border"; None for the model's own mode.
+        head: a linear head file for a backbone without a head.
+        head_layers: number of layers that the head takes, if its file does not record it.
+        with_head: attach the linear head that belongs to ``dinov2s_derived`` or to a compressed folder.
+        pos_resample: how the position embedding is resized (``vitoats.models.positions``): by default "official" for
             hub-style DINOv2 names, "timm" for others.
 
     Raises:
-        InputError: unknown name, weights that are missing or do not fit, or settings the model does not take.
+        InputError: the name is unknown, the weights are missing or do not fit, or the model does not support a setting.
     """
     if not name:
         raise InputError("no model is named: give `model` a timm name, a dinov2_ name or a folder")
@@ -102,16 +102,17 @@ def load_model(
 def from_memory(
     model: nn.Module, *, name: str | None = None, img_size: int | None = None, preprocessing: Preprocessing | None = None
 ) -> LoadedModel:
-    """Takes a timm model that is in memory already; a copy of it, so that the caller's stays as it is.
+    """Wraps a copy of a timm model that is already in memory; the caller's model stays unchanged.
 
     Args:
-        model: that ``timm.create_model`` made.
-        name: what to call it; timm's name of its architecture and pretrained weights where None.
-        img_size: in pixels; where None, timm's test size, or the size that the model was built for where that is another.
-        preprocessing: what its images go through, instead of what timm recommends.
+        model: a model created by ``timm.create_model``.
+        name: the model's name; None for timm's name of its architecture and pretrained weights.
+        img_size: image size in pixels; None for timm's test size, or for the size that the model was built for if that
+            differs from the pretrained size.
+        preprocessing: its preprocessing; None for the one that timm recommends.
 
     Raises:
-        InputError: it is no timm model, takes no square RGB images, or not of that size, or its weights are not finite.
+        InputError: ``model`` is not a timm model, does not take square RGB images of that size, or has NaN or infinite weights.
     """
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(model, nn.Module) or not isinstance(config, dict) or not config.get("architecture"):
@@ -136,7 +137,7 @@ def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: 
 
 
 def _folder_on_hub(name: str, checkpoint: Path | None, random_weights: bool) -> Path | None:
-    """The local copy of a folder on the Hub, None where the name or the flags ask for something else."""
+    """The local copy of a compressed folder on the Hub; None if the name or the arguments request something else."""
     if not name.startswith("hf-hub:") or checkpoint is not None or random_weights:
         return None
     check_name(name, name, needs_weights=True)

@@ -1,4 +1,4 @@
-"""A model together with what is known of it."""
+"""A model together with its name, preprocessing and origin."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +15,11 @@ class LoadedModel:
     """A model ready for evaluation or compression.
 
     Attributes:
-        name: the name that was asked for.
-        model: images to logits, or to features where there is no classifier; in eval mode.
-        preprocessing: what its images go through.
-        weights: where its weights came from, in words.
-        about: what vitoats.json says of a model that compress wrote; empty for others.
+        name: the name that the model was requested by.
+        model: maps images to logits, or to features without a classifier; in eval mode.
+        preprocessing: its image preprocessing.
+        weights: the source of its weights, in words.
+        about: the content of vitoats.json for a model that compress wrote; empty for others.
     """
 
     name: str
@@ -30,7 +30,7 @@ class LoadedModel:
 
     @property
     def source(self) -> str:
-        """The name of the model before it was compressed; ``name`` where it was not."""
+        """The name of the model before compression; equals ``name`` if the model is not compressed."""
         return self.about.get("model", self.name)
 
     @property
@@ -40,15 +40,15 @@ class LoadedModel:
 
     @property
     def inputs(self) -> ImageInputs:
-        """What the model takes."""
+        """The model's inputs."""
         return ImageInputs(self.preprocessing.img_size)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the outputs; empty where its head does not say them."""
+        """Class names in the order of the outputs; empty if the head does not record them."""
         return self.model.info.classes if isinstance(self.model, LinearHeadClassifier) else ()
 
     @property
     def n_classes(self) -> int:
-        """How many classes its outputs are logits of; 0 where they are features."""
+        """Number of classes; 0 if the outputs are features."""
         return self.model.head.out_features if isinstance(self.model, LinearHeadClassifier) else self.timm_model.num_classes

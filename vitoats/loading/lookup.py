@@ -1,4 +1,4 @@
-"""Checks the name of a timm model, folder or repository before anything is read, and says what is near a wrong one."""
+"""Checks the name of a timm model, folder or repository before anything is read, and suggests names similar to a wrong one."""
 
 import difflib
 import re
@@ -15,15 +15,15 @@ import timm  # isort: skip
 
 
 def check_name(name: str, timm_name: str, needs_weights: bool) -> None:
-    """Checks a name.
+    """Checks a model name.
 
     Args:
-        name: as it was given, for the error.
-        timm_name: what it stands for in timm.
-        needs_weights: whether a folder must have weights.
+        name: the name that the user gave, for error messages.
+        timm_name: the corresponding name in timm.
+        needs_weights: whether a folder must contain weights.
 
     Raises:
-        InputError: there is no such model, folder or form of name.
+        InputError: the model or folder does not exist, or the name is malformed.
     """
     if timm_name.startswith("hf-hub:"):
         if not re.fullmatch(r"hf-hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", timm_name):
@@ -43,10 +43,10 @@ def check_name(name: str, timm_name: str, needs_weights: bool) -> None:
 
 
 def check_folder(folder: Path, needs_weights: bool) -> None:
-    """Checks that timm can open a folder by ``local-dir:``.
+    """Checks that timm can open a folder with ``local-dir:``.
 
     Raises:
-        InputError: it has no configuration that timm understands, or no weights.
+        InputError: the folder has no configuration, no weights, or holds a compressed model.
     """
     remedy = "give local-dir: a folder that timm saved"
     if not (folder / CONFIG).is_file():
@@ -60,7 +60,7 @@ def check_folder(folder: Path, needs_weights: bool) -> None:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """What to say of a name that is wrong: the names that are near it, or what kinds of names there are."""
+    """The advice for a wrong name: similar names, or else the kinds of valid names."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     return (
         f"did you mean {' or '.join(near)}?"

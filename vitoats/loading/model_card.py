@@ -1,6 +1,6 @@
-"""The model card of a compressed folder: README.md with the front matter that the Hugging Face Hub reads.
+"""The model card of a compressed folder: README.md with front matter for the Hugging Face Hub.
 
-Every number in it was measured: it is in vitoats.json, or in the results file of an evaluation.
+Every number in it is a measurement, from vitoats.json or from the results file of an evaluation.
 """
 
 import re
@@ -19,8 +19,8 @@ def model_card(about: Mapping[str, Any], license: str | None, evaluations: Seque
     """Writes the card.
 
     Args:
-        about: what vitoats.json says; what it does not say is left out.
-        license: of the weights that timm names; those of a file may have another.
+        about: the content of vitoats.json; missing entries are left out of the card.
+        license: license of the weights that timm names; weights from a file may have another one.
         evaluations: JSON lines of eval_imagenet.
 
     Returns:
@@ -110,7 +110,7 @@ def _dense_layers(skipped: Sequence[Sequence[str]]) -> str:
 
 
 def _published(name: str) -> str:
-    """A model's name on one line, without the folders of the machine where it lay."""
+    """A model's name on one line, without paths of the local machine."""
     name, prefix = " ".join(name.split()), "local-dir:"
     return Path(name.removeprefix(prefix)).name if name.startswith((prefix, "/", ".")) else name
 

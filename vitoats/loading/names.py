@@ -1,11 +1,11 @@
-"""Model names that are ours, as data: hub-style DINOv2 names and the embedded default."""
+"""Tables of the model names that vitoats defines: hub-style DINOv2 names and the embedded default."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """One row of the table: the timm model behind a name, the file with its weights, and its usual preprocessing."""
+    """A row of the table: the timm model that a name stands for, the file with its weights, and its usual preprocessing."""
 
     timm_name: str
     weights_file: str
@@ -29,8 +29,8 @@ DINOV2 = {
     "dinov2_vitg14_reg": _dinov2("vit_giant_patch14_reg4_dinov2", "dinov2_vitg14_reg4_pretrain.pth"),
 }
 
-ON_HUB = " on the Hugging Face Hub"  # how the source of weights from there ends, in words
+ON_HUB = " on the Hugging Face Hub"  # suffix of ``LoadedModel.weights`` for weights from the Hub
 
 EMBEDDED = "dinov2s_derived"
-EMBEDDED_DEPTH = 10  # of 12 blocks: the last two were fine-tuned for another task, features are better without them
+EMBEDDED_DEPTH = 10  # of 12 blocks: the last two were fine-tuned for another task, and features are better without them
 EMBEDDED_IMG_SIZE = 98

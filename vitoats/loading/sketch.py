@@ -1,7 +1,7 @@
-"""A model without memory, on torch's meta device: what a configuration asks for is compared with its file before it is built.
+"""Builds a model without memory, on torch's meta device, to compare its size with its weight file before it is allocated.
 
-A compressed layer takes a bit of its mask for each weight, 1/32 of the dense matrix, and U and V beside it; a model that lost
-heads or neurons is built whole first. So what a file of n bytes may stand for is bounded by ``GROWTH`` n, and a little more.
+A compressed layer takes at least one mask bit per weight, 1/32 of the dense matrix, plus U and V. A model without some of its
+heads or neurons is built in full first. Therefore the model in a file of n bytes is limited to ``GROWTH`` n + ``ALWAYS`` bytes.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from vitoats.loading.timm_config import TimmConfig
 import timm  # isort: skip
 
 GROWTH = 64
-ALWAYS = 2**28  # bytes that any file may stand for; position embeddings of larger images among them
-UNSAVED = 100  # tensors of a model that its file need not hold
+ALWAYS = 2**28  # bytes that any model may have, for example for position embeddings of larger images
+UNSAVED = 100  # number of tensors that a model may have without being in its file
 
 
 @dataclass(frozen=True)
 class Held:
-    """How much a weight file holds: ``tensors`` and ``bytes``."""
+    """The size of a weight file: number of ``tensors``, and ``bytes``."""
 
     tensors: int
     bytes: int
@@ -41,12 +41,12 @@ def sketch(config: TimmConfig, held: Held, **arguments: Any) -> nn.Module:
     """Builds the model on the meta device.
 
     Args:
-        config: the model.
-        held: the file with its weights.
-        arguments: beside those of the configuration.
+        config: the model's configuration.
+        held: the size of its weight file.
+        arguments: arguments in addition to those of the configuration.
 
     Raises:
-        InputError: the model is larger than its file can be. What timm raises comes through as well.
+        InputError: the model is too large for its file. timm's own errors are passed on.
     """
     with _no_more_than(2 * held.tensors + UNSAVED, GROWTH * held.bytes + ALWAYS, config.path), torch.device("meta"):
         return create(config, **arguments)
@@ -61,7 +61,7 @@ def create(config: TimmConfig, **arguments: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_more_than(tensors: int, n_bytes: int, path: Path) -> Iterator[None]:
-    """Stops the building of a model, by this thread, as soon as it is too large."""
+    """Aborts the construction of a model in this thread as soon as it exceeds the limits."""
     thread, found, size = threading.get_ident(), 0, 0
 
     def note(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""Which model is meant, and how it is loaded, in one value."""
+"""A model's name and its loading options, in one value."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ log = logging.getLogger("vitoats")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model by name, and what goes with the name: the arguments of ``loading.load.load_model``."""
+    """A model's name and loading options: the arguments of ``loading.load.load_model``."""
 
     name: str
     checkpoint: Path | None = None
@@ -25,10 +25,10 @@ class ModelSource:
 
 
 def open_model(source: ModelSource, with_head: bool = True) -> LoadedModel:
-    """Loads a model, and logs where its weights come from and what its images go through.
+    """Loads a model, and logs the source of its weights and its preprocessing.
 
     Raises:
-        InputError: as ``load_model``.
+        InputError: see ``load_model``.
     """
     loaded = load_model(**asdict(source), with_head=with_head)
     log.info("model: %s (%s)", source.name, loaded.weights)

@@ -1,7 +1,8 @@
-"""timm's config.json from a folder or the Hub, read as data: what it may say is listed here, and nothing else reaches timm.
+"""Reads timm's config.json from a folder or the Hub as untrusted data: only the entries allowed here are passed to timm.
 
-timm would follow it further: ``model_args`` may say from which URL, repository or file weights come and where to write them.
-Here they may hold what the architecture's own classes take, as plain values. Weights come from the file beside config.json.
+timm itself would accept more: ``model_args`` may name a URL, repository or file to load weights from, and where to write them.
+Here they may only hold plain values for arguments of the architecture's own classes. Weights come from the file beside
+config.json.
 """
 
 import dataclasses
@@ -29,35 +30,35 @@ from timm.models._hub import load_model_config_from_path  # isort: skip
 CONFIG = "config.json"
 
 SIZES = ("input_size", "test_input_size", "min_input_size")
-KEPT = (  # of pretrained_cfg: what describes the images, the classifier and the model, not where weights lie
+KEPT = (  # keys of pretrained_cfg that describe the images, the classifier and the model, but not the source of weights
     *SIZES, "fixed_input_size", "interpolation", "crop_pct", "test_crop_pct", "crop_mode", "mean", "std",
     "num_classes", "label_offset", "label_names", "label_descriptions", "pool_size", "test_pool_size", "first_conv",
     "classifier", "tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes",
 )  # fmt: skip
 ANY_SHAPE = ("label_names", "label_descriptions", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
-# what timm's factory takes beside the arguments of the architecture, and where a model lies
+# arguments of timm's factory, and those that control a model's device and type: not arguments of the architecture
 FACTORY = (
     *inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters,
     "self", "args", "cfg", "device", "dtype",
 )  # fmt: skip
 
-OF_EVERY_MODEL = ("num_classes", "in_chans", "global_pool")  # timm writes them, whatever the model's class takes
+OF_EVERY_MODEL = ("num_classes", "in_chans", "global_pool")  # timm always writes them, for every model
 
-LARGEST_NUMBER = 2**16  # of an argument; widths and depths are far smaller, class counts in the largest data sets about that
-LONGEST = 64  # texts and lists of arguments
+LARGEST_NUMBER = 2**16  # of an argument; widths and depths are far smaller, the largest class counts about as large
+LONGEST = 64  # length of strings and lists
 TEXT = r"[\w.+-]*"  # names of activations, norms and poolings
 
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """What a config.json says.
+    """The accepted content of a config.json.
 
     Attributes:
-        path: of the file.
-        architecture: that this timm has.
-        pretrained_cfg: preprocessing, classifier and description; no sources of weights.
-        model_args: for the architecture's entry point.
+        path: path of the file.
+        architecture: an architecture that the installed timm has.
+        pretrained_cfg: preprocessing, classifier and description, without sources of weights.
+        model_args: arguments of the architecture's entry point.
     """
 
     path: Path
@@ -70,8 +71,8 @@ def read_config(folder: Path) -> TimmConfig:
     """Reads and checks a folder's config.json.
 
     Raises:
-        InputError: it is no timm configuration, names an architecture that this timm lacks, or has arguments that the
-            architecture does not take.
+        InputError: the file is not a timm configuration, names an architecture that the installed timm lacks, or has
+            arguments that the architecture does not take.
     """
     path = folder / CONFIG
     read_json(path)
@@ -104,7 +105,7 @@ def read_config(folder: Path) -> TimmConfig:
 
 @functools.cache
 def allowed_arguments(architecture: str) -> frozenset[str]:
-    """What config.json may give an architecture: what the classes of its model take by name, or the fields of their ``cfg``."""
+    """The arguments that config.json may set: constructor parameters of the model's classes, or fields of their ``cfg``."""
     with torch.device("meta"):
         model = timm.create_model(architecture)
     names = set(OF_EVERY_MODEL)
@@ -119,7 +120,7 @@ def allowed_arguments(architecture: str) -> frozenset[str]:
 
 
 def _is_plain(value: Any, depth: int = 2) -> bool:
-    """A number, a truth value, a short text, or a short list of these."""
+    """Whether a value is a number, a boolean, a short string, or a short list of these."""
     if isinstance(value, str):
         return len(value) <= LONGEST and re.fullmatch(TEXT, value) is not None
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""From the name of a timm model, folder or repository on the Hub to a model, with its own weights or those of a file."""
+"""Loads a timm model by the name of a model, folder or Hub repository, with its own weights or those of a file."""
 
 import re
 from dataclasses import replace
@@ -31,17 +31,17 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 def load_timm(
     name: str, checkpoint: Path | None, random_weights: bool, img_size: int | None, pos_resample: str | None
 ) -> LoadedModel:
-    """Loads a model that timm builds; the arguments are those of ``load_model``.
+    """Loads a model that timm builds; takes the same arguments as ``load_model``.
 
     Raises:
-        InputError: there is no such model, or its weights are missing or do not fit.
+        InputError: the model does not exist, or its weights are missing or do not fit.
     """
     named = DINOV2.get(name)
     timm_name = named.timm_name if named else name
     img_size = img_size or (named.img_size if named else None)
     way = pos_resample or ("official" if named else "timm")
     check_name(name, timm_name, needs_weights=not random_weights and checkpoint is None)
-    # timm resizes positions as it loads them; to do it in another way, they are loaded at their own size first
+    # timm resizes position embeddings as it loads them; to resize them in another way, load them at their own size first
     kwargs = {} if img_size is None or way != "timm" else {"img_size": img_size}
     try:
         if random_weights:
@@ -62,7 +62,7 @@ def load_timm(
         raise InputError(f"model.safetensors of {name} is damaged ({one_line(error, 100)}): copy the folder again") from None
     except OSError as error:
         raise cannot_fetch(name, timm_name, named, one_line(error, 150)) from None
-    except Exception as error:  # each architecture fails in its own way on arguments and weights that do not fit
+    except Exception as error:  # architectures raise various errors on arguments and weights that do not fit
         raise InputError(_explain(name, checkpoint, img_size, error)) from error
     _check_img_size(name, model, img_size)
     if way != "timm" and img_size is not None:
@@ -75,7 +75,7 @@ def load_timm(
 
 
 def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """The same ones each time."""
+    """Builds the model with random weights, the same ones every time."""
     config = _stored_config(timm_name)
     if config is not None:
         sketch(config, WITHOUT_FILE, **kwargs)
@@ -85,7 +85,7 @@ def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _with_own_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """With the weights that timm names, or those beside config.json. What config.json says of their place is not followed."""
+    """Loads the weights that timm names, or those beside config.json; sources of weights in config.json are ignored."""
     config = _stored_config(timm_name)
     if config is None:
         return timm.create_model(timm_name, pretrained=True, **kwargs)
@@ -102,9 +102,9 @@ def _with_own_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _with_weights_of(timm_name: str, file: Path, state: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> nn.Module:
-    """With the weights of a file, converted by timm as it converts those of the architecture.
+    """Loads the weights of a file, which timm converts like pretrained weights of the architecture.
 
-    The class count is that of the weights: of their classifier, or 0 where native weights have none.
+    The number of classes is that of the file's classifier, or 0 if weights in timm's format have none.
     """
     config = _stored_config(timm_name)
     if config is not None:
@@ -133,14 +133,14 @@ def _with_weights_of(timm_name: str, file: Path, state: dict[str, torch.Tensor],
 
 
 def _stored_config(timm_name: str) -> TimmConfig | None:
-    """The configuration of a folder or repository, None where timm knows the model itself."""
+    """The configuration of a folder or repository; None for a model of timm's own."""
     if timm_name.startswith(LOCAL):
         return read_config(Path(timm_name.removeprefix(LOCAL)))
     return read_config(fetch_config(timm_name)) if timm_name.startswith(HUB) else None
 
 
 def _explain(name: str, checkpoint: Path | None, img_size: int | None, error: Exception) -> str:
-    """One line out of timm's or torch's many."""
+    """Summarises an error of timm or torch in one line, with advice."""
     text = re.sub(r"Error\(s\) in loading state_dict for \w+: ?", "", one_line(error, 1000))
     text = text if len(text) <= 300 else text[:300] + "..."
     if checkpoint is not None:
@@ -159,7 +159,7 @@ def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
 
 
 def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: Any) -> None:
-    """Refuses weights whose position embedding was resized already: what follows would resize it a second time."""
+    """Refuses weights whose position embedding was already resized, since it would be resized a second time."""
     patches = model.patch_embed.num_patches
     held = state["pos_embed"].shape[1] if "pos_embed" in state and state["pos_embed"].ndim == 3 else patches
     if held not in (patches, patches + 1, patches + model.num_prefix_tokens):
@@ -170,10 +170,13 @@ def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: An
 
 
 def resolved_preprocessing(model: Any, img_size: int | None) -> Preprocessing:
-    """What timm recommends for a model: at its test size, or at the size that it was built for where that is another.
+    """The preprocessing that timm recommends for a model.
+
+    The image size is ``img_size``. If that is None, it is timm's test size, or the size that the model was built for if that
+    differs from the pretrained size.
 
     Raises:
-        InputError: the model takes no square RGB images, or none of that size.
+        InputError: the model does not take square RGB images of that size.
     """
     built = tuple(get_model_input_config(model)["input_size"])
     published = tuple(model.pretrained_cfg.get("input_size", built))

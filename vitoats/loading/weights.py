@@ -1,4 +1,4 @@
-"""Files with weights, read safely: no pickled code is run, and a file's own header is checked before it is followed."""
+"""Reads weight files safely: pickled code is never run, and a file's header is checked before it is parsed."""
 
 import warnings
 from pathlib import Path
@@ -12,20 +12,20 @@ from vitoats.common.errors import InputError, one_line
 
 from timm.models import load_state_dict  # isort: skip
 
-PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # as timm prefers them in a folder
+PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order of preference
 OTHERS = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
-LARGEST_HEADER = 2**24  # bytes; one of 1,000 tensors takes 0.1 MB
+LARGEST_HEADER = 2**24  # bytes; the header for 1,000 tensors takes 0.1 MB
 
 
 def read_weights(path: Path, field: str = "checkpoint") -> dict[str, torch.Tensor]:
-    """Reads the tensors of a file: EMA weights first, prefixes of wrappers stripped, no pickled code run.
+    """Reads the tensors of a file: EMA weights if available, without the prefixes of wrapper modules; runs no pickled code.
 
     Args:
         path: a .pth or .safetensors file.
-        field: the argument that named it, for the error.
+        field: the argument that names the file, for error messages.
 
     Raises:
-        InputError: no such file, or it holds no tensors that can be read safely.
+        InputError: the file does not exist, or has no tensors that can be read safely.
     """
     if not path.is_file():
         raise InputError(f"there is no {field} file {path}: give `{field}` a .pth or .safetensors file")
@@ -35,7 +35,7 @@ def read_weights(path: Path, field: str = "checkpoint") -> dict[str, torch.Tenso
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = load_state_dict(str(path), use_ema=field == "checkpoint")
-    except Exception as error:  # each reader fails in its own way on a foreign file
+    except Exception as error:  # the readers raise various errors on foreign files
         unsafe = "weights_only" in str(error)
         reason = "it holds pickled objects, which are never run" if unsafe else one_line(error, 150)
         raise InputError(f"{path} cannot be read as weights ({reason}): {remedy}") from None
@@ -45,11 +45,11 @@ def read_weights(path: Path, field: str = "checkpoint") -> dict[str, torch.Tenso
 
 
 def check_header(path: Path) -> None:
-    """Refuses a safetensors file whose header alone would take a lot of memory; other files pass.
+    """Refuses a safetensors file whose header would take too much memory; other files pass.
 
     Raises:
-        OSError: there is no such file, or it is no regular one.
-        ValueError: its header is too large.
+        OSError: the file does not exist or is not a regular file.
+        ValueError: the header is too large.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} is not there, or is no regular file")
@@ -61,10 +61,10 @@ def check_header(path: Path) -> None:
 
 
 def open_tensors(path: Path) -> Any:
-    """A safetensors file, opened by ``safetensors.safe_open``.
+    """Opens a safetensors file with ``safetensors.safe_open``.
 
     Raises:
-        OSError, ValueError, SafetensorError: there is none, or it is damaged.
+        OSError, ValueError, SafetensorError: the file does not exist or is damaged.
     """
     check_header(path)
     return safetensors.safe_open(str(path), "pt")
@@ -78,17 +78,17 @@ class TensorKind(NamedTuple):
 
 
 def tensor_kinds(file: Any) -> dict[str, TensorKind]:
-    """What the header of an open safetensors file says of its tensors."""
+    """The shapes and types of the tensors in an open safetensors file, from its header."""
     slices = {name: file.get_slice(name) for name in list(file.keys())}
     return {name: TensorKind(tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF"))) for name, s in slices.items()}
 
 
 def tensor_count(path: Path) -> int:
-    """How many tensors a file holds; of a safetensors file only the header is read.
+    """The number of tensors in a file; for a safetensors file only the header is read.
 
     Raises:
-        InputError: it cannot be read safely.
-        OSError, ValueError, SafetensorError: there is none, or it is damaged.
+        InputError: a file in another format cannot be read safely.
+        OSError, ValueError, SafetensorError: a safetensors file does not exist or is damaged.
     """
     if path.suffix != ".safetensors":
         return len(read_weights(path))
@@ -97,7 +97,7 @@ def tensor_count(path: Path) -> int:
 
 
 def weights_file(folder: Path) -> Path | None:
-    """The file with the weights in a timm folder, None where there is none."""
+    """The weight file in a timm folder; None if there is none."""
     named = [folder / name for name in PREFERRED]
     others = [file for pattern in OTHERS for file in sorted(folder.glob(pattern))]
     return next((file for file in (*named, *others) if file.is_file()), None)

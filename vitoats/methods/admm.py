@@ -1,17 +1,17 @@
-"""ADMM for a layer's weights on a sparsity pattern, with a low-rank term beside them, and conjugate gradients on the support.
+"""ADMM for a layer's weights under a sparsity pattern and an optional low-rank term, and conjugate gradients on the support.
 
     min tr((W0 - D - L) A (W0 - D - L)^T)    subject to    D in the pattern,  rank(L) <= r
 
-with A [d_in, d_in] positive definite of near unit diagonal, and one eigendecomposition A = Q diag(m) Q^T. ADMM splits the
-sparse term into B, which meets the objective, and D, which meets the pattern; each iteration is
+A [d_in, d_in] is positive definite with a nearly unit diagonal, and is decomposed once, A = Q diag(m) Q^T. ADMM splits the
+sparse term into B, which minimises the objective, and D, which satisfies the pattern. Each iteration is
 
     B <- ((W0 - L) A - V + rho D) Q diag(1 / (m + rho)) Q^T
     D <- projection of B + V / rho onto the pattern
     V <- V + rho (B - D)
-    L <- the best of rank r for W0 - D
+    L <- best rank-r approximation of W0 - D
 
-and rho grows as the support of D settles ("support-driven"). Without L this is the ADMM of ALPS (arXiv 2406.07831); L taken
-from D rather than from B is our choice, since what L is fitted to is then what S will be.
+and rho grows as the support of D settles ("support-driven"). Without L this is the ADMM of ALPS (arXiv 2406.07831). Fitting L
+to W0 - D rather than W0 - B is our choice, since D is what S will become.
 """
 
 from collections.abc import Callable
@@ -20,22 +20,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LOOK_EVERY = 3  # iterations between two looks at the support
-SETTLED_AFTER = 30  # iterations, from which on a support that has settled ends the search
-MOVING = 0.005  # share of the support that has to move before a searched rho may grow
+LOOK_EVERY = 3  # iterations between two checks of the support
+SETTLED_AFTER = 30  # iterations before a settled support may stop ADMM
+MOVING = 0.005  # share of the support that must change before a rho under search may grow
 LEAST_RHO, MOST_RHO = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """How rho goes.
+    """The schedule of rho.
 
     Attributes:
-        first: where it starts.
-        settled: the search ends when a smaller share of the support has moved.
-        growth: (share, factor): rho grows by the first factor whose share of the support, or more, has moved.
-        search: first divide rho by 5, from a fresh start if the support moved at all, until the support moves by ``MOVING``
-            between two looks; given up below ``LEAST_RHO``.
+        first: the initial rho.
+        settled: the iterations end when less than this share of the support has changed.
+        growth: (share, factor) pairs: rho grows by the factor of the first pair whose share of the support has changed.
+        search: first divide rho by 5 until more than ``MOVING`` of the support changes between two checks, restarting whenever
+            any of it changed; give up below ``LEAST_RHO``.
     """
 
     first: float
@@ -45,16 +45,16 @@ class Penalty:
 
 
 PENALTIES = {
-    "alps": Penalty(0.1, 3e-4, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)), search=True),  # its published code's
+    "alps": Penalty(0.1, 3e-4, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)), search=True),  # as in its published code
     "slow": Penalty(0.02, 5e-3, ((0.1, 1.2), (0.005, 1.1), (0.0, 1.05)), search=False),
 }
 
 
 class LowRank:
-    """The best L = U V of rank r in the metric A, followed by subspace iteration as what it is fitted to moves.
+    """The best rank-r L = U V in the metric A, updated by subspace iteration as the matrix R that it approximates changes.
 
-    The leading left singular vectors of R A^(1/2) are those of R A R^T, and with U spanning them the best L is U U^T R. So one
-    step for R is  U <- qr(R A V^T),  V <- U^T R,  which needs no root of A and no division by it.
+    The leading left singular vectors of R A^(1/2) are those of R A R^T, and with U spanning them the best L is U U^T R. One
+    step is therefore  U <- qr(R A V^T),  V <- U^T R,  which needs neither a square root of A nor its inverse.
     """
 
     def __init__(self, A: Tensor, d_out: int, rank: int, seed: int):
@@ -89,16 +89,16 @@ def admm(
     iterations: int,
     low_rank: LowRank,
 ) -> tuple[Tensor, int]:
-    """Finds the sparse term's weights, near the pattern but dense.
+    """Finds the weights of the sparse term, close to the pattern but still dense.
 
     Args:
         W0: [d_out, d_in].
         A: [d_in, d_in].
         spectrum: m [d_in] and Q [d_in, d_in] of A.
         keep: magnitudes [d_out, d_in] -> bool mask, the projection onto the pattern.
-        penalty: how rho goes.
-        iterations: at most.
-        low_rank: L, fitted to W0 at rank 0 or more; left fitted to W0 - D.
+        penalty: the schedule of rho.
+        iterations: maximum number of iterations.
+        low_rank: L, already fitted to W0 (its rank may be 0); fitted to W0 - D on return.
 
     Returns:
         B [d_out, d_in] and the number of iterations.
@@ -138,7 +138,7 @@ def admm(
 
 
 def _resolvent(spectrum: tuple[Tensor, Tensor], rho: float, tall: bool) -> Callable[[Tensor], Tensor]:
-    """G -> G (A + rho I)^-1: by two products, or for tall G by one with the inverse, whose making then costs less."""
+    """G -> G (A + rho I)^-1 by two products; for tall G, where forming the inverse is cheaper, by one."""
     m, Q = spectrum
     if tall:
         inverse = (Q / (m + rho)) @ Q.T
@@ -147,20 +147,20 @@ def _resolvent(spectrum: tuple[Tensor, Tensor], rho: float, tall: bool) -> Calla
 
 
 def conjugate_gradients(W: Tensor, W0: Tensor, A: Tensor, mask: Tensor, iterations: int) -> Tensor:
-    """Lowers tr((W - W0) A (W - W0)^T) on a mask, row by row: residuals and directions are zeroed off it.
+    """Reduces tr((W - W0) A (W - W0)^T) on a mask, row by row; residuals and directions are zero off the mask.
 
     Args:
-        W: [d_out, d_in], where to start; zero off the mask.
-        W0: [d_out, d_in], the goal.
-        A: [d_in, d_in], positive definite with near unit diagonal, which stands for the preconditioner.
+        W: [d_out, d_in], the starting point; zero off the mask.
+        W0: [d_out, d_in], the weights to approximate.
+        A: [d_in, d_in], positive definite; its nearly unit diagonal replaces a preconditioner.
         mask: bool [d_out, d_in].
-        iterations: how many.
+        iterations: number of iterations.
     """
     R = torch.where(mask, (W0 - W) @ A, 0)  # minus half the gradient
     P, energy = R, R.square().sum(dim=1, keepdim=True)
     for _ in range(iterations):
         AP = torch.where(mask, P @ A, 0)
-        alpha = (energy / (P * AP).sum(dim=1, keepdim=True)).nan_to_num(0.0, posinf=0.0)  # a row that is done stays
+        alpha = (energy / (P * AP).sum(dim=1, keepdim=True)).nan_to_num(0.0, posinf=0.0)  # converged rows stay as they are
         W = W + alpha * P
         R = R - alpha * AP
         last, energy = energy, R.square().sum(dim=1, keepdim=True)

@@ -2,12 +2,12 @@
 
     min ||X (W - W0)^T||_F^2 + lambda ||W - W0||_F^2    subject to    W = D,  D in the pattern
 
-H is damped by lambda and scaled to unit diagonal, W by the inverse of that scale; all is undone at the end. The iterations and
-the penalty's way are those of ``vitoats.methods.admm``. The support is then that of the projection of W, as in the published
-code, and ten conjugate gradient iterations, zeroed off the support, fit the weights.
+H is damped by lambda and scaled to unit diagonal, and W by the inverse scale; both scalings are undone at the end. The
+iterations and the penalty schedule are in ``vitoats.methods.admm``. The final support is that of W's projection, as in the
+published code, and ten conjugate gradient iterations restricted to it fit the weights.
 
-Also from the published code: lambda is 1 % of the *mean* of diag(H) (the text says of its trace), D starts from the magnitudes
-of the scaled weights, and rho is first searched downwards until the support moves.
+Also from the published code: lambda is 1 % of the *mean* of diag(H) (the paper's text says of its trace), D starts from the
+largest scaled weights, and rho is first searched downwards until the support changes.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class ALPSConfig(SparseConfig):
     """Settings of ALPS; the defaults are the published code's.
 
     Attributes:
-        pattern: "layer", the paper's: k counts over the whole matrix.
-        iterations: of ADMM, at most.
-        refit_iterations: of conjugate gradients.
+        pattern: "layer" by default, as in the paper: k counts entries of the whole matrix.
+        iterations: maximum number of ADMM iterations.
+        refit_iterations: number of conjugate gradient iterations.
         damping: lambda, as a share of the mean of diag(H).
     """
 
@@ -53,11 +53,11 @@ def alps(weight: Tensor, statistics: InputStatistics, config: ALPSConfig) -> Dec
 
     Args:
         weight: W [d_out, d_in].
-        statistics: with H.
+        statistics: moments of the layer's input, including H.
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, or the pattern or budget does not fit.
     """
     problem = damped_problem(weight, statistics, config.damping)
     scale = problem.H.diagonal().sqrt()  # [d_in]

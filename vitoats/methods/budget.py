@@ -2,7 +2,7 @@
 
 ``compression`` (rho) is the share of a layer's weights that is removed; ``rank_ratio`` (kappa) is the share of the *kept*
 parameters that goes to the low-rank term. A kept entry of S counts 1, a rank-r term counts r * (d_in + d_out); indices and
-biases do not count. OATS (arXiv 2409.13652), with the rounding of its published code.
+biases do not count. This follows OATS (arXiv 2409.13652), including the rounding of its published code.
 """
 
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from vitoats.methods.sparsity import Pattern
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """What one weight matrix may keep: ``rank`` of UV, and ``kept_per_group`` entries of S in each group of the pattern."""
+    """What one weight matrix may keep: the ``rank`` of UV, and ``kept_per_group`` entries of S in each group of the pattern."""
 
     rank: int
     kept_per_group: int
 
 
 def effective_compression(compression: float | None, rank_ratio: float | None, pattern: Pattern) -> float:
-    """Returns rho. N:M fixes the density of S at n/m, so that 1 - rho = (n/m) / (1 - kappa); other patterns take rho as given.
+    """Returns rho. N:M fixes the density of S at n/m, so 1 - rho = (n/m) / (1 - kappa); other patterns use rho as given.
 
     Args:
-        compression: rho as asked for, None where it is left to the pattern.
-        rank_ratio: kappa, None for a method without a low-rank term.
-        pattern: of S.
+        compression: the requested rho; None leaves it to the pattern.
+        rank_ratio: kappa; None for a method without a low-rank term.
+        pattern: the sparsity pattern of S.
 
     Raises:
         InputError: a value is out of range, nothing would be left, or rho contradicts what N:M and kappa imply.
@@ -65,8 +65,8 @@ def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, p
     """Splits a layer's budget into a rank and non-zeros.
 
     rank = int(kappa * (1 - rho) * d_out * d_in / (d_out + d_in)); a row of S loses int(d_in * s) entries, with
-    s = 1 - (1 - kappa) * (1 - rho). A layer-wise pattern keeps as many entries in all as the row-wise one; blocks round to the
-    nearest whole block of a row, halves up.
+    s = 1 - (1 - kappa) * (1 - rho). A layer-wise pattern keeps the same total as the row-wise one. With blocks, each row is
+    rounded to the nearest number of whole blocks, halves up.
 
     Raises:
         InputError: nothing would be left of the layer, or the pattern does not fit its d_in.
@@ -87,10 +87,10 @@ def layer_budget(d_out: int, d_in: int, compression: float, rank_ratio: float, p
 
 
 def check_iterations(iterations: int) -> None:
-    """Refuses fewer than one.
+    """Refuses fewer than one iteration.
 
     Raises:
-        InputError: it is.
+        InputError: ``iterations`` is below one.
     """
     if iterations < 1:
         raise InputError(f"{iterations} iterations are too few: `iterations` takes 1 or more")
@@ -98,7 +98,7 @@ def check_iterations(iterations: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseConfig:
-    """Settings that all methods without a low-rank term share.
+    """Settings shared by all methods without a low-rank term.
 
     Attributes:
         compression: rho, the share of the weights that is removed. None with an N:M pattern, which implies 1 - N/M.
@@ -112,7 +112,7 @@ class SparseConfig:
         self.total_compression()
 
     def total_compression(self) -> float:
-        """rho, also where an N:M pattern implies it."""
+        """rho, as given or as implied by an N:M pattern."""
         return effective_compression(self.compression, None, Pattern.parse(self.pattern))
 
     def budget(self, d_out: int, d_in: int) -> LayerBudget:
@@ -126,12 +126,12 @@ class SparseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseLowRankConfig:
-    """Settings that the sparse + low-rank methods share.
+    """Settings shared by the sparse + low-rank methods.
 
     Attributes:
         compression: rho, the share of the weights that is removed. None with an N:M pattern, which implies it.
         rank_ratio: kappa, the share of the kept parameters that goes to the low-rank term.
-        pattern: of S: "row", "layer", "1x2", "1x4" or "N:M" (N of M are kept).
+        pattern: the pattern of S: "row", "layer", "1x2", "1x4" or "N:M" (N of M are kept).
     """
 
     compression: float | None = 0.5
@@ -142,7 +142,7 @@ class SparseLowRankConfig:
         self.total_compression()
 
     def total_compression(self) -> float:
-        """rho, also where an N:M pattern implies it."""
+        """rho, as given or as implied by an N:M pattern."""
         return effective_compression(self.compression, self.rank_ratio, Pattern.parse(self.pattern))
 
     def budget(self, d_out: int, d_in: int) -> LayerBudget:

@@ -1,19 +1,20 @@
 """DaSS: dependency-aware pruning of gated MLPs (arXiv 2405.01943, and its published code).
 
 A gated MLP is y = W_down h with h = act(W_gate x) * (W_up x). Row i of gate and of up and column i of down belong to neuron i,
-and all three are scored by what the neuron does, ||h_i||_2 over the calibration tokens:
+and all three are scored with the norm of its activations, ||h_i||_2 over the calibration tokens:
 
-    gate, up    score_ij = |W_ij| * ||h_i||^power,   compared inside each *column* j
-    down        score_ij = |W_ij| * ||h_j||,         compared inside each row: Wanda
+    gate, up    score_ij = |W_ij| * ||h_i||^power,   compared within each *column* j
+    down        score_ij = |W_ij| * ||h_j||,         compared within each row: Wanda
 
-The factor is the same along a row, so that rows as groups would leave plain magnitude; along a column, weights of weak neurons
-lose. The norm of the input x is not used. Patterns of gate and up therefore lie along the other dimension: "row" keeps the same
-number in each column, N:M keeps N of M consecutive *neurons* of a column, blocks are neighbouring neurons. Gate and up of a
-packed layer are matrices of their own. Norms are taken as the root of the mean square, which ranks alike.
+In gate and up the factor is constant along a row, so comparing within rows would be plain magnitude pruning; within a column,
+weights of weak neurons go first. The norm of the input x is not used. Patterns of gate and up therefore run along the other
+dimension: "row" keeps the same number of entries in each column, N:M keeps N of M consecutive *neurons* of a column, and blocks
+are neighbouring neurons. A packed gate and up are treated as separate matrices. Root mean squares replace the norms, which
+gives the same ranking.
 
-The published code prunes MLPs and leaves attention dense; ``attention="wanda"`` gives it Wanda at the same budget, for
-comparisons of whole models. The paper speaks of gated MLPs only; ``plain=True`` extends the rule to plain ones, with h the
-activations behind GELU.
+The published code prunes MLPs and leaves attention dense; ``attention="wanda"`` prunes it by Wanda at the same budget, to
+compare whole models. The paper covers gated MLPs only; ``plain=True`` extends the rule to plain ones, with h the activations
+after GELU.
 """
 
 from dataclasses import dataclass
@@ -30,12 +31,12 @@ from vitoats.methods.wanda import wanda_score
 
 @dataclass(frozen=True, kw_only=True)
 class DaSSConfig(SparseConfig):
-    """Settings of DaSS; pattern and budget of gate and up are those of their transposes.
+    """Settings of DaSS; for gate and up, pattern and budget apply to the transpose.
 
     Attributes:
-        power: of the neurons' norms; 0.5 in the published code.
-        attention: "dense", or "wanda".
-        plain: prune MLPs without a gate as well.
+        power: the exponent of the neurons' norms; 0.5 in the published code.
+        attention: how attention is treated: "dense" or "wanda".
+        plain: also prune MLPs without a gate.
     """
 
     power: float = 0.5
@@ -51,10 +52,10 @@ class DaSSConfig(SparseConfig):
 
 
 def left_dense(role: str, config: DaSSConfig) -> str | None:
-    """Why a layer of that role stays dense, None if it is pruned.
+    """Why a layer with this role stays dense; None if it is pruned.
 
     Raises:
-        InputError: it is in an MLP without a gate, and ``plain`` was not asked for.
+        InputError: the layer is in an MLP without a gate, and ``plain`` is not set.
     """
     if role == "plain MLP" and not config.plain:
         raise InputError("this model's MLPs have no gate, which DaSS is made for: use `method='wanda'`, or add `plain=true`")
@@ -63,15 +64,15 @@ def left_dense(role: str, config: DaSSConfig) -> str | None:
 
 @register("dass", DaSSConfig, needs="neurons", left_dense=left_dense)
 def dass(weight: Tensor, statistics: InputStatistics, config: DaSSConfig) -> Decomposition:
-    """Keeps the largest scores.
+    """Keeps the weights with the largest scores.
 
     Args:
-        weight: W [d_out, d_in]; for gate and up, also one above the other, [2 * n, d_in].
-        statistics: second_moment [d_in]; for gate and up also neurons [n].
+        weight: W [d_out, d_in]; a packed gate and up are stacked, [2 * n, d_in].
+        statistics: second_moment [d_in]; for gate and up, also neurons [n].
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, or the pattern or budget does not fit.
     """
     check_finite(weight, statistics)
     if statistics.neurons is None:

@@ -1,20 +1,20 @@
 """DSNoT: dynamic sparse no training (Zhang et al., arXiv 2310.08915, ICLR 2024): swaps weights in and out of a mask.
 
-With d_ij = W_ij * mean(x_j), the share of input j in the mean of output i, a row's mean error is e_i, the sum of d_ij over
-removed j.
-Each cycle, in each row with |e_i| above a threshold:
+d_ij = W_ij * mean(x_j) is the contribution of input j to the mean of output i, so the mean error of row i is e_i, the sum of
+d_ij over removed j. Each cycle does the following in each row with |e_i| above a threshold:
 
-    grow    the removed weight that lowers |e| the most for its input's variance: largest d / var^p if e > 0, smallest if e < 0
-    remove  of the kept weights whose d then lowers |e|, the one with the least Wanda score
+    grow    the removed weight that lowers |e| most relative to its input's variance: largest d / var^p if e > 0, else smallest
+    remove  among the kept weights whose d then lowers |e|, the one with the lowest Wanda score
 
-Only the mask changes. Row by row the number of kept weights stays what it was, and each weight moves once at most. Where
-vision transformers or the patterns need it, we chose:
+Only the mask changes. Each row keeps the same number of weights, and each weight is swapped at most once. Our choices for
+vision transformers and the patterns:
 
-* The published threshold, 0.1 on sums over sequences of 2048 tokens, is 0.1 / 2048 on means over tokens.
-* The variance is that over all tokens, mean(x^2) - mean(x)^2; the published code averages the variance inside each sequence.
-* All linear layers are refined; the published default leaves those of the MLP at the first mask.
-* N:M removes in the group of the weight that grew, and a row stops when the sign of e would flip; a row without a weight to
-  remove stops. In blocks, d, d / var^p and squared scores add up over a block, which moves as one.
+* The published threshold, 0.1 on sums over sequences of 2048 tokens, becomes 0.1 / 2048 on means over tokens.
+* The variance is over all tokens, mean(x^2) - mean(x)^2; the published code averages the variances within each sequence.
+* All linear layers are refined; the published default leaves those of the MLP at the initial mask.
+* With N:M, the removed weight comes from the group of the grown one, and a row stops when the sign of e would flip. A row
+  also stops when it has no weight to remove. With blocks, d, d / var^p and squared scores are summed over each block, which is
+  swapped as a whole.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from vitoats.methods.sparsity import Pattern
 from vitoats.methods.statistics import InputStatistics, check_finite
 from vitoats.methods.wanda import wanda_score
 
-THRESHOLD = 0.1 / 2048  # of |e|, for each token
+THRESHOLD = 0.1 / 2048  # for |e|, per token
 
 Initial = Literal["wanda", "magnitude"]
 
@@ -40,10 +40,10 @@ class DSNoTConfig(SparseConfig):
     """Settings of DSNoT; the defaults are the published code's.
 
     Attributes:
-        initial: which mask to start from, "wanda" or "magnitude".
-        iterations: cycles at most, one swap in each row.
-        threshold: a row is done when |e| is not above it.
-        power: p, of the variance.
+        initial: the initial mask, "wanda" or "magnitude".
+        iterations: maximum number of cycles, each with one swap per row.
+        threshold: a row is done once |e| is not above it.
+        power: p, the exponent of the variance.
     """
 
     initial: Initial = "wanda"
@@ -66,11 +66,11 @@ def dsnot(weight: Tensor, statistics: InputStatistics, config: DSNoTConfig) -> D
 
     Args:
         weight: W [d_out, d_in].
-        statistics: with H and the mean.
+        statistics: moments of the layer's input, including H and the mean.
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, or the pattern or budget does not fit.
     """
     check_finite(weight, statistics)
     assert statistics.mean is not None
@@ -78,7 +78,7 @@ def dsnot(weight: Tensor, statistics: InputStatistics, config: DSNoTConfig) -> D
     score = wanda_score(weight, statistics)
     mask = config.mask(score if config.initial == "wanda" else weight.abs())
     double = torch.finfo(torch.float64)
-    least = max(double.eps * statistics.second_moment.max().item(), double.tiny)  # of a constant input, by round-off
+    least = max(double.eps * statistics.second_moment.max().item(), double.tiny)  # round-off alone, for a constant input
     variance = (statistics.second_moment - statistics.mean.square()).clamp(min=least)
     d = weight.double() * statistics.mean
     growth = pattern.units(d / variance**config.power)
@@ -88,18 +88,18 @@ def dsnot(weight: Tensor, statistics: InputStatistics, config: DSNoTConfig) -> D
 
 
 def swap(mask: Tensor, d: Tensor, growth: Tensor, score: Tensor, pattern: Pattern, config: DSNoTConfig) -> tuple[Tensor, int]:
-    """The cycles, all rows at once; all tensors are [d_out, n].
+    """Runs the cycles on all rows at once; all tensors are [d_out, n].
 
     Args:
-        mask: bool, what is kept at first.
-        d: the share of each weight in the mean output.
-        growth: what is ranked to grow.
-        score: what is ranked to remove.
-        pattern: N:M removes in the same group.
+        mask: bool, the initial mask.
+        d: the contribution of each weight to the mean output.
+        growth: ranks the weights to grow.
+        score: ranks the weights to remove.
+        pattern: N:M removes within the group of the grown weight.
         config: the settings.
 
     Returns:
-        the new mask, and how many cycles it took.
+        the new mask, and the number of cycles.
     """
     mask, may_grow, may_go = mask.clone(), ~mask, mask.clone()
     rows = torch.arange(len(mask), device=mask.device)

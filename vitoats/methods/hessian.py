@@ -1,7 +1,7 @@
-"""What the methods that know the full second moment share: damping, the inverse's factor, and the exact refit.
+"""Shared by the methods that use the full second moment: damping, the factor of the inverse, and the exact refit.
 
 For one row w of W the layer's output error is (w' - w) H (w' - w)^T with H = X^T X / n_tokens (``vitoats.methods.statistics``),
-so H is the Hessian of that error up to a factor 2, which changes no mask and no update. All of it is float64.
+so H is the Hessian of that error up to a factor of 2, which affects neither masks nor updates. Everything here is float64.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from torch import Tensor
 from vitoats.common.errors import InputError
 from vitoats.methods.statistics import InputStatistics, check_finite
 
-DAMPING = 0.01  # of the mean of diag(H), as in the published code of SparseGPT
-REFIT_BYTES = 32_000_000  # the refit solves as many rows at once as fit in this; more is slower on a CPU
+DAMPING = 0.01  # share of the mean of diag(H), as in the published code of SparseGPT
+REFIT_BYTES = 32_000_000  # the refit solves as many rows at once as fit into this; larger batches are slower on a CPU
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,27 @@ class Problem:
 
 
 def check_damping(damping: float) -> None:
-    """Refuses a damping that is no number of 0 or more.
+    """Refuses a damping that is negative or not finite.
 
     Raises:
-        InputError: it is not.
+        InputError: ``damping`` is negative or not finite.
     """
     if not 0 <= damping < float("inf"):
         raise InputError(f"damping {damping:g} is out of range: give a number of 0 or more, say damping={DAMPING}")
 
 
 def damped_problem(weight: Tensor, statistics: InputStatistics, damping: float) -> Problem:
-    """Prepares a layer: inputs that were always zero get zero weights and H_jj = 1, then H += damping * mean(diag H) * I.
+    """Prepares a layer as the published code of SparseGPT does.
 
-    As in the published code of SparseGPT.
+    Inputs that were always zero get zero weights and H_jj = 1; then H += damping * mean(diag H) * I.
 
     Args:
         weight: W [d_out, d_in].
-        statistics: with H.
+        statistics: moments of the layer's input, including H.
         damping: as a share of the mean of diag(H).
 
     Raises:
-        InputError: a number is not finite.
+        InputError: a weight or moment is not finite.
     """
     check_finite(weight, statistics)
     H = statistics.full.clone()
@@ -75,18 +75,18 @@ def cholesky(H: Tensor) -> Tensor:
 def inverse_factor(H: Tensor) -> Tensor:
     """The upper factor R of H^-1 = R^T R [d_in, d_in].
 
-    R_jj^2 is the first diagonal entry of inv(H[j:, j:]), and R[j, j:] / R_jj its first row over that entry: what removing
-    input j costs and does to the inputs after it, with those before it frozen.
+    R_jj^2 is the first diagonal entry of inv(H[j:, j:]), and R[j, j:] / R_jj is its first row divided by that entry. They give
+    the cost of removing input j and its effect on the inputs after it, with those before it frozen.
     """
     return cholesky(torch.cholesky_inverse(cholesky(H))).mT
 
 
 def refit(problem: Problem, mask: Tensor) -> Tensor:
-    """The best weights on a mask, row by row: w_K = H_KK^-1 (H w)_K and 0 elsewhere, K the kept inputs of the row.
+    """The best weights on a mask, row by row: w_K = H_KK^-1 (H w)_K and 0 elsewhere, where K are the row's kept inputs.
 
     This is the joint optimum of "multiple removal" (arXiv 2410.15567; arXiv 2412.12441, equation 11): it equals
-    w - inv(H)[:, P] inv(inv(H)[P, P]) w_P with P the removed inputs. Rows are solved in batches of at most ``REFIT_BYTES``;
-    where rows keep different numbers of inputs, the shorter ones are padded with an identity block and zeros.
+    w - inv(H)[:, P] inv(inv(H)[P, P]) w_P, where P are the removed inputs. Rows are solved in batches of at most
+    ``REFIT_BYTES``. If rows keep different numbers of inputs, the shorter ones are padded with an identity matrix and zeros.
 
     Args:
         problem: W [d_out, d_in] and H.
@@ -96,9 +96,9 @@ def refit(problem: Problem, mask: Tensor) -> Tensor:
         W' [d_out, d_in].
     """
     W, H = problem.W, problem.H
-    target = W @ H  # (H w)^T, by rows
+    target = W @ H  # (H w)^T, row by row
     counts = mask.sum(dim=1)
-    rows = counts.argsort(stable=True)  # like with like, to pad little
+    rows = counts.argsort(stable=True)  # similar counts together, to limit padding
     fitted = torch.zeros_like(W)
     largest = int(counts.max())
     if largest == 0:

@@ -1,7 +1,7 @@
-"""Magnitude pruning: the smallest weights go, whatever the inputs are.
+"""Magnitude pruning: removes the smallest weights, regardless of the inputs.
 
-The comparison group is the whole matrix by default, one threshold for each linear layer, as in the published code of Wanda and
-SparseGPT. Calibration serves only to report the error.
+By default the comparison group is the whole matrix, with one threshold per linear layer, as in the published code of Wanda and
+SparseGPT. Calibration only serves to report the error.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def magnitude(weight: Tensor, statistics: InputStatistics, config: MagnitudeConf
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, or the pattern or budget does not fit.
     """
     check_finite(weight, statistics)
     return measured(weight, statistics, torch.where(config.mask(weight.abs()), weight, 0))

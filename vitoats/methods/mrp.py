@@ -1,21 +1,21 @@
 """MRP: multiple removal of weights with the joint optimal update (Zhao et al., "Pruning Foundation Models for High Accuracy
 without Retraining", arXiv 2410.15567, Findings of EMNLP 2024), also called APT.
 
-Removing the set P of a row at once, its best update and what that costs are
+If a set P of a row's weights is removed at once, the best update and its cost are
 
     dw = -inv(H)[:, P] inv(inv(H)[P, P]) w_P        cost = w_P^T inv(inv(H)[P, P]) w_P
 
-so that *all* kept weights move, those to the left of a removed one too. This is re-derived from the problem: the authors have
-published no code. We chose:
+*All* kept weights change, including those to the left of a removed one. This is re-derived from the problem, since the authors
+have published no code. Our choices:
 
-* The cost of "mask S" leaves interactions out, w_j^2 / inv(H)_jj; "mask M" takes them in, by trying all patterns of a group of
-  N:M, to which it is limited.
-* "blockwise" goes through the columns as SparseGPT does, so that later masks see compensated weights and, in the place of
-  inv(H), the inverse for the columns that are left; then the weights are refitted from the original ones on the final mask.
-  "oneshot" chooses all masks from the original weights and inv(H).
-* The comparison group is SparseGPT's, all rows (of a block of columns, if blockwise), so that the default is SparseGPT's mask
-  with weights whose damped error is never above SparseGPT's. ``--pattern row`` compares each row apart. Damping is 1 % of the
-  mean of diag(H).
+* The cost of "mask S" ignores interactions, w_j^2 / inv(H)_jj; "mask M" includes them by trying all patterns of an N:M group,
+  and is limited to N:M.
+* "blockwise" sweeps the columns as SparseGPT does: later masks see compensated weights and, instead of inv(H), the inverse for
+  the remaining columns. The weights are then refitted from the original ones on the final mask. "oneshot" chooses all masks
+  from the original weights and inv(H).
+* The comparison group is SparseGPT's, all rows (of a block of columns, if blockwise). The default is therefore SparseGPT's mask
+  with weights whose damped error is never above SparseGPT's. ``pattern="row"`` compares within each row. Damping is 1 % of
+  the mean of diag(H).
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from vitoats.methods.sparsegpt import BLOCK_SIZE, check_block_size, saliency, sw
 from vitoats.methods.sparsity import Pattern
 from vitoats.methods.statistics import InputStatistics
 
-MOST_PATTERNS = 1000  # of one group of N:M that mask M tries; 4:8 has 70
+MOST_PATTERNS = 1000  # that mask M may try for one N:M group; 4:8 has 70
 
 Mask = Literal["S", "M"]
 Schedule = Literal["blockwise", "oneshot"]
@@ -46,10 +46,10 @@ class MRPConfig(SparseConfig):
 
     Attributes:
         pattern: "layer" by default, as in SparseGPT.
-        mask_choice: "S" leaves interactions between removed weights out; "M", for N:M alone, takes them in.
+        mask_choice: "S" ignores interactions between removed weights; "M", for N:M only, includes them.
         schedule: "blockwise" or "oneshot".
-        damping: what is added to the diagonal of H, as a share of its mean.
-        block_size: columns of a block.
+        damping: added to the diagonal of H, as a share of its mean.
+        block_size: columns per block.
     """
 
     pattern: str = "layer"
@@ -80,11 +80,11 @@ def mrp(weight: Tensor, statistics: InputStatistics, config: MRPConfig) -> Decom
 
     Args:
         weight: W [d_out, d_in].
-        statistics: with H.
+        statistics: moments of the layer's input, including H.
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, H is singular, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, H is singular, or the pattern or budget does not fit.
     """
     problem = damped_problem(weight, statistics, config.damping)
     mask = blockwise_mask(problem, config) if config.schedule == "blockwise" else oneshot_mask(problem, config)
@@ -92,13 +92,13 @@ def mrp(weight: Tensor, statistics: InputStatistics, config: MRPConfig) -> Decom
 
 
 def blockwise_mask(problem: Problem, config: MRPConfig) -> Tensor:
-    """The mask of a sweep over the columns, bool [d_out, d_in]."""
+    """The mask from a sweep over the columns, bool [d_out, d_in]."""
     pattern, kept = Pattern.parse(config.pattern), config.budget(*problem.W.shape).kept_per_group
 
     def choose(w: Tensor, R: Tensor, n: int) -> Tensor:
         if config.mask_choice == "S":
             return pattern.keep(saliency(w, R), n)
-        return joint_mask(w, R.T @ R, n)  # the first columns of R^T R are those of the inverse of what is left of H
+        return joint_mask(w, R.T @ R, n)  # R^T R is the leading part of the remaining H's inverse
 
     return sweep(problem, pattern, kept, config.block_size, choose)[1]
 
@@ -116,15 +116,15 @@ def oneshot_mask(problem: Problem, config: MRPConfig) -> Tensor:
 
 
 def joint_mask(w: Tensor, inverse: Tensor, kept: int) -> Tensor:
-    """Mask M of one group: of all its patterns, for each row the one whose joint removal costs least.
+    """Mask M of one group: for each row, the pattern whose joint removal costs least.
 
     Args:
         w: [d_out, m].
         inverse: [m, m], the inverse Hessian restricted to the group.
-        kept: how many of m to keep.
+        kept: how many of the m inputs to keep.
 
     Returns:
-        bool [d_out, m] with ``kept`` ones a row.
+        bool [d_out, m] with ``kept`` ones per row.
     """
     m = w.shape[1]
     removed = torch.tensor(list(combinations(range(m), m - kept)), device=w.device)  # [c, m - kept]

@@ -1,23 +1,26 @@
-"""Numerical Pruning: heads and neurons by one quadratic program a module (Shen et al., arXiv 2412.12441, AAAI 2025).
+"""Numerical Pruning: heads and neurons by one quadratic program per module (Shen et al., arXiv 2412.12441, AAAI 2025).
 
-X [n_tokens, D] is what a module's output layer W [d_out, D] reads: all heads side by side, or the hidden neurons. The mask of
-the D columns is relaxed to z, whose sum is to be r = (1 - rho) D:
+X [n_tokens, D] is the input of a module's output layer W [d_out, D]: all heads side by side, or the hidden neurons. The mask of
+the D columns is relaxed to z, whose sum should be r = (1 - rho) D:
 
     min_z  1/2 sum_i || X (w_i - z o w_i) ||^2  +  lambda/2 (1^T z - r)^2,    w_i the rows of W
     A = (W^T W) o (X^T X),    gradient A (z - 1) + lambda (1^T z - r) 1,    Hessian A + lambda 1 1^T
 
-and z is a column's score. The objective is quadratic, so that one Newton step from anywhere ends where fifty do:
+and z holds the columns' scores. The objective is quadratic, so one Newton step from anywhere gives the same result as fifty:
 
     u = A^-1 1,   s = 1^T u,   z = 1 - lambda (D - r) / (1 + lambda s) u,    lambda -> inf:  z = 1 - (D - r) u / s
 
-A module ranks its columns by -u, whatever lambda and rho are. Scores of all modules are then cut at one threshold, and what is
-left of W is refitted by least squares (``compensated``).
+Within a module, columns are ranked by -u, whatever lambda and rho are. The scores of all modules are then cut at one threshold,
+and the remaining columns of W are refitted by least squares (``compensated``).
 
-Where the paper's main text is silent, we chose: lambda infinite (the sum holds exactly; a finite one goes with X scaled to
-spectral norm 1); A damped by 1e-4 of its mean diagonal; the threshold where the *weights* kept add up to what was asked for
-(``cut="weighted"``; read literally, the paper multiplies head scores by the ratio of a head's weights to a neuron's and counts
-units alike, ``cut="literal"``); a bias, which the paper's models lack, refitted with W; X for the refit measured anew behind
-the blocks that are already pruned.
+Our choices where the paper's main text is silent:
+
+* lambda is infinite, so the sum holds exactly; a finite lambda is used with X scaled to spectral norm 1.
+* A is damped by 1e-4 of its mean diagonal.
+* The threshold is where the kept *weights* add up to the requested number (``cut="weighted"``). Read literally, the paper
+  multiplies head scores by the ratio of a head's weights to a neuron's, and counts all units alike (``cut="literal"``).
+* A bias, which the paper's models lack, is refitted with W.
+* For the refit, X is measured again behind the blocks that are already pruned.
 """
 
 from dataclasses import dataclass
@@ -31,7 +34,7 @@ from vitoats.methods.hessian import DAMPING, check_damping, cholesky
 from vitoats.methods.registry import register_structural
 from vitoats.methods.statistics import InputStatistics, check_finite
 
-SCORE_DAMPING = 1e-4  # of the mean of diag(A)
+SCORE_DAMPING = 1e-4  # share of the mean of diag(A)
 CHOICES = {
     "head_score": ("mean", "qp"),
     "cut": ("weighted", "literal"),
@@ -44,14 +47,15 @@ class NumericalConfig:
     """Settings of Numerical Pruning.
 
     Attributes:
-        compression: rho, the share of the weights of attention and MLPs that goes.
-        iterations: Newton steps; 0 for the closed form, which they equal.
-        penalty: lambda; 0 stands for an infinite one, which JSON cannot say.
-        head_score: "mean" of a head's columns as in the paper, or "qp": A summed over heads, and the program in heads.
-        cut: "weighted" or "literal", see above.
-        compensation: refit W on inputs behind pruned blocks ("sequential"), on those of the dense model ("dense"), or not.
-        refit_bias: let the bias take the mean of what goes.
-        damping: of the refit, as a share of the mean of diag(X^T X).
+        compression: rho, the share of the weights of attention and MLPs that is removed.
+        iterations: Newton steps; 0 uses the closed form, which gives the same result.
+        penalty: lambda; 0 stands for infinity, which JSON does not have.
+        head_score: "mean" of a head's columns, as in the paper, or "qp": sum A over each head and solve for heads.
+        cut: "weighted" or "literal", see the module's docstring.
+        compensation: refit W on inputs behind pruned blocks ("sequential"), on those of the dense model ("dense"), or not
+            ("none").
+        refit_bias: let the bias absorb the mean of what is removed.
+        damping: damping of the refit, as a share of the mean of diag(X^T X).
     """
 
     compression: float = 0.5
@@ -81,19 +85,19 @@ class NumericalConfig:
 
 @register_structural("numerical", NumericalConfig)
 def numerical(weight: Tensor, statistics: InputStatistics, width: int, config: NumericalConfig) -> Tensor:
-    """Scores the units of one module; the lowest go first.
+    """Scores the units of one module; the lowest are removed first.
 
     Args:
         weight: W [d_out, D] of the output layer.
-        statistics: of its input, with H.
-        width: columns a unit has, in a row: the head's width, or 1 for neurons.
+        statistics: moments of its input, including H.
+        width: consecutive columns per unit: the head's width, or 1 for neurons.
         config: the settings.
 
     Returns:
-        z [D / width], float64; with lambda infinite their mean is 1 - rho.
+        z [D / width], float64; if lambda is infinite, their mean is 1 - rho.
 
     Raises:
-        InputError: a number is not finite.
+        InputError: a weight or moment is not finite.
     """
     check_finite(weight, statistics)
     H = statistics.full
@@ -102,7 +106,7 @@ def numerical(weight: Tensor, statistics: InputStatistics, width: int, config: N
     A = removal_costs(weight, H)
     if config.head_score == "qp":
         A = A.unflatten(0, (-1, width)).unflatten(2, (-1, width)).sum(dim=(1, 3))
-    A.diagonal().add_(SCORE_DAMPING * A.diagonal().mean().item() or 1.0)  # 1 for a module that does nothing
+    A.diagonal().add_(SCORE_DAMPING * A.diagonal().mean().item() or 1.0)  # 1 if the module's output is always zero
     kept, penalty = (1 - config.compression) * len(A), config.penalty or inf
     z = newton(A, kept, penalty, config.iterations) if config.iterations else closed_form(A, kept, penalty)
     return z if config.head_score == "qp" else z.unflatten(0, (-1, width)).mean(dim=1)
@@ -122,11 +126,11 @@ def closed_form(A: Tensor, kept: float, penalty: float) -> Tensor:
 
 
 def newton(A: Tensor, kept: float, penalty: float, steps: int) -> Tensor:
-    """The same by Newton steps from z = 0, as the paper has it; with an infinite penalty those of the constrained program."""
+    """The same by Newton steps from z = 0, as in the paper; for an infinite penalty, those of the constrained program."""
     ones = torch.ones_like(A[:, 0])
     z = torch.zeros_like(ones)
     hessian = A + penalty
-    if penalty == inf:  # a Lagrange multiplier takes the penalty's place
+    if penalty == inf:  # a Lagrange multiplier replaces the penalty
         hessian = torch.cat([torch.cat([A, ones[:, None]], 1), torch.cat([ones, ones.new_zeros(1)])[None]])
     factors, pivots = torch.linalg.lu_factor(hessian)
     for _ in range(steps):
@@ -137,22 +141,22 @@ def newton(A: Tensor, kept: float, penalty: float, steps: int) -> Tensor:
 
 
 def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> list[Tensor]:
-    """Decides at one threshold which units of all modules stay; the best of each module does in any case.
+    """Decides by one threshold which units of all modules stay; the best unit of each module always does.
 
-    "weighted" keeps the units of the highest scores until their weights come nearest to (1 - rho) of all, so within half a
-    unit. "literal" multiplies each score by its unit's weights over the smallest unit's and removes the rho-th part of all
-    units, so that compression is what comes out.
+    "weighted" keeps as many of the highest-scoring units as bring their weights closest to (1 - rho) of all weights, within
+    half a unit. "literal" multiplies each score by its unit's weights over the smallest unit's and removes the share rho of
+    all units, whatever compression that gives.
 
     Args:
-        scores: of the units of each module, [n].
-        weights: how many weights one unit of each module has.
+        scores: scores of the units of each module, [n].
+        weights: number of weights in one unit of each module.
         config: compression and kind of cut.
 
     Returns:
         bool [n] for each module.
 
     Raises:
-        InputError: less would be left than a unit of each module.
+        InputError: less than one unit of each module would be left.
     """
     sizes = torch.cat([torch.full(s.shape, float(w), dtype=torch.float64) for s, w in zip(scores, weights, strict=True)])
     flat = torch.cat([s.double().cpu() for s in scores])
@@ -182,26 +186,26 @@ def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> li
 def compensated(
     weight: Tensor, bias: Tensor | None, statistics: InputStatistics, kept: Tensor, config: NumericalConfig
 ) -> tuple[Tensor, Tensor | None, float]:
-    """What is left of an output layer, refitted to give what the whole one gave:
+    """Refits the remaining columns of an output layer to reproduce the output of all of them:
 
-        W_K <- W_K + W_P H_PK H_KK^-1,    b <- b + W_P (mean_P - H_PK H_KK^-1 mean_K),    P the columns that go
+        W_K <- W_K + W_P H_PK H_KK^-1,    b <- b + W_P (mean_P - H_PK H_KK^-1 mean_K),    P the removed columns
 
-    With a bias to refit, H is centred, H - mean mean^T: the same as a constant input that always stays. H_KK is damped,
-    so that W changes little where inputs do not tell.
+    If a bias is refitted, H is centred, H - mean mean^T, which is equivalent to a constant input that always stays. H_KK is
+    damped, so W changes little in directions that the inputs do not determine.
 
     Args:
         weight: W [d_out, D].
-        bias: b [d_out], or None: then nothing takes the mean.
-        statistics: of its input, with H and mean.
-        kept: columns that stay, [k].
+        bias: b [d_out], or None, which leaves the mean uncorrected.
+        statistics: moments of its input, including H and the mean.
+        kept: indices of the remaining columns, [k].
         config: whether and how to refit.
 
     Returns:
-        W_K [d_out, k] and b of the weight's dtype, and the relative output error ||X (W - W')^T||_F / ||X W^T||_F with the
-        bias's part in it.
+        W_K [d_out, k] and b in their original dtypes, and the relative output error ||X (W - W')^T||_F / ||X W^T||_F, bias
+        included.
 
     Raises:
-        InputError: a number is not finite, or H_KK is singular.
+        InputError: a weight or moment is not finite, or H_KK is singular.
     """
     check_finite(weight, statistics)
     W, H, mean = weight.double(), statistics.full, statistics.mean

@@ -1,10 +1,10 @@
 """OATS: outlier-aware sparse + low-rank decomposition (Zhang and Papyan, arXiv 2409.13652, ICLR 2025).
 
-With D = diag(sqrt(second_moment)), the root of each input's second moment over the calibration tokens, OATS minimises
+With D = diag(sqrt(second_moment)), the roots of the inputs' second moments over the calibration tokens, OATS minimises
 
     || W D - S' - L' ||_F^2   subject to   rank(L') <= r  and  k non-zeros in each group of S'
 
-by alternating exact projections, singular vectors first and threshold last, and returns S = S' / D, U V = L' / D.
+by alternating exact projections, starting with the SVD and ending with the threshold. It returns S = S' / D, U V = L' / D.
 At rank 0 this is Wanda (one threshold of |W| D); without S it is the activation-weighted SVD.
 """
 
@@ -20,7 +20,7 @@ from vitoats.methods.registry import Decomposition, register
 from vitoats.methods.sparsity import Pattern, WarmThreshold
 from vitoats.methods.statistics import InputStatistics, check_finite
 
-FIRST_POWER_STEPS = 16  # subspace iterations that stand in for the first SVD; each later step takes one
+FIRST_POWER_STEPS = 16  # subspace iterations in place of the first SVD; each later step takes one
 
 
 Solver = Literal["fast", "exact"]
@@ -31,13 +31,13 @@ class OATSConfig(SparseLowRankConfig):
     """Settings of OATS; the defaults are the paper's for vision models.
 
     Attributes:
-        rank_ratio, pattern: 0.2 and "row".
-        iterations: alternating steps at most.
+        rank_ratio, pattern: 0.2 and "row" by default.
+        iterations: maximum number of alternating steps.
         solver: "exact" takes a full SVD and an exact threshold each step, as published. "fast" takes one warm-started
-            subspace iteration and a warm-started threshold instead, at a fraction of the time.
-        tolerance: stop when a step lowers the objective by less than this share of it; 0 turns that off. The exact solver
+            subspace iteration and a warm-started threshold instead, in a fraction of the time.
+        tolerance: stop when a step lowers the objective by less than this share of it; 0 disables this. The exact solver
             always takes all steps, as published.
-        seed: of the random start of the subspace.
+        seed: seed of the subspace's random start.
     """
 
     iterations: int = 80
@@ -64,8 +64,8 @@ def oats(weight: Tensor, statistics: InputStatistics, config: OATSConfig) -> Dec
         config: the settings.
 
     Returns:
-        S, U and V, with the error that OATS minimises: ||(W - S - U V) D||_F^2, and its root over ||W D||_F. Inputs that were
-        always zero get zero weights: they earn nothing, so no budget is spent on them.
+        S, U and V, with the error that OATS minimises, ||(W - S - U V) D||_F^2, and its root over ||W D||_F. Inputs that were
+        always zero get zero weights, so no budget is spent on them.
 
     Raises:
         InputError: a weight or second moment is not finite, or nothing would be left of the layer.
@@ -76,7 +76,7 @@ def oats(weight: Tensor, statistics: InputStatistics, config: OATSConfig) -> Dec
     budget = config.budget(*weight.shape)
 
     scale = second_moment.double().clamp(min=0).sqrt()
-    if scale.max() == 0:  # every input is dead: nothing tells them apart
+    if scale.max() == 0:  # every input is always zero, so all are treated alike
         scale = torch.ones_like(scale)
     scale = scale / scale.max()
     alive = scale > torch.finfo(weight.dtype).tiny
@@ -119,7 +119,7 @@ def threshold(R: Tensor, pattern: Pattern, kept: int) -> Tensor:
 
 def truncated_svd(A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best rank-r approximation of A [m, n] as (U diag(sigma) [m, r], V^T [r, n])."""
-    if A.shape[0] < A.shape[1]:  # LAPACK is faster on the tall one
+    if A.shape[0] < A.shape[1]:  # LAPACK is faster on the tall transpose
         V, sigma, Ut = torch.linalg.svd(A.T, full_matrices=False)
         return Ut[:rank].T * sigma[:rank], V[:, :rank].T
     U, sigma, Vt = torch.linalg.svd(A, full_matrices=False)
@@ -140,11 +140,11 @@ def alternate_exact(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OA
 
 
 def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OATSConfig) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The same steps with approximate projections that start from the last step's.
+    """The same steps with approximate projections, each started from the previous one.
 
-    A - S moves little between steps, so one subspace iteration from the last right factor B keeps up with its leading
-    singular vectors:  Q <- qr((A - S) B^T),  B <- Q^T (A - S),  L = Q B.  Likewise for the threshold (``WarmThreshold``).
-    All passes write into buffers made once: on a CPU fresh memory costs more than the arithmetic.
+    A - S changes little between steps, so one subspace iteration from the last right factor B tracks its leading singular
+    vectors:  Q <- qr((A - S) B^T),  B <- Q^T (A - S),  L = Q B.  Likewise for the threshold (``WarmThreshold``). All passes
+    write into buffers that are allocated once: on a CPU, fresh memory costs more than the arithmetic.
 
     Returns:
         S [m, n], Q B in the form U diag(sigma) [m, r] and V^T [r, n], and the number of steps.
@@ -162,7 +162,7 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
         for _ in range(FIRST_POWER_STEPS if step == 1 else 1):
             Q = torch.linalg.qr(R @ B.T).Q
             B = Q.T @ R
-        torch.addmm(A, Q, B, alpha=-1, out=R)  # what L leaves for S
+        torch.addmm(A, Q, B, alpha=-1, out=R)  # the rest, for S
         if step == config.iterations:
             break
         torch.abs(R, out=magnitudes)
@@ -173,7 +173,7 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
         else:
             marked = warm.mark(pattern.groups(magnitudes), pattern.groups(mask))
             torch.mul(R, mask, out=S)
-            # what a few entries too many or too few do to the objective, to first order
+            # first-order effect on the objective of a few entries too many or too few
             surplus = ((marked - budget.kept_per_group) * warm.threshold.square()).sum().item()
         if config.tolerance:
             torch.sub(R, S, out=mask)

@@ -1,14 +1,14 @@
-"""OATS-H: sparse + low rank for the layer's true output error. OATS (arXiv 2409.13652) with the full second moment.
+"""OATS-H: sparse + low rank for the layer's true output error, OATS (arXiv 2409.13652) with the full second moment.
 
     min tr((W - S - U V) H (W - S - U V)^T)    subject to    rank(U V) <= r  and  S in the pattern
 
-which is ||X (W - S - U V)^T||_F^2 / n_tokens. OATS keeps the diagonal of H alone. H is scaled to unit diagonal, A, and damped
-by ``damping`` I, which is the same as shrinking it towards OATS' diagonal. The support of S comes from ADMM with the low-rank
-term inside (``vitoats.methods.admm``; for sparse terms alone this is ALPS, arXiv 2406.07831; with a low-rank term compare
-3BASiL, arXiv 2603.01376). Then S is refitted on its support by conjugate gradients and U V by subspace iteration, in turns,
-and the best by the damped error is kept.
+which is ||X (W - S - U V)^T||_F^2 / n_tokens. OATS uses only the diagonal of H. Here H is scaled to unit diagonal, giving A,
+and damped by ``damping`` I, which is equivalent to shrinking it towards OATS' diagonal. The support of S comes from ADMM with
+the low-rank term inside (``vitoats.methods.admm``). For a sparse term alone this is ALPS (arXiv 2406.07831); for one with a
+low-rank term, compare 3BASiL (arXiv 2603.01376). Then S is refitted on its support by conjugate gradients and U V by subspace
+iteration, in turn, and the result with the smallest damped error is kept.
 
-The "support" solver takes OATS' support and low-rank term as the start of the same refit: cheaper, and most of the way.
+The "support" solver starts the same refit from OATS' support and low-rank term, which is cheaper and gives most of the gain.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from vitoats.methods.registry import Decomposition, Recipe, measured, register
 from vitoats.methods.sparsity import Pattern
 from vitoats.methods.statistics import InputStatistics, check_finite
 
-FIRST_STEPS = 16  # subspace iterations from a random start, before ADMM follows with one an iteration
-REFIT_STEPS = 2  # subspace iterations a round of the refit
-EIGENVECTORS = 5  # multiply-adds of an eigendecomposition, in d_in^3
+FIRST_STEPS = 16  # subspace iterations from a random start, before ADMM takes one per iteration
+REFIT_STEPS = 2  # subspace iterations per round of the refit
+EIGENVECTORS = 5  # multiply-adds of an eigendecomposition, in units of d_in^3
 
 Solver = Literal["admm", "support"]
 
@@ -38,14 +38,14 @@ class OATSHConfig(SparseLowRankConfig):
     """Settings of OATS-H.
 
     Attributes:
-        rank_ratio, pattern: 0.25 and "layer".
-        iterations: of ADMM at most; of OATS for the "support" solver.
+        rank_ratio, pattern: 0.25 and "layer" by default.
+        iterations: maximum number of iterations of ADMM, or of OATS for the "support" solver.
         solver: "admm", or "support" for OATS' support.
-        penalty: how ADMM's penalty grows, "slow" or as in "alps".
+        penalty: how ADMM's penalty grows, "slow" or "alps".
         refit_rounds: how often S and U V are refitted in turn.
-        refit_iterations: of conjugate gradients in each round.
+        refit_iterations: conjugate gradient iterations per round.
         damping: added to the unit diagonal of the scaled H.
-        seed: of the random start of the low-rank term.
+        seed: seed of the low-rank term's random start.
     """
 
     rank_ratio: float = 0.25
@@ -70,7 +70,7 @@ class OATSHConfig(SparseLowRankConfig):
         check_damping(self.damping)
 
     def multiply_adds(self, d_out: int, d_in: int) -> int:
-        """What one matrix takes at most: ADMM and the refit, their products with A, or with a rank-r term beside it."""
+        """Upper bound for one matrix: the products of ADMM and the refit with A, and with the low-rank factors."""
         rank = self.budget(d_out, d_in).rank
         product = d_out * d_in**2  # with A
         low_rank = rank * (d_in**2 + 4 * d_out * d_in)  # a subspace iteration
@@ -90,11 +90,11 @@ def oats_h(weight: Tensor, statistics: InputStatistics, config: OATSHConfig) -> 
 
     Args:
         weight: W [d_out, d_in].
-        statistics: with H.
+        statistics: moments of the layer's input, including H.
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, or the pattern or budget does not fit.
     """
     check_finite(weight, statistics)
     correlation = statistics.correlation
@@ -137,11 +137,11 @@ def refit(
         W: [d_out, d_in].
         A: [d_in, d_in], damped.
         mask: bool [d_out, d_in].
-        low_rank: the low-rank term; changed.
+        low_rank: the low-rank term; changed in place.
         config: the settings.
 
     Returns:
-        the best S [d_out, d_in], U [d_out, r] and V [r, d_in] by their damped error.
+        the S [d_out, d_in], U [d_out, r] and V [r, d_in] with the smallest damped error.
     """
     best = float("inf"), S, low_rank.U, low_rank.V
     for turn in range(config.refit_rounds):

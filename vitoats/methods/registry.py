@@ -1,12 +1,12 @@
-"""What a method takes and returns, and the tables of methods by name: layer methods, and structural ones.
+"""The interface of compression methods, and the tables of layer methods and structural methods by name.
 
 A method is one file with a frozen config dataclass and one pure function. It is registered under the name users type, with
-what it needs to know of the layer's input (``vitoats.methods.statistics``):
+the statistics of the layer's input that it needs (``vitoats.methods.statistics``):
 
     @register("oats", OATSConfig, needs="diagonal")
     def oats(weight, statistics, config): ...
 
-Every field of a config has a default, and a config answers ``budget(d_out, d_in)`` and ``total_compression()``.
+Every field of a config has a default, and a config has the methods ``budget(d_out, d_in)`` and ``total_compression()``.
 
 A structural method (``vitoats.compression.structural``) scores the heads and neurons of a module instead:
 
@@ -37,15 +37,15 @@ def measured(
     V: Tensor | None = None,
     steps: int = 1,
 ) -> Decomposition:
-    """Puts a result together: casts it to the weight's dtype and measures its error.
+    """Assembles a result: casts it to the weight's dtype and measures its error.
 
     Args:
         weight: W [d_out, d_in].
-        statistics: of the layer's input; with H the error is the true one (see ``Decomposition``).
+        statistics: moments of the layer's input; with H the error is the true one (see ``Decomposition``).
         S: [d_out, d_in].
-        U: [d_out, r], none at rank 0.
-        V: [r, d_in], none at rank 0.
-        steps: how many iterations were taken.
+        U: [d_out, r], or None at rank 0.
+        V: [r, d_in], or None at rank 0.
+        steps: number of iterations taken.
     """
     S = S.to(weight.dtype)
     U = weight.new_zeros(weight.shape[0], 0) if U is None else U.to(weight.dtype)
@@ -56,7 +56,7 @@ def measured(
 
 
 def output_energy(E: Tensor, statistics: InputStatistics) -> float:
-    """tr(E H E^T), the mean over tokens of ||E x||^2, for E [d_out, d_in]; of D^2 in the place of H where H is not known."""
+    """tr(E H E^T), the mean over tokens of ||E x||^2, for E [d_out, d_in]; D^2 replaces H if H is unknown."""
     if statistics.H is None:
         return (E.square() @ statistics.second_moment.to(E)).sum().item()
     return max(0.0, ((E @ statistics.H.to(E)) * E).sum().item())  # round-off may leave it below 0
@@ -67,8 +67,8 @@ class Recipe:
     """How a method is best used on a whole model, unless the user says otherwise.
 
     Attributes:
-        target: what a layer is to put out (``vitoats.calibration.targets``).
-        refit_bias: whether the bias takes up the mean of what a layer loses.
+        target: the reconstruction target of a layer (``vitoats.calibration.targets``).
+        refit_bias: whether the bias absorbs the mean of a layer's lost output.
         allocation: how the budget is split over the layers (``vitoats.allocation``).
         calibration_mix: what is mixed in with the user's images (``vitoats.data.synthetic``).
     """
@@ -92,13 +92,13 @@ class Method:
     """A layer solver: ``solve(weight [d_out, d_in], statistics, config) -> Decomposition``.
 
     Attributes:
-        config: its frozen dataclass.
+        config: the class of its configs, a frozen dataclass.
         solve: the function.
         needs: the statistics that are collected for it.
-        left_dense: says why a layer of a role ("attention", "gated MLP", "plain MLP", "other") stays dense with a config, or
-            None if it is compressed; without it all layers are.
+        left_dense: maps a layer's role ("attention", "gated MLP", "plain MLP", "other") and a config to the reason why the
+            layer stays dense, or to None if it is compressed; by default all layers are compressed.
         recipe: how it is used on a whole model by default.
-        digest: SHA-256 of the file that a user's own method comes from, "" for ours.
+        digest: SHA-256 of the file of a user's own method, "" for built-in methods.
     """
 
     config: type
@@ -113,7 +113,7 @@ METHODS: dict[str, Method] = {}
 
 
 def register(name: str, config: type, needs: StatisticsLevel, **options: Any) -> Callable:
-    """Enters a solver into the table of methods; ``needs`` and ``options`` are the attributes of ``Method``."""
+    """Adds a solver to the table of methods; ``needs`` and ``options`` are the attributes of ``Method``."""
 
     def enter(solve):
         METHODS[name] = Method(config, solve, needs, **options)
@@ -124,13 +124,13 @@ def register(name: str, config: type, needs: StatisticsLevel, **options: Any) ->
 
 @dataclass(frozen=True)
 class StructuralMethod:
-    """A scorer of heads or neurons: ``score(weight [d_out, n * width], statistics, width, config) -> [n]``, low ones go first.
+    """A scorer of heads or neurons: ``score(weight [d_out, n * width], statistics, width, config) -> [n]``, lowest go first.
 
     Attributes:
-        config: its frozen dataclass.
+        config: the class of its configs, a frozen dataclass.
         score: the function.
         recipe: how it is used by default.
-        digest: as of ``Method``.
+        digest: as in ``Method``.
     """
 
     config: type
@@ -143,7 +143,7 @@ STRUCTURAL: dict[str, StructuralMethod] = {}
 
 
 def register_structural(name: str, config: type) -> Callable:
-    """Enters a scorer into the table of structural methods."""
+    """Adds a scorer to the table of structural methods."""
 
     def enter(score):
         STRUCTURAL[name] = StructuralMethod(config, score)
@@ -153,19 +153,19 @@ def register_structural(name: str, config: type) -> Callable:
 
 
 def find_method(name: str) -> "Method | StructuralMethod":
-    """Looks a method of either kind up by name.
+    """Looks up a method of either kind by name.
 
     Raises:
-        InputError: as ``get_method``.
+        InputError: as for ``get_method``.
     """
     return STRUCTURAL[name] if name in STRUCTURAL else get_method(name)
 
 
 def get_method(name: str) -> Method:
-    """Looks a method up by name, or loads a user's own, which is named ``./file.py:name``.
+    """Looks up a method by name, or loads a user's own, named ``./file.py:name``.
 
     Raises:
-        InputError: there is none of that name, or the file cannot be used.
+        InputError: there is no method of that name, or the file is unusable.
     """
     path, colon, inner = name.rpartition(".py:")
     if colon:
@@ -176,11 +176,11 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-_LOADED: dict[tuple[str, str], dict[str, Method]] = {}  # what each file, of each content, registers
+_LOADED: dict[tuple[str, str], dict[str, Method]] = {}  # what each file registers, by path and digest
 
 
 def _load(path: Path, name: str) -> Method:
-    """Runs a user's file and returns what it registers as ``name``; the table of methods stays as it was."""
+    """Runs a user's file and returns what it registers as ``name``; the table of methods is left unchanged."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -192,7 +192,7 @@ def _load(path: Path, name: str) -> Method:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
+        sys.modules[spec.name] = module  # dataclasses look up their module
         try:
             spec.loader.exec_module(module)
             _LOADED[key] = {n: replace(m, digest=digest) for n, m in METHODS.items() if m is not before.get(n)}

@@ -1,11 +1,12 @@
-"""SparseGPT (Frantar and Alistarh, arXiv 2301.00774, ICML 2023): column by column, what is removed is made up for to its right.
+"""SparseGPT (Frantar and Alistarh, arXiv 2301.00774, ICML 2023): prunes column by column and compensates to the right.
 
-With R the upper factor of H^-1 = R^T R, columns go from left to right. Removing w_i costs (w_i / R_ii)^2 and is compensated by
+R is the upper factor of H^-1 = R^T R. Columns are processed from left to right. Removing w_i costs (w_i / R_ii)^2 and is
+compensated by
 
     w[i:] -= (w_i / R_ii) R[i, i:]
 
 which is optimal with the columns to the left frozen (optimal brain surgeon). Masks are chosen when a block of columns is
-reached, from the weights as they are by then: N:M at each M columns, others at each ``block_size`` columns.
+reached, from the weights as updated by then: every M columns for N:M, every ``block_size`` columns otherwise.
 """
 
 from collections.abc import Callable
@@ -32,9 +33,9 @@ class SparseGPTConfig(SparseConfig):
     """Settings of SparseGPT; the defaults are the published code's.
 
     Attributes:
-        pattern: the comparison group inside a block of columns: "layer", all rows, as published; "row", each row apart.
-            A block of columns keeps the same share as the whole, to rounding that does not add up.
-        damping: what is added to the diagonal of H, as a share of its mean.
+        pattern: the comparison group within a block of columns: "layer" for all rows, as published; "row" for each row.
+            A block of columns keeps the same share as the whole, up to rounding that does not accumulate.
+        damping: added to the diagonal of H, as a share of its mean.
         block_size: columns for which a mask is chosen at once; a multiple of an N:M pattern's M or of a block's width.
     """
 
@@ -54,11 +55,11 @@ def sparsegpt(weight: Tensor, statistics: InputStatistics, config: SparseGPTConf
 
     Args:
         weight: W [d_out, d_in].
-        statistics: with H.
+        statistics: moments of the layer's input, including H.
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, H is singular, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, H is singular, or the pattern or budget does not fit.
     """
     problem = damped_problem(weight, statistics, config.damping)
     pattern, kept = Pattern.parse(config.pattern), config.budget(*weight.shape).kept_per_group
@@ -67,10 +68,10 @@ def sparsegpt(weight: Tensor, statistics: InputStatistics, config: SparseGPTConf
 
 
 def check_block_size(block_size: int, pattern: Pattern) -> None:
-    """Refuses blocks of columns that cut through the pattern's units.
+    """Refuses a block size that cuts through the pattern's units.
 
     Raises:
-        InputError: they do.
+        InputError: ``block_size`` is not a positive multiple of the unit.
     """
     unit = pattern.m if pattern.kind == "N:M" else pattern.width
     if block_size < 1 or block_size % unit:
@@ -80,26 +81,26 @@ def check_block_size(block_size: int, pattern: Pattern) -> None:
 
 
 def saliency(w: Tensor, R: Tensor) -> Tensor:
-    """The root of what removing each weight of w [d_out, b] costs with the columns to its left frozen: |w_i| / R_ii."""
+    """Square root of the cost of removing each weight of w [d_out, b], with the columns to its left frozen: |w_i| / R_ii."""
     return w.abs() / R.diagonal()
 
 
 def sweep(problem: Problem, pattern: Pattern, kept: int, block_size: int, choose: Choice) -> tuple[Tensor, Tensor]:
-    """Goes through the columns from left to right: chooses masks, removes, compensates.
+    """Sweeps the columns from left to right: chooses masks, removes weights, compensates.
 
     Args:
         problem: W [d_out, d_in] and H.
-        pattern: its kind says how many columns a mask is chosen for at once.
+        pattern: its kind determines for how many columns a mask is chosen at once.
         kept: entries of the whole matrix to keep in each group of the pattern.
-        block_size: columns whose updates are carried to the rest at once.
-        choose: which entries of some columns to keep.
+        block_size: columns whose updates are applied to the rest at once.
+        choose: chooses which entries of some columns to keep.
 
     Returns:
         W' [d_out, d_in] with explicit zeros, and the mask, bool [d_out, d_in].
     """
     W, R = problem.W.clone(), inverse_factor(problem.H)
     d_out, d_in = W.shape
-    span = pattern.m if pattern.kind == "N:M" else block_size  # columns a mask is chosen for at once
+    span = pattern.m if pattern.kind == "N:M" else block_size  # columns for which a mask is chosen at once
     mask = torch.empty(W.shape, dtype=torch.bool, device=W.device)
     for start in range(0, d_in, block_size):
         stop = min(start + block_size, d_in)
@@ -120,5 +121,5 @@ def sweep(problem: Problem, pattern: Pattern, kept: int, block_size: int, choose
 
 
 def _kept_until(column: int, kept: int, d_in: int, pattern: Pattern) -> int:
-    """How many entries of a group the columns before this one keep: their share, in whole units; ``kept`` at d_in."""
+    """How many entries of a group to keep in the columns before this one: their share, in whole units; ``kept`` at d_in."""
     return pattern.width * (kept * column // (d_in * pattern.width))

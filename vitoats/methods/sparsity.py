@@ -1,8 +1,8 @@
 """Which entries of S are kept: sparsity patterns, and the hard threshold onto them.
 
 Every pattern keeps the k largest magnitudes of each *group* of entries: a group is an output row ("row"), the whole matrix
-("layer"), or M consecutive inputs of one row ("N:M", of which N are kept). Blocks ("1x2", "1x4") are rows whose units are 2 or
-4 consecutive inputs that live or die together; a block counts as the sum of its squared magnitudes.
+("layer"), or M consecutive inputs of one row ("N:M", of which N are kept). For blocks ("1x2", "1x4"), a group is a row whose
+units are 2 or 4 consecutive inputs, kept or removed together; a block is ranked by the sum of its squared magnitudes.
 """
 
 import re
@@ -16,7 +16,7 @@ from vitoats.common.errors import InputError
 
 BLOCK_WIDTHS = (2, 4)
 _PAIRWISE_LIMIT = 32  # groups up to this size are ranked by comparing all pairs
-_TRAILING_BITS = 14  # of a float32: the other 18 are its sign, its exponent and 9 bits of its fraction
+_TRAILING_BITS = 14  # of a float32; the other 18 are its sign, its exponent and 9 bits of its fraction
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Pattern:
     Attributes:
         kind: what a group is.
         n: for "N:M", how many of each m consecutive inputs are *kept*.
-        m: for "N:M".
-        width: how many consecutive inputs of a row live or die together; above 1 for "block" only.
+        m: for "N:M", the group size.
+        width: how many consecutive inputs of a row are kept or removed together; above 1 for "block" only.
     """
 
     kind: Literal["row", "layer", "N:M", "block"]
@@ -40,7 +40,7 @@ class Pattern:
         """Reads "row", "layer", "2:4" or "1x4".
 
         Raises:
-            InputError: the text is none of these, or not 0 < N < M <= 32.
+            InputError: the text is not a known pattern, or 0 < N < M <= 32 does not hold.
         """
         if text == "row":
             return cls("row")
@@ -62,10 +62,10 @@ class Pattern:
         return f"{self.n}:{self.m}" if self.kind == "N:M" else self.kind
 
     def check_width(self, d_in: int) -> None:
-        """Refuses inputs that the pattern does not tile.
+        """Refuses an input width that the pattern does not tile.
 
         Raises:
-            InputError: d_in is no multiple of M, or of the blocks' width.
+            InputError: d_in is not a multiple of M, or of the blocks' width.
         """
         unit = self.m if self.kind == "N:M" else self.width
         if d_in % unit:
@@ -74,10 +74,10 @@ class Pattern:
             )
 
     def keep(self, magnitudes: Tensor, kept: int) -> Tensor:
-        """Marks what the pattern keeps of a matrix.
+        """Marks the entries of a matrix that the pattern keeps.
 
         Args:
-            magnitudes: [d_out, d_in], finite and not negative.
+            magnitudes: [d_out, d_in], finite and non-negative.
             kept: entries to keep in each group; a multiple of the blocks' width.
 
         Returns:
@@ -88,11 +88,11 @@ class Pattern:
         return largest(self.groups(magnitudes.contiguous()), kept).view_as(magnitudes)
 
     def units(self, matrix: Tensor) -> Tensor:
-        """Sums a matrix [d_out, d_in] over each unit that lives or dies together: [d_out, d_in / width]."""
+        """Sums a matrix [d_out, d_in] over each unit of ``width`` inputs: [d_out, d_in / width]."""
         return matrix.unflatten(1, (-1, self.width)).sum(dim=2)
 
     def spread(self, units: Tensor) -> Tensor:
-        """Gives each entry what its unit has: [d_out, d_in / width] -> [d_out, d_in]."""
+        """Gives each entry the value of its unit: [d_out, d_in / width] -> [d_out, d_in]."""
         return units.repeat_interleave(self.width, dim=1)
 
     def groups(self, matrix: Tensor) -> Tensor:
@@ -103,21 +103,21 @@ class Pattern:
 
 
 def largest(magnitudes: Tensor, kept: int) -> Tensor:
-    """Marks the ``kept`` largest entries of each row; among equals the later column wins, as in a stable ascending sort.
+    """Marks the ``kept`` largest entries of each row; ties go to the later column, as in a stable ascending sort.
 
     Args:
         magnitudes: [n_groups, group_size], finite.
         kept: how many to keep in each group, at most group_size.
 
     Returns:
-        bool [n_groups, group_size] with exactly ``kept`` ones a row.
+        bool [n_groups, group_size] with exactly ``kept`` ones per row.
     """
     size = magnitudes.shape[1]
     if size <= _PAIRWISE_LIMIT:
         beaten_by = torch.zeros(magnitudes.shape, dtype=torch.uint8, device=magnitudes.device)
         for j in range(size):
             other = magnitudes[:, j : j + 1]
-            beaten_by[:, :j] += other >= magnitudes[:, :j]  # a later equal wins
+            beaten_by[:, :j] += other >= magnitudes[:, :j]  # ties go to the later entry
             beaten_by[:, j + 1 :] += other > magnitudes[:, j + 1 :]
         return beaten_by < kept
     if kept == 0:
@@ -126,21 +126,21 @@ def largest(magnitudes: Tensor, kept: int) -> Tensor:
     mask = magnitudes >= threshold
     surplus = mask.sum(dim=1, keepdim=True) - kept
     rows = surplus.squeeze(1) > 0
-    if rows.any():  # several entries are equal to the threshold: the first of them go
+    if rows.any():  # several entries equal the threshold: drop the first ones
         tied = magnitudes[rows] == threshold[rows]
         mask[rows] &= ~(tied & (tied.cumsum(dim=1) <= surplus[rows]))
     return mask
 
 
 def smallest(magnitudes: Tensor, k: int) -> Tensor:
-    """The k-th smallest of each row, as ``torch.kthvalue`` finds it; of one long float32 row in an eighth of the time.
+    """The k-th smallest entry of each row, like ``torch.kthvalue``, but in an eighth of the time for one long float32 row.
 
-    Floats that are not negative are in the order of their bits. So one pass counts their leading bits, the count says which
-    value of these the k-th has, and only what shares it is searched.
+    Non-negative floats sort like their bit patterns. So one pass counts the leading bits, the counts give those of the k-th
+    entry, and only the entries that share them are searched.
 
     Args:
-        magnitudes: [n_groups, group_size], finite and not negative.
-        k: from 1.
+        magnitudes: [n_groups, group_size], finite and non-negative.
+        k: counts from 1.
 
     Returns:
         [n_groups, 1].
@@ -157,15 +157,15 @@ def smallest(magnitudes: Tensor, k: int) -> Tensor:
 class WarmThreshold:
     """A threshold per group that follows the k-th largest magnitude from one solver step to the next.
 
-    Between two steps of an alternating solver the magnitudes hardly move, so last step's threshold is nearly right: count
-    how many entries exceed it, correct it once by Newton's rule with the density of entries around it, and use it. That is
-    two passes over the matrix where a selection needs about twenty. The count is then within a few entries of k; groups
-    that miss it by more than 5 % are selected exactly. The last step of a solver calls ``largest``, which is exact always.
+    Between two steps of an alternating solver the magnitudes hardly change, so the last threshold is nearly right. Count how
+    many entries exceed it, and correct it by one Newton step with the density of entries around it. That takes two passes
+    over the matrix, where a selection needs about twenty. The count is then within a few entries of k; groups that miss it by
+    more than 5 % are selected exactly. The last step of a solver calls ``largest``, which is always exact.
     """
 
     def __init__(self, kept: int):
         self.kept = kept
-        self.threshold: Tensor  # [n_groups, 1], from the first call on
+        self.threshold: Tensor  # [n_groups, 1], set by the first call
         self._started = False
         self._density: Tensor  # entries per unit of magnitude around the threshold, [n_groups, 1]
 
@@ -177,7 +177,7 @@ class WarmThreshold:
             mask: the same shape and dtype; overwritten.
 
         Returns:
-            how many entries each group keeps, [n_groups, 1], of the dtype of ``magnitudes``.
+            how many entries each group keeps, [n_groups, 1], in the dtype of ``magnitudes``.
         """
         if self.kept in (0, magnitudes.shape[1]):
             mask.fill_(float(self.kept > 0))
@@ -203,7 +203,7 @@ class WarmThreshold:
         self._density = ((below - above).clamp(min=1) / (0.1 * exact)).nan_to_num(posinf=1.0)
 
     def _excess(self, magnitudes: Tensor, mask: Tensor) -> Tensor:
-        """Marks what exceeds the thresholds; returns how many too many that is, [n_groups, 1]."""
+        """Marks the entries above the thresholds; returns by how many they exceed ``kept``, [n_groups, 1]."""
         torch.gt(magnitudes, self.threshold, out=mask)
         return mask.sum(dim=1, keepdim=True) - self.kept
 

@@ -1,4 +1,4 @@
-"""What a layer solver is told about a layer's input: moments over all calibration tokens.
+"""What a layer solver knows about a layer's input: moments over all calibration tokens.
 
 X [n_tokens, d_in] stacks the input of one linear layer over all tokens of all calibration images.
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError
 
-# How much is collected of a layer's inputs: the second moment of each ("diagonal"), those of an MLP's hidden neurons as well
+# Which statistics of a layer's inputs are collected: their second moments ("diagonal"), also those of an MLP's hidden neurons
 # ("neurons"), or H and the mean ("full").
 StatisticsLevel = Literal["diagonal", "neurons", "full"]
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """H = diag(scale) A diag(scale), in float32: what follows is damped far above its round-off.
+    """H = diag(scale) A diag(scale), in float32, whose round-off is far below the damping.
 
     Attributes:
         scale: [d_in], float64; 1 for inputs that were always zero.
@@ -31,7 +31,7 @@ class Correlation:
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """m [d_in], not negative, and Q [d_in, d_in] of A = Q diag(m) Q^T; computed once, and only for who asks."""
+        """m [d_in], not negative, and Q [d_in, d_in] of A = Q diag(m) Q^T; computed once, on first use."""
         m, Q = torch.linalg.eigh(self.A)
         return m.clamp_(min=0), Q
 
@@ -42,10 +42,10 @@ class InputStatistics:
 
     Attributes:
         second_moment: [d_in], mean over tokens of x_j^2: the diagonal of H.
-        H: [d_in, d_in], X^T X / n_tokens, uncentred. None where the method needs the diagonal alone.
-        mean: [d_in], mean over tokens of x_j. None where H is.
-        neurons: [n], for a layer whose rows make the n hidden neurons of an MLP (once, or twice where it is gated): mean
-            square of each neuron as the MLP's output layer sees it. None for other layers, and where no method asks.
+        H: [d_in, d_in], X^T X / n_tokens, uncentred. None if the method needs only the diagonal.
+        mean: [d_in], mean over tokens of x_j. None if H is.
+        neurons: [n], for a layer whose rows produce the n hidden neurons of an MLP (once, or twice if it packs gate and up):
+            mean square of each neuron as the MLP's output layer sees it. None for other layers, or if no method needs it.
     """
 
     second_moment: Tensor
@@ -55,7 +55,7 @@ class InputStatistics:
 
     @classmethod
     def of(cls, X: Tensor) -> "InputStatistics":
-        """All moments of inputs X [n_tokens, d_in] that fit in memory."""
+        """All moments, from inputs X [n_tokens, d_in] that fit in memory."""
         X = X.double()
         H = X.T @ X / len(X)
         return cls(H.diagonal().clone(), H, X.mean(dim=0))
@@ -79,7 +79,7 @@ class InputStatistics:
         return Correlation(scale, (self.full / scale / scale[:, None]).float())
 
     def centred(self) -> "InputStatistics":
-        """The moments about the mean: what is left of the output error once the bias is refitted.
+        """The moments about the mean, which give the output error that remains once the bias is refitted.
 
         Raises:
             InputError: only the diagonal was collected.
@@ -90,7 +90,7 @@ class InputStatistics:
         return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean))
 
     def mean_output(self, weight: Tensor) -> Tensor:
-        """Mean over tokens of what a weight [d_out, d_in] puts out, float64 [d_out].
+        """Mean output over tokens of a weight [d_out, d_in], float64 [d_out].
 
         Raises:
             InputError: only the diagonal was collected.
@@ -103,13 +103,13 @@ class InputStatistics:
         return self.mean
 
     def to(self, device: torch.device) -> "InputStatistics":
-        """The same on another device."""
+        """The same moments on another device."""
         H, mean, neurons = (None if x is None else x.to(device) for x in (self.H, self.mean, self.neurons))
         return InputStatistics(self.second_moment.to(device), H, mean, neurons)
 
 
 def check_finite(weight: Tensor, statistics: InputStatistics) -> None:
-    """Refuses numbers that no method can work with.
+    """Refuses non-finite numbers, which no method can handle.
 
     Raises:
         InputError: a weight or a moment is NaN or Inf.

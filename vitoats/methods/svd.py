@@ -1,7 +1,7 @@
 """Activation-weighted SVD: the best low-rank weights for the layer's output.
 
-With H = C C^T (damped, Cholesky), ||X (W - L)^T||_F^2 / n_tokens = ||(W - L) C||_F^2, so by Eckart and Young the best L of
-rank r is
+With H = C C^T (damped, Cholesky), ||X (W - L)^T||_F^2 / n_tokens = ||(W - L) C||_F^2. By Eckart and Young, the best L of rank r
+is therefore
 
     L = SVD_r(W C) C^-1
 
@@ -27,9 +27,9 @@ class SVDConfig:
     """Settings of the activation-weighted SVD.
 
     Attributes:
-        compression: rho, the share of the weights that is removed; the rank is rounded down, so up to one rank unit,
-            d_in + d_out parameters, more is removed.
-        damping: what is added to the diagonal of H, as a share of its mean.
+        compression: rho, the share of the weights that is removed; rounding the rank down removes up to one rank more,
+            d_in + d_out parameters.
+        damping: added to the diagonal of H, as a share of its mean.
     """
 
     compression: float = 0.5
@@ -63,11 +63,11 @@ def svd(weight: Tensor, statistics: InputStatistics, config: SVDConfig) -> Decom
 
     Args:
         weight: W [d_out, d_in].
-        statistics: with H.
+        statistics: moments of the layer's input, including H.
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, H is singular, or no rank is left.
+        InputError: a weight or moment is not finite, H is singular, or not even rank 1 is left.
     """
     problem = damped_problem(weight, statistics, config.damping)
     C = cholesky(problem.H)

@@ -2,8 +2,8 @@
 
     score_ij = |W_ij| * ||X_j||_2
 
-and the lowest scores of each output row go; no weight changes. ||X_j|| is taken as the root of the mean square, which ranks
-alike. OATS without a low-rank term is the same.
+The lowest scores of each output row are removed; the other weights do not change. The root mean square replaces ||X_j||_2,
+which gives the same ranking. OATS without a low-rank term is the same.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class WandaConfig(SparseConfig):
 
 @register("wanda", WandaConfig, needs="diagonal")
 def wanda(weight: Tensor, statistics: InputStatistics, config: WandaConfig) -> Decomposition:
-    """Keeps the largest scores.
+    """Keeps the weights with the largest scores.
 
     Args:
         weight: W [d_out, d_in].
@@ -31,7 +31,7 @@ def wanda(weight: Tensor, statistics: InputStatistics, config: WandaConfig) -> D
         config: the settings.
 
     Raises:
-        InputError: a number is not finite, or the pattern or budget does not fit.
+        InputError: a weight or moment is not finite, or the pattern or budget does not fit.
     """
     check_finite(weight, statistics)
     mask = config.mask(wanda_score(weight, statistics))

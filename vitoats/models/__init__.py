@@ -1,1 +1,1 @@
-"""What is inside a model: its inputs, the chain of its blocks, their linear layers, heads and neurons."""
+"""The structure of a model: its inputs, its chain of blocks, their linear layers, heads and neurons."""

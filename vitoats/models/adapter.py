@@ -1,10 +1,10 @@
-"""Finds the chain of blocks of a vision transformer and the linear layers in it, by structure and not by name.
+"""Finds the chain of blocks of a vision transformer and the linear layers in it, by structure rather than by name.
 
-Blocks are the children of all lists named ``blocks``. One probing forward pass finds out what no attribute says: in what
-order the blocks run, that each one's output really is the next one's input, which linear layers are called as modules (only
-those can be replaced), and what else the blocks get besides the hidden state (a rotary embedding, say). Models with stages
-(Swin, ConvNeXt) run a module between two blocks that makes hidden states smaller and wider: it is a link of the chain like a
-block. A model that does not fit is refused with the reason.
+Blocks are the children of all lists named ``blocks``. A forward pass determines what the attributes do not tell: the order of
+the blocks, whether each output really is the next block's input, which linear layers are called as modules (only those can be
+replaced), and the further arguments of the blocks besides the hidden state (such as a rotary embedding). Models with stages
+(Swin, ConvNeXt) run a downsampling module between two blocks, which makes hidden states smaller and wider. It is a link of the
+chain like a block. A model that does not fit is rejected with the reason.
 """
 
 from typing import Any
@@ -20,19 +20,19 @@ from vitoats.models.inputs import ImageInputs
 
 _REMEDY = "use a ViT-like model (docs/models.md)"
 
-FUSED_PARTS = {"qkv": 3}  # layers whose rows stack several matrices of equal height, by the last part of their name
+FUSED_PARTS = {"qkv": 3}  # number of equal parts that a layer's rows stack, by the last component of its name
 
 
 @torch.inference_mode()
 def adapt(model: nn.Module, inputs: ImageInputs) -> ModelAdapter:
-    """Makes the adapter of a model.
+    """Creates the adapter of a model.
 
     Args:
-        model: in eval mode, with one list ``blocks``, or one for each stage.
-        inputs: what it takes.
+        model: the model in eval mode, with one list ``blocks``, or one for each stage.
+        inputs: the model's inputs.
 
     Raises:
-        InputError: the model has no chain of blocks, with the reason, or is compressed already.
+        InputError: the model is already compressed or has no chain of blocks, with the reason.
     """
     if compressed_layers(model):
         raise InputError("the model is compressed already: start from the dense one")
@@ -69,7 +69,7 @@ def adapt(model: nn.Module, inputs: ImageInputs) -> ModelAdapter:
 def _linears(
     model: nn.Module, block: str, probe: "_Probe", again: "_Probe", skipped: list[tuple[str, str]]
 ) -> list[LinearLayer]:
-    """The compressible layers of a block; those that are not go to ``skipped``, with the reason."""
+    """The compressible layers of a block; appends the other ones to ``skipped``, with the reason."""
     found = []
     for name, module in model.get_submodule(block).named_modules(prefix=block):
         if isinstance(module, nn.MultiheadAttention):
@@ -88,10 +88,10 @@ def _linears(
 
 
 def call_fused_qkv(model: nn.Module) -> None:
-    """Has timm call a fused qkv layer and add its bias afterwards, where it would multiply by the layer's weight itself.
+    """Makes timm call fused qkv layers as modules and add the bias afterwards.
 
-    BEiT, EVA and Swin v2 keep the bias of q and v apart and do the latter, so that a layer put in the place of qkv would never
-    run. Their own switch changes that; outputs stay the same up to rounding.
+    BEiT, EVA and Swin v2 store the biases of q and v separately and use the weight of qkv directly, so that a replacement of
+    the qkv layer would never run. timm's own switch changes this; outputs stay the same up to rounding.
     """
     for module in model.modules():
         if hasattr(module, "qkv_bias_separate"):
@@ -99,7 +99,7 @@ def call_fused_qkv(model: nn.Module) -> None:
 
 
 def _blocks(model: nn.Module) -> list[str]:
-    """Names of the children of all lists ``blocks``, without those inside another block."""
+    """Names of the children of all lists ``blocks``, except for lists inside another block."""
     found: list[str] = []
     for name, module in model.named_modules():
         is_list = name.rpartition(".")[2] == "blocks" and isinstance(module, (nn.Sequential, nn.ModuleList))
@@ -116,10 +116,10 @@ class _Probe:
     """Follows the hidden state through one forward pass, from the first block to the last.
 
     Attributes:
-        names: of the links of the chain: the blocks, and what leads from one to the next where they do not touch.
-        calls: what each link is called with besides the hidden state.
-        shapes: of the hidden state of one image before each link, and after the last.
-        called: shape of the first input of each linear layer that was called, in order.
+        names: names of the chain's links: the blocks, and the modules that run between two of them.
+        calls: the further arguments of each link besides the hidden state.
+        shapes: shape of one image's hidden state before each link, and after the last one.
+        called: shape of the first input of each linear layer that was called, in order of the calls.
     """
 
     def __init__(self, kind: str, blocks: list[str], n_images: int):
@@ -132,7 +132,7 @@ class _Probe:
         self._running: tuple[str, BlockCall] | None = None
 
     def before(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A block, or a module that may lead to one, is called."""
+        """Called before a block, or a module that may be a link of the chain, runs."""
         is_block = name in self.blocks
         if self._running or not (is_block or self.names):
             return
@@ -149,7 +149,7 @@ class _Probe:
             self._running = name, call
 
     def after(self, name: str, output: Any) -> None:
-        """It returns."""
+        """Called when a block or module returns."""
         if self._running is None or self._running[0] != name:
             return
         call, self._running = self._running[1], None
@@ -163,7 +163,7 @@ class _Probe:
             self._hidden = output.clone()
 
     def finish(self) -> None:
-        """Leaves out what comes after the last block; each block must have run once."""
+        """Removes the links after the last block, and checks that each block has run exactly once."""
         ran = [name for name in self.names if name in self.blocks]
         once = sum(ran.count(name) == 1 for name in self.blocks)
         if once < len(self.blocks):
@@ -177,15 +177,15 @@ class _Probe:
         return isinstance(hidden, Tensor) and hidden.ndim > 1 and hidden.shape[0] == self.n_images
 
     def _refuse(self, is_block: bool, reason: str) -> None:
-        if is_block:  # any other module may be beside the way
+        if is_block:  # other modules need not be part of the chain
             raise InputError(f"{reason}: {_REMEDY}")
 
 
 def _probe(model: nn.Module, blocks: list[str], inputs: ImageInputs, batch: Tensor) -> _Probe:
-    """Runs the model once and notes the chain of its blocks and the calls of its linear layers.
+    """Runs the model once and records its chain of blocks and the calls of its linear layers.
 
     Raises:
-        InputError: the blocks are no chain.
+        InputError: the blocks do not form a chain.
     """
     probe = _Probe(type(model).__name__, blocks, len(batch))
     modules = dict(model.named_modules())
@@ -205,7 +205,7 @@ def _probe(model: nn.Module, blocks: list[str], inputs: ImageInputs, batch: Tens
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two blocks' extra arguments are equal, tensors included."""
+    """Whether two values, such as the extra arguments of a block, are equal, including tensors in them."""
     if isinstance(a, BlockCall):
         return _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
     if isinstance(a, Tensor):

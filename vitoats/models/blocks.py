@@ -1,4 +1,4 @@
-"""A model seen as a chain of blocks."""
+"""A model as a chain of blocks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,8 @@ class LinearLayer:
 
     Attributes:
         model: the whole model.
-        name: dotted name in it.
-        parts: how many matrices of equal height its rows stack, 3 for a fused qkv.
+        name: the layer's dotted name in the model.
+        parts: number of matrices of equal height that its rows stack; 3 for a fused qkv.
     """
 
     model: nn.Module = field(repr=False)
@@ -26,7 +26,7 @@ class LinearLayer:
 
     @property
     def module(self) -> nn.Linear:
-        """The layer, as long as it is not compressed."""
+        """The dense layer; fails once the layer is compressed."""
         module = self.model.get_submodule(self.name)
         assert isinstance(module, nn.Linear)
         return module
@@ -34,7 +34,7 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class BlockCall:
-    """What a block is called with besides the hidden states."""
+    """The arguments of a block besides the hidden states."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -46,11 +46,11 @@ class Block:
 
     Attributes:
         model: the whole model.
-        name: dotted name in it.
-        linears: its compressible linear layers, or those of them that are to be compressed, in order of their first call.
-        call: what it is called with besides the hidden states.
-        shape_before: of the hidden states that one image has before it, such as (tokens, width).
-        shape_after: and after it.
+        name: the block's dotted name in the model.
+        linears: its compressible linear layers, or those selected for compression, in order of their first call.
+        call: its arguments besides the hidden states.
+        shape_before: shape of one image's hidden states before the block, such as (tokens, width).
+        shape_after: shape of one image's hidden states after the block.
     """
 
     model: nn.Module = field(repr=False)
@@ -62,27 +62,27 @@ class Block:
 
     @property
     def module(self) -> nn.Module:
-        """The block as it is now, compressed or not."""
+        """The block in its current state, compressed or not."""
         return self.model.get_submodule(self.name)
 
     def run(self, hidden: Tensor, module: nn.Module | None = None) -> Tensor:
-        """Runs the block, or another module in its place: [b, *shape_before] to [b, *shape_after]."""
+        """Runs the block, or another module instead of it: [b, *shape_before] to [b, *shape_after]."""
         return (module or self.module)(hidden, *self.call.args, **self.call.kwargs)
 
     def name_inside(self, layer: LinearLayer) -> str:
-        """A layer's name, seen from the block."""
+        """A layer's name relative to the block."""
         return layer.name[len(self.name) + 1 :]
 
 
 @dataclass(frozen=True)
 class ModelAdapter:
-    """A model seen as a chain of blocks.
+    """A model as a chain of blocks.
 
     Attributes:
         model: the whole model.
-        inputs: what it takes.
-        blocks: in the order in which they run, each one's output being the next one's input.
-        skipped: (name, reason) of every other layer with a weight matrix.
+        inputs: the model's inputs.
+        blocks: the blocks in the order in which they run; the output of each is the input of the next.
+        skipped: (name, reason) of every layer with a weight matrix that cannot be compressed.
     """
 
     model: nn.Module = field(repr=False)
@@ -97,11 +97,11 @@ class ModelAdapter:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return next(self.model.parameters()).device
 
     @torch.inference_mode()
     def first_hidden(self, batch: Tensor) -> Tensor:
-        """The hidden states [b, *shape_before] before the first block, for a batch of inputs; the blocks are not run."""
+        """The hidden states [b, *shape_before] before the first block for a batch of inputs; the blocks do not run."""
         first = self.blocks[0]
         return inputs_of({first.name: first.module}, lambda: self.inputs.call(self.model, batch))[first.name]

@@ -1,4 +1,4 @@
-"""How much a model computes, in numbers that are defined before they are printed."""
+"""The multiply-adds of a model, with their definition."""
 
 import math
 import warnings
@@ -17,23 +17,24 @@ FLOPS = "multiply-adds for one image as fvcore counts them, where a kernel skips
 
 
 def count_flops(model: nn.Module, inputs: ImageInputs) -> int:
-    """Multiply-adds for one image, as fvcore counts them, with zeros of S left out.
+    """Counts the multiply-adds for one image, as fvcore does, but without the zeros of S.
 
-    One fused multiply-add is one. fvcore counts products (linear layers, convolutions, attention) and five for each element
-    of a layer norm; biases, activations and softmax count nothing. A dense linear layer takes d_out * d_in for each token, a
-    ``SparseLowRankLinear`` its kept parameters, nnz(S) + sum of r_i (d_i + d_in): what a kernel that skips all zeros would do.
+    A fused multiply-add counts as one. fvcore counts products (linear layers, convolutions, attention), and five for each
+    element of a layer norm; biases, activations and softmax are not counted. A dense linear layer takes d_out * d_in per token.
+    A ``SparseLowRankLinear`` takes its kept parameters, nnz(S) + sum of r_i (d_i + d_in), the work of a kernel that skips all
+    zeros.
 
     Args:
-        model: in eval mode, compressed or not.
-        inputs: what it takes.
+        model: the model in eval mode, compressed or not.
+        inputs: the model's inputs.
     """
     image = inputs.zeros(1).to(next(model.parameters()).device)
     analysis = FlopCountAnalysis(model, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none").set_op_handle("aten::scaled_dot_product_attention", _attention)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer notes that the image size is fixed, and that it is deprecated
+        warnings.simplefilter("ignore")  # the tracer warns that the image size becomes fixed, and that it is deprecated itself
         total, by_module = analysis.total(), analysis.by_module()
-    for name, layer in compressed_layers(model).items():  # traced with S dense
+    for name, layer in compressed_layers(model).items():  # fvcore counts S as dense
         zeros = layer.S.numel() - layer.nonzeros
         tokens = by_module[name] // (layer.kept_parameters + zeros)
         total -= tokens * zeros
@@ -41,6 +42,6 @@ def count_flops(model: nn.Module, inputs: ImageInputs) -> int:
 
 
 def _attention(inputs, _outputs) -> int:
-    """q [..., n, d] k^T [..., d, m] and its product with v [..., m, e]."""
+    """The products q [..., n, d] k^T [..., d, m], and of the result with v [..., m, e]."""
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])

@@ -1,6 +1,6 @@
-"""A linear head on frozen features: the module that puts it on a backbone.
+"""A linear head on the frozen features of a backbone.
 
-Features follow DINOv2's linear evaluation: the class token of the last ``layers`` blocks, each after the final norm, then
+Features follow DINOv2's linear evaluation: the class tokens of the last ``layers`` blocks, each after the final norm, then
 the mean of the last block's patch tokens; register tokens are left out. A head is [n_classes, (layers + 1) * d].
 """
 
@@ -15,14 +15,14 @@ from vitoats.common.errors import InputError
 
 @dataclass(frozen=True)
 class HeadInfo:
-    """What a head was made for, as its file says it.
+    """The backbone, images and classes that a head was trained for, according to its file.
 
     Attributes:
-        backbone: the backbone's model name, "" where the file does not say.
-        img_size: in pixels, 0 where the file does not say.
-        layers: how many blocks give their class token, 1 or 4.
-        patch_mean: whether the mean of the patch tokens follows them; without it the head is [n_classes, layers * d].
-        classes: class names in the order of the outputs, empty where the file does not say.
+        backbone: the backbone's model name; "" if not recorded.
+        img_size: image size in pixels; 0 if not recorded.
+        layers: number of last blocks whose class tokens are used, 1 or 4.
+        patch_mean: whether the mean of the patch tokens is appended; without it the head is [n_classes, layers * d].
+        classes: class names in the order of the outputs; empty if not recorded.
     """
 
     backbone: str = ""
@@ -33,7 +33,7 @@ class HeadInfo:
 
     @property
     def tokens(self) -> int:
-        """How many vectors of the backbone's width it takes."""
+        """Number of vectors of the backbone's width that the head takes."""
         return self.layers + self.patch_mean
 
 
@@ -53,7 +53,7 @@ class LinearHeadClassifier(nn.Module):
 
 
 def features(backbone: Any, x: Tensor, layers: int = 1, patch_mean: bool = True) -> Tensor:
-    """[class tokens of the last ``layers`` blocks, mean of the last patch tokens], [batch, (layers + patch_mean) * d]."""
+    """Class tokens of the last ``layers`` blocks, then the mean of the patch tokens: [batch, (layers + patch_mean) * d]."""
     check_class_token(backbone)
     if layers == 1:
         tokens = backbone.forward_features(x)

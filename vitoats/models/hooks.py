@@ -1,7 +1,7 @@
-"""Watching modules while a model runs: hooks are put on and taken off here alone.
+"""Observes modules while a model runs. All forward hooks are registered and removed here.
 
-Modules are given by the names that callbacks are to be told, which need not be their names in the model. A module's input is
-the first thing that it is called with.
+Modules are passed with the names that callbacks receive, which may differ from their names in the model. A module's input is
+its first argument.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ After = Callable[[str, tuple[Any, ...], dict[str, Any], Any], Any]  # name, args
 
 @contextmanager
 def watch_calls(modules: Modules, before: Before | None = None, after: After | None = None) -> Iterator[None]:
-    """Within it ``before`` is told of each call of these modules, and ``after`` of each that has returned."""
+    """In this context, calls ``before`` whenever one of the modules is called, and ``after`` whenever one has returned."""
     handles = []
     try:
         for name, module in modules.items():
@@ -33,26 +33,26 @@ def watch_calls(modules: Modules, before: Before | None = None, after: After | N
 
 @contextmanager
 def watch_inputs(modules: Modules, seen: Callable[[str, Any], Any]) -> Iterator[None]:
-    """Within it ``seen`` gets (name, input) whenever one of these modules is called."""
+    """In this context, calls ``seen`` with (name, input) whenever one of the modules is called."""
     with watch_calls(modules, before=lambda name, args, kwargs: seen(name, first_input(args, kwargs))):
         yield
 
 
 @contextmanager
 def watch_outputs(modules: Modules, seen: Callable[[str, Any, Any], Any]) -> Iterator[None]:
-    """Within it ``seen`` gets (name, input, output) whenever one of these modules has returned."""
+    """In this context, calls ``seen`` with (name, input, output) whenever one of the modules has returned."""
     with watch_calls(modules, after=lambda name, args, kwargs, output: seen(name, first_input(args, kwargs), output)):
         yield
 
 
 def inputs_of(modules: Modules, run: Callable[[], Any]) -> dict[str, Tensor]:
-    """Calls ``run`` until each of these modules has been called; what would come after that is not run.
+    """Calls ``run`` and aborts it as soon as each of the modules has been called.
 
     Returns:
-        the inputs of their (last) calls until then, by name.
+        the input of each module by name; that of its last call, if there were several.
 
     Raises:
-        AssertionError: ``run`` returned, and some were not called.
+        AssertionError: ``run`` returned before all modules were called.
     """
     caught: dict[str, Tensor] = {}
 
@@ -70,17 +70,17 @@ def inputs_of(modules: Modules, run: Callable[[], Any]) -> dict[str, Tensor]:
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a module is called with first; timm calls it ``x`` where it is given by name."""
+    """A module's first argument; timm names it ``x`` if it is passed by keyword."""
     return args[0] if args else kwargs.get("x")
 
 
 class _AllReachedError(Exception):
-    """Ends a forward pass once all that was asked for is known."""
+    """Aborts a forward pass once all modules have been reached."""
 
 
 def _before(name: str, told: Before) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        told(name, args, kwargs)  # a hook that returned something would change the input
+        told(name, args, kwargs)  # returning a value from this hook would replace the input
 
     return hook
 

@@ -1,6 +1,6 @@
-"""What a model takes: examples of it, how the model is called with them, and what its features are.
+"""A model's inputs: examples of them, calling the model with them, and computing its features.
 
-All that depends on the kind of input stands here, so that what lies behind the first block knows hidden states alone.
+Everything that depends on the kind of input is in this module; all other code only deals with hidden states.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-FINAL_NORMS = ("norm", "fc_norm")  # timm's names; where there are both one is an identity
+FINAL_NORMS = ("norm", "fc_norm")  # timm's names; if a model has both, one is an identity
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,21 @@ class ImageInputs:
 
     img_size: int
 
-    # at export: the arguments' names, the outputs', and by argument the axes that are not fixed
+    # for export: names of arguments and outputs, and the dynamic axes of each argument
     names: ClassVar[tuple[str, ...]] = ("images",)
     output_names: ClassVar[tuple[str, ...]] = ("logits",)
     dynamic_axes: ClassVar[tuple[dict[int, str], ...]] = ({0: "batch"},)
 
     def shape(self, n: int) -> tuple[int, int, int, int]:
-        """Of a batch of n."""
+        """The shape of a batch of n images."""
         return n, 3, self.img_size, self.img_size
 
     def zeros(self, n: int) -> Tensor:
-        """A batch of n black images, for where only shapes matter."""
+        """A batch of n all-zero images, for use if only shapes matter."""
         return torch.zeros(self.shape(n))
 
     def noise(self, n: int, seed: int = 0) -> Tensor:
-        """A batch of n images of white noise, the same ones for a seed."""
+        """A batch of n white-noise images, reproducible by seed."""
         return torch.randn(self.shape(n), generator=torch.Generator().manual_seed(seed))
 
     def call(self, model: nn.Module, batch: Tensor) -> Any:
@@ -44,15 +44,15 @@ class ImageInputs:
         return model(batch)
 
     def features(self, model: Any, batch: Tensor) -> Tensor:
-        """Features [b, d] of a timm backbone, for where there is no classifier.
+        """Features [b, d] of a timm backbone, for models without a classifier.
 
-        After the final norm: for tokens [b, n, width] the class token, if there is one, and the mean of the patch tokens; for
-        maps [b, ..., width] the mean over all positions.
+        They are taken after the final norm: for tokens [b, n, width] the class token, if any, and the mean of the patch tokens;
+        for feature maps [b, ..., width] the mean over all positions.
         """
         return _pooled(model, model.forward_features(batch))
 
     def features_of(self, model: Any, hidden: Tensor) -> Tensor:
-        """The same from the hidden states after the last block."""
+        """The same features, computed from the hidden states after the last block."""
         for name in FINAL_NORMS:
             hidden = getattr(model, name, nn.Identity())(hidden)
         return _pooled(model, hidden)

@@ -1,10 +1,12 @@
-"""The position embedding of another image size: three ways that differ, at 224 px by about 2 % in DINOv2's final features.
+"""Resizes the position embedding for another image size, in one of three ways.
+
+At 224 px, DINOv2's final features differ by about 2 % between them.
 
 official  Meta's code. Without registers: bicubic, no antialiasing, and the grid scaled by (n + 0.1) / N, an offset that
-          moves every sample a little. With registers: bicubic with antialiasing, to the size itself.
+          shifts every sample slightly. With registers: bicubic with antialiasing, to the exact size.
           github.com/facebookresearch/dinov2, dinov2/models/vision_transformer.py and dinov2/hub/backbones.py
-hf        transformers' Dinov2 and Dinov2WithRegisters. As official, but to the size itself in both cases.
-timm      timm: bicubic with antialiasing, to the size itself, in both cases.
+hf        transformers' Dinov2 and Dinov2WithRegisters. Like official, but to the exact size in both cases.
+timm      timm's code: bicubic with antialiasing, to the exact size in both cases.
 """
 
 from typing import Any
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WAYS = ("official", "hf", "timm")
-OFFSET = 0.1  # of Meta's models without registers
+OFFSET = 0.1  # in Meta's code for models without registers
 
 
 def resample(pos_embed: Tensor, grid: int, way: str, *, prefix: int, registers: bool) -> Tensor:
@@ -22,13 +24,13 @@ def resample(pos_embed: Tensor, grid: int, way: str, *, prefix: int, registers: 
 
     Args:
         pos_embed: [1, prefix + N * N, d].
-        grid: n, the patches along a side of the new image.
+        grid: n, the number of patches along a side of the new image.
         way: one of ``WAYS``.
-        prefix: how many positions belong to no patch; they stay.
+        prefix: number of positions that do not belong to a patch; they stay unchanged.
         registers: whether the model has register tokens.
 
     Returns:
-        [1, prefix + n * n, d]; the very same values where n is N.
+        [1, prefix + n * n, d]; the input itself if n equals N.
     """
     own, patches = pos_embed[:, :prefix], pos_embed[:, prefix:]
     n = round(patches.shape[1] ** 0.5)
@@ -46,7 +48,7 @@ def resample(pos_embed: Tensor, grid: int, way: str, *, prefix: int, registers: 
 
 
 def set_image_size(model: Any, img_size: int, way: str) -> None:
-    """Sets the image size of a timm ViT that has its weights, and resizes its position embedding in one of the ways."""
+    """Sets the image size of a timm ViT with loaded weights, and resizes its position embedding in the given way."""
     native = model.pos_embed.detach()
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     model.set_input_size((img_size, img_size))

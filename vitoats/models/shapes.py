@@ -1,4 +1,4 @@
-"""The shapes of a model's linear layers, and how many tokens pass them."""
+"""The shapes of a model's linear layers, and the number of tokens that each of them processes."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from vitoats.models.hooks import watch_inputs
 
 @dataclass(frozen=True, order=True)
 class LayerShape:
-    """All that the cost of a dense linear layer depends on.
+    """Everything that the cost of a dense linear layer depends on.
 
     Attributes:
-        d_out: rows of its weight.
-        d_in: columns.
-        parts: how many matrices of equal height the rows stack, 3 for a fused qkv.
-        tokens: that pass it for each image.
+        d_out: rows of the weight matrix.
+        d_in: columns of the weight matrix.
+        parts: number of matrices of equal height that the rows stack; 3 for a fused qkv.
+        tokens: number of tokens that the layer processes per image.
     """
 
     d_out: int
@@ -27,11 +27,11 @@ class LayerShape:
 
     @property
     def size(self) -> int:
-        """Weights."""
+        """Number of weights."""
         return self.d_out * self.d_in
 
     def low_rank_parameters(self, rank: int) -> int:
-        """Of U and V, at a rank of each part."""
+        """Number of elements of U and V, if each part has this rank."""
         return rank * (self.d_out + self.parts * self.d_in)
 
     def __str__(self) -> str:
@@ -43,8 +43,8 @@ def layer_shapes(adapter: ModelAdapter, fused_qkv: bool = False) -> dict[str, La
     """The shapes of a dense model's compressible layers, by name.
 
     Args:
-        adapter: the model; it runs once, on one input.
-        fused_qkv: a fused qkv is one matrix.
+        adapter: the model, which runs once, on one image.
+        fused_qkv: treat a fused qkv as one matrix.
     """
     layers = {layer.name: layer for layer in adapter.linears}
     found: dict[str, LayerShape] = {}

@@ -1,4 +1,4 @@
-"""Which layers of a block add to the residual stream, found by structure and not by name."""
+"""Finds the layers of a block that add to the residual stream, by structure rather than by name."""
 
 import copy
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from vitoats.models.blocks import Block, LinearLayer
 from vitoats.models.hooks import watch_inputs, watch_outputs
 
-EXACT = 1e-6  # a sum of a stream and a scaled output is recognised to this relative error, in float64
+EXACT = 1e-6  # largest relative error at which an addition to the stream is recognised, in float64
 
 
 @dataclass(frozen=True)
 class StreamAddition:
-    """A layer's output is scaled by gamma and added to the residual stream.
+    """A layer whose output, scaled by gamma, is added to the residual stream.
 
     Attributes:
-        stream: name in the block of the module whose input is the stream before the addition; "" for the block itself.
+        stream: the module, by its name in the block, whose input is the stream before the addition; "" for the block itself.
         gamma: [d_out].
     """
 
@@ -28,15 +28,15 @@ class StreamAddition:
 
 @torch.inference_mode()
 def stream_additions(block: Block, linears: list[LinearLayer], hidden: Tensor) -> dict[str, StreamAddition]:
-    """Finds the layers of a block whose output, scaled channel by channel, is added to the residual stream.
+    """Finds the layers of a block whose output, scaled per channel, is added to the residual stream.
 
-    The block runs in float64, and a layer's output o qualifies if the difference of two tensors of the hidden states' shape,
-    inputs of modules in the block or the block's output, is gamma o.
+    The block runs in float64. Candidates for the stream are the inputs of modules in the block and the block's output, if they
+    have the shape of the hidden states. A layer with output o qualifies if two of them differ by gamma o.
 
     Args:
-        block: still dense.
+        block: the block, still dense.
         linears: its linear layers.
-        hidden: a few hidden states before it.
+        hidden: a few hidden states before the block.
     """
     module = copy.deepcopy(block.module).double()
     hidden = hidden.double()

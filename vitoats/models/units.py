@@ -1,12 +1,12 @@
-"""Heads of attention and neurons of MLPs as units: where their weights are, and how a module is made smaller by some of them.
+"""Attention heads and MLP neurons as removable units: locating their weights, and removing some of them from a module.
 
-A unit is what one slice of rows in the matrices that make it and one slice of columns in the matrix that reads it share:
+A unit consists of a slice of rows in the matrices that produce it, and a slice of columns in the matrix that reads it:
 
-    head h      rows of q, k and v (each third of a fused qkv, biases included; a gate's too)   columns of proj
-    neuron i    row of fc1 (of both halves, gate and up, where fc1 is a packed SwiGLU's)        column of fc2
+    head h      rows of q, k and v (each third of a fused qkv, biases included; also of a gate)   columns of proj
+    neuron i    row of fc1 (of both halves, gate and up, if fc1 is a packed SwiGLU)               column of fc2
 
-They are found by the attributes that timm's attention and MLP classes have. ``why_not`` tries on hidden states whether a block
-does with fewer units what it does with these units silenced; a norm across units, or parameters that count heads, fail there.
+Units are found by the attributes of timm's attention and MLP classes. ``why_not`` checks on hidden states that a block without
+some units computes the same as with these units zeroed. A norm across units, or parameters with one entry per head, fail there.
 """
 
 import copy
@@ -20,8 +20,8 @@ from vitoats.models.blocks import Block
 
 ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
 MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
-KEPT = "kept_units"  # a module that was made smaller says so in this attribute
-TOLERANCE = 1e-4  # of the largest output, between silenced units and removed ones
+KEPT = "kept_units"  # attribute of a reduced module: its number of units
+TOLERANCE = 1e-4  # between zeroed and removed units, relative to the largest output
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class Units:
 
     Attributes:
         module: dotted name of the attention or MLP.
-        kind: what its units are.
-        count: how many there are.
-        width: columns of the output layer that one unit has: the head's width, or 1.
-        inputs: names of the linear layers whose rows make the units; each stacks matrices of count * width rows.
-        output: name of the linear layer whose columns read them.
-        weights: elements of all weight matrices that one unit has, biases apart.
-        stacked: how many matrices of count * width rows the inputs are: 3 for q, k and v; 1 for a plain MLP, 2 for a gated.
+        kind: kind of units.
+        count: number of units.
+        width: columns of the output layer per unit: the head's width, or 1.
+        inputs: names of the linear layers whose rows produce the units; each stacks matrices of count * width rows.
+        output: name of the linear layer whose columns read the units.
+        weights: elements of all weight matrices per unit, without biases.
+        stacked: total number of matrices of count * width rows in the inputs: 3 for q, k and v, 1 for a plain MLP, 2 for a
+            gated one.
     """
 
     module: str
@@ -49,7 +50,7 @@ class Units:
     stacked: int
 
     def columns(self, units: Tensor) -> Tensor:
-        """Columns of the output layer that units [n] have, [n * width]."""
+        """Indices [n * width] of the output layer's columns that belong to the units [n]."""
         return (units[:, None] * self.width + torch.arange(self.width, device=units.device)).flatten()
 
 
@@ -61,7 +62,7 @@ def linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def find_units(model: nn.Module, block_name: str) -> list[Units]:
-    """The attentions and MLPs of a block whose units are found, in order."""
+    """The units of each attention and MLP of a block in which they can be located, in order."""
     found: list[Units | None] = []
     for name, module in model.get_submodule(block_name).named_modules(prefix=block_name):
         heads = getattr(module, "num_heads", None)
@@ -75,7 +76,7 @@ def find_units(model: nn.Module, block_name: str) -> list[Units]:
 def _units(
     name: str, module: nn.Module, kind: Literal["heads", "neurons"], count: int, candidates: tuple[str, ...], output: str
 ) -> Units | None:
-    """Puts it together; None where the layers' sizes do not fit each other."""
+    """The units of a module; None if the sizes of its layers do not match."""
     reads = linear(module, output)
     makes = {f"{name}.{c}": linear(module, c) for c in candidates if isinstance(getattr(module, c, None), nn.Linear)}
     total = reads.in_features
@@ -88,7 +89,7 @@ def _units(
 
 
 def layer_roles(blocks: list[Block]) -> dict[str, str]:
-    """What the layers of units do, by name: "attention", "gated MLP" or "plain MLP"."""
+    """The role of each layer that has units, by name: "attention", "gated MLP" or "plain MLP"."""
     roles: dict[str, str] = {}
     for units in [units for block in blocks for units in find_units(block.model, block.name)]:
         role = "attention" if units.kind == "heads" else "gated MLP" if units.stacked == 2 else "plain MLP"
@@ -97,7 +98,7 @@ def layer_roles(blocks: list[Block]) -> dict[str, str]:
 
 
 def keep_units(model: nn.Module, units: Units, kept: Tensor) -> None:
-    """Makes a module smaller, in place: it keeps the units ``kept`` [n], in that order."""
+    """Reduces a module in place to the units ``kept`` [n], in that order."""
     module = model.get_submodule(units.module)
     columns = units.columns(kept)
     for name in units.inputs:
@@ -122,15 +123,15 @@ def keep_units(model: nn.Module, units: Units, kept: Tensor) -> None:
 
 
 def kept_units(model: nn.Module) -> dict[str, int]:
-    """How many units are left in each module that was made smaller."""
+    """The number of remaining units in each reduced module, by name."""
     return {name: getattr(module, KEPT) for name, module in model.named_modules() if hasattr(module, KEPT)}
 
 
 def resize(model: nn.Module, counts: dict[str, int]) -> None:
-    """Gives the modules of a whole model as many units as a checkpoint says, for its state dict to fill.
+    """Reduces the modules of a full-size model to the numbers of units in a checkpoint, so that its state dict can be loaded.
 
     Raises:
-        ValueError: a module has no units, or fewer than that.
+        ValueError: a module has no units, or fewer than requested.
     """
     for name, count in counts.items():
         found = [units for units in find_units(model, name) if units.module == name]
@@ -141,10 +142,10 @@ def resize(model: nn.Module, counts: dict[str, int]) -> None:
 
 @torch.inference_mode()
 def why_not(block: Block, units: Units, hidden: Tensor) -> str | None:
-    """Tries on hidden states [b, *shape before the block] whether removing every other unit is the same as silencing it.
+    """Checks on hidden states [b, *shape before the block] that removing every other unit is the same as zeroing it.
 
     Returns:
-        the reason why units cannot be removed from this module, None if they can.
+        the reason why units cannot be removed from this module; None if they can.
     """
     model, module = block.model, block.module
     kept = torch.arange(0, units.count, 2, device=hidden.device)

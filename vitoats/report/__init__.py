@@ -1,1 +1,1 @@
-"""What a person reads: tables."""
+"""Tables and plots for people to read."""

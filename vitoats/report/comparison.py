@@ -30,11 +30,11 @@ DECIMALS = {
     "seconds": 1,
     "top1_difference": 4,
     "top1_difference_se": 4,
-}  # fmt: skip  (of columns that are not told to six significant digits)
+}  # fmt: skip  (of columns that are not rounded to six significant digits)
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with as many digits as mean something."""
+    """A row rounded to meaningful digits."""
 
     def value(name: str, x: Any) -> Any:
         if not isinstance(x, float):
@@ -45,11 +45,11 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def pairs(rows: Sequence[dict[str, Any]], per_image: Sequence[dict[str, np.ndarray]]) -> list[dict[str, Any]]:
-    """The paired difference a - b of every two methods that were asked for the same pattern and compression.
+    """The paired difference a - b of every two runs with the same requested pattern and compression.
 
     Args:
         rows: figures of the runs.
-        per_image: hits1 bool [n] and cosine [n] of each, on the same images.
+        per_image: hits1 bool [n] and cosine [n] of each run, on the same images.
     """
     found = []
     for (a, of_a), (b, of_b) in combinations(zip(rows, per_image, strict=True), 2):
@@ -66,10 +66,10 @@ def pairs(rows: Sequence[dict[str, Any]], per_image: Sequence[dict[str, np.ndarr
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows; what is None is empty.
+    """Writes rows as CSV; None becomes an empty cell.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     with atomic_write(path, "free some space and repeat the command") as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
@@ -78,7 +78,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
 
 
 def comparison_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Prints the main columns."""
+    """Prints the main columns of a comparison."""
 
     def cell(row: dict[str, Any], name: str, form: str, scale: float = 1) -> str:
         return "" if row[name] is None else format(row[name] * scale, form)

@@ -1,4 +1,4 @@
-"""Accuracy against compression and against bytes, as PNG and SVG."""
+"""Plots of accuracy against compression and against bytes, as PNG and SVG."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,27 +11,27 @@ from matplotlib.lines import Line2D
 
 from vitoats.common.files import atomic_write
 
-# those of Okabe and Ito that are neither black (the dense line) nor too pale for lines, and Tol's indigo and wine
+# Okabe and Ito's colours without black (the dense line) and those too pale for lines, plus Tol's indigo and wine
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#882255")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many as have no common divisor with the colours: 56 methods look different
-PATTERNS = (("-", "full"), (":", "none"), ("--", "left"), ("-.", "right"))  # lines and fill of markers
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # coprime to the number of colours, so 56 methods look different
+PATTERNS = (("-", "full"), (":", "none"), ("--", "left"), ("-.", "right"))  # line style and marker fill
 DENSE: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
 INT8: dict[str, Any] = {"color": "#666666", "marker": "*", "markersize": 11, "linestyle": "none"}
 SCALES = {"compression": 100, "bytes": 1e-6}
 X_LABELS = {"compression": "weights removed from the compressed layers (%)", "bytes": "weights on disk (MB)"}
-NEAR = 6.0  # percentage points below the dense model that the second panel shows
+NEAR = 6.0  # percentage points below the dense model; the range of the second panel
 
 
 def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str) -> None:
     """Writes ``path``.png and ``path``.svg: top-1 on the left, the paired difference from the dense model on the right.
 
-    A method has one colour and one marker in all plots, a pattern one kind of line and of fill.
+    A method has the same colour and marker in all plots; a pattern has the same line style and marker fill.
 
     Args:
-        path: without suffix.
-        rows: of a comparison, the dense one first.
+        path: file name without suffix.
+        rows: rows of a comparison, the dense one first.
         x: "compression" or "bytes".
-        title: above all.
+        title: title of the whole figure.
     """
     runs = [row for row in rows if row["asked_pattern"] is not None]
     methods, patterns = (list(dict.fromkeys(row[key] for row in runs)) for key in ("method", "asked_pattern"))
@@ -59,7 +59,7 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str
     difference.set_ylim(-NEAR, NEAR / 4)
     figure.suptitle(f"{title}; bars are ± 2 standard errors (right: of the paired difference)", fontsize=11)
     figure.legend(handles=legend, loc="outside right center", frameon=False)
-    with rc_context({"svg.hashsalt": "vitoats"}):  # the same figure is the same file
+    with rc_context({"svg.hashsalt": "vitoats"}):  # the same figure gives the same bytes
         with atomic_write(path.with_suffix(".png")) as partial:
             figure.savefig(partial, dpi=150, format="png")
         with atomic_write(path.with_suffix(".svg")) as partial:
@@ -75,10 +75,10 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], x: str, y: str, looks: dic
     if x == "bytes":
         axes.plot(dense[x] * SCALES[x], dense[y], color="black", marker="*", markersize=10)
     else:
-        curves.pop(("int8", None), None)  # it removes no weights
+        curves.pop(("int8", None), None)  # int8 removes no weights
     for (method, pattern), curve in curves.items():
         style = INT8 if pattern is None else looks[method] | lines[pattern]
-        bars = [2 * row[f"{y}_se"] if y == "top1" or row[y] > -NEAR else 0 for row in curve]  # none that hangs from nothing
+        bars = [2 * row[f"{y}_se"] if y == "top1" or row[y] > -NEAR else 0 for row in curve]  # no bars for points out of range
         points = [row[x] * SCALES[x] for row in curve], [row[y] for row in curve]
         axes.errorbar(*points, bars, linewidth=1.5, elinewidth=1, capsize=2, **style)
     axes.set_xlabel(X_LABELS[x])

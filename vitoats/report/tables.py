@@ -1,4 +1,4 @@
-"""Tables on stdout; numbers stay whole when stdout is no terminal."""
+"""Tables on stdout; numbers are not cut off when stdout is not a terminal."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -11,7 +11,7 @@ from vitoats.compression.pipeline import CompressionReport
 from vitoats.compression.structural import PruningReport
 from vitoats.format.counts import COUNTED, DEFINITIONS
 
-PIPE_WIDTH = 120  # columns where stdout is no terminal
+PIPE_WIDTH = 120  # columns if stdout is not a terminal
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -29,7 +29,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def layer_table(report: CompressionReport) -> None:
-    """One row a compressed layer. Error is ``relative_error`` in percent, kept is nnz + r (d_in + d_out)."""
+    """Prints one row per compressed layer. Error is ``relative_error``, kept is nnz + r (d_in + d_out), both in percent."""
     print_table(
         f"{len(report.layers)} layers compressed, {report.compression:.2%} of their weights removed, {report.n_images} images",
         ("layer", "shape", "rank", "non-zeros", "kept %", "error %", "steps", "s"),
@@ -50,7 +50,7 @@ def layer_table(report: CompressionReport) -> None:
 
 
 def pruning_table(report: PruningReport) -> None:
-    """One row an attention or MLP, and the whole model before and after."""
+    """Prints one row per attention or MLP."""
     print_table(
         f"{report.compression:.2%} of the weights of {len(report.modules)} attentions and MLPs removed "
         f"(a unit is {report.unit:.2%} at most), {report.n_images} images",
@@ -71,7 +71,7 @@ def pruning_table(report: PruningReport) -> None:
 
 
 def count_table(before: Mapping[str, int], after: Mapping[str, int]) -> None:
-    """The whole model before and after, and what the numbers mean (``vitoats.format.counts``)."""
+    """Prints the counts of the whole model before and after, with their definitions (``vitoats.format.counts``)."""
     rows = [
         (word, f"{before[key]:,}", f"{after[key]:,}", f"{100 * after[key] / before[key]:.1f}")
         for word, key in zip(DEFINITIONS, COUNTED, strict=True)
@@ -82,6 +82,6 @@ def count_table(before: Mapping[str, int], after: Mapping[str, int]) -> None:
 
 
 def skipped_lines(report: CompressionReport | PruningReport) -> list[str]:
-    """The layers that stay dense, with the reason."""
+    """One line for each reason why layers stay dense, with their names."""
     by_reason = groupby(sorted(report.skipped, key=lambda item: item[1]), key=lambda item: item[1])
     return [f"stays dense ({reason}): {', '.join(name for name, _ in items)}" for reason, items in by_reason]

@@ -1,7 +1,7 @@
-"""SparseMatMul nodes as plain MatMul and Add with dense weights, for a session without the native library.
+"""Replaces SparseMatMul nodes by MatMul and Add with dense weights, for a session without the native library.
 
-ONNX Runtime would unpack the weights too, but keeps every step of it until the last layer is done: that takes ten times as long
-and several times the memory.
+ONNX Runtime would also unpack the weights, but it keeps every intermediate result until the last layer is done. That takes ten
+times as long and several times the memory.
 """
 
 from pathlib import Path
@@ -11,15 +11,15 @@ import numpy as np
 from vitoats.format import bitmask
 from vitoats.format.operator import DOMAIN, NAME
 
-LARGEST_MODEL = 2**31 - 1  # bytes, of a protobuf
+LARGEST_MODEL = 2**31 - 1  # bytes; the limit of protobuf
 
 
 def densified(path: Path) -> bytes | None:
-    """An ONNX file's bytes with a MatMul for each SparseMatMul.
+    """The bytes of an ONNX model with a MatMul instead of each SparseMatMul.
 
     Returns:
-        the model, or None where that is left to ONNX Runtime: the package onnx is not installed, the file is unusual, or the
-        dense model would be larger than one message can be.
+        the model, or None if ONNX Runtime has to take the file as it is: the package onnx is not installed, the file is
+        unusual, or the dense model would exceed the limit of protobuf.
     """
     try:
         import onnx
@@ -57,5 +57,5 @@ def densified(path: Path) -> bytes | None:
         del graph.initializer[:]
         graph.initializer.extend(kept)
         return model.SerializeToString() if model.ByteSize() <= LARGEST_MODEL else None
-    except Exception:  # whatever is wrong with the file, ONNX Runtime says it
+    except Exception:  # ONNX Runtime will report what is wrong with the file
         return None

@@ -1,4 +1,4 @@
-"""An ONNX file as a session of ONNX Runtime on the CPU, with the native operators and what vitoats wrote into its metadata."""
+"""Opens an ONNX file as a session of ONNX Runtime on the CPU, with the native operator; reads the metadata of vitoats."""
 
 import contextlib
 import json
@@ -25,24 +25,24 @@ class Session(ort.InferenceSession):
     """An ``onnxruntime.InferenceSession`` that knows which of its nodes the native library runs.
 
     Attributes:
-        native_nodes: names of the SparseMatMul nodes with a native kernel; empty where ONNX Runtime runs the file by itself.
+        native_nodes: names of the SparseMatMul nodes that have a native kernel; empty without the native library.
     """
 
     native_nodes: tuple[str, ...] = ()
 
 
 def session(path: str | Path, threads: int = 0, native: bool = True) -> Session:
-    """Opens an ONNX file, with the native operators where the library is installed.
+    """Opens an ONNX file, with the native operator if the library is installed.
 
-    Without the library the same file runs as standard operators, correctly but at dense speed; that is logged as a warning.
+    Without the library the same file runs as standard operators, correctly but at dense speed, and a warning is logged.
 
     Args:
         path: the file.
-        threads: for one inference; 0 takes all cores.
+        threads: threads for one inference; 0 for all cores.
         native: whether to use the library.
 
     Raises:
-        InputError: no such file, or ONNX Runtime cannot run it, or VITOATS_ISA is wrong.
+        InputError: the file does not exist, ONNX Runtime cannot run it, or VITOATS_ISA is invalid.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +54,7 @@ def session(path: str | Path, threads: int = 0, native: bool = True) -> Session:
         if native:
             log.warning("%s runs at dense speed: vitoats was installed without its native library", path)
         if (model := densified(path)) is not None:
-            with contextlib.suppress(InputError):  # or else ONNX Runtime takes the file as it is
+            with contextlib.suppress(InputError):  # then ONNX Runtime gets the file as it is
                 return _open(model, options, path)
     return _open(str(path), options, path)
 
@@ -79,11 +79,11 @@ def _mentions_sparse_matmul(path: Path) -> bool:
 
 
 def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
-    """What vitoats wrote about the model: preprocessing, class count, compression, versions; empty for other files."""
+    """The metadata that vitoats wrote: preprocessing, class count, compression, versions; empty for other files."""
     return json.loads(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
 
 
 def inference(opened: ort.InferenceSession, batch: np.ndarray) -> Callable[[], object]:
-    """A call that runs a session of one input on a batch."""
+    """A function that runs a session with one input on a batch."""
     feed = {opened.get_inputs()[0].name: batch}
     return lambda: opened.run(None, feed)

@@ -1,4 +1,4 @@
-"""The native library libvitoats_ops: where it is, its registration with ONNX Runtime, and what it says of itself."""
+"""The native library libvitoats_ops: its path, its registration with ONNX Runtime, and its instruction sets."""
 
 import ctypes
 import functools
@@ -15,20 +15,20 @@ ISA_VARIABLE = "VITOATS_ISA"  # forces the kernels of one instruction set, for t
 
 
 def library_path() -> Path | None:
-    """The library's file; None where the package was installed without it. For any ONNX Runtime API that takes a path."""
-    import vitoats.runtime  # an editable install has it in another folder than this file
+    """The library's file, for any ONNX Runtime API that takes a path; None if the package was installed without it."""
+    import vitoats.runtime  # in an editable install the library is in another folder than this file
 
     return next((path for folder in vitoats.runtime.__path__ if (path := Path(folder) / LIBRARY).is_file()), None)
 
 
 def register(options: ort.SessionOptions) -> bool:
-    """Registers the native operators with session options that have not got them yet.
+    """Registers the native operator with session options that do not have it yet.
 
     Returns:
-        whether the library is there and was taken.
+        whether the library is installed, and so was registered.
 
     Raises:
-        InputError: the environment variable VITOATS_ISA names no instruction set of this processor.
+        InputError: the environment variable VITOATS_ISA is not an instruction set of this processor.
     """
     if _library() is None:
         return False
@@ -42,19 +42,19 @@ def register(options: ort.SessionOptions) -> bool:
 
 
 def isa() -> str:
-    """The instruction set whose kernels new sessions get: avx512, avx2, neon or portable; "" if VITOATS_ISA is wrong.
+    """The instruction set of the kernels in new sessions: avx512, avx2, neon or portable; "" if VITOATS_ISA is invalid.
 
     Raises:
-        InputError: there is no native library.
+        InputError: the native library is not installed.
     """
     return _loaded().vitoats_isa().decode()
 
 
 def available_isas() -> list[str]:
-    """All instruction sets that run here, best first.
+    """All instruction sets that this processor supports, best first.
 
     Raises:
-        InputError: there is no native library.
+        InputError: the native library is not installed.
     """
     library = _loaded()
     names: list[str] = []
@@ -64,13 +64,13 @@ def available_isas() -> list[str]:
 
 
 def fma_peak_gflops(seconds: float = 0.5) -> float:
-    """The floating-point operations that one core does at most, 10^9 a second: fused multiply-adds on registers alone.
+    """The peak of one core in 10^9 floating-point operations per second: fused multiply-adds on registers only.
 
     Args:
         seconds: how long to measure; the best of many short runs counts.
 
     Raises:
-        InputError: there is no native library.
+        InputError: the native library is not installed.
     """
     library, best, end = _loaded(), 0.0, time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
@@ -80,7 +80,7 @@ def fma_peak_gflops(seconds: float = 0.5) -> float:
 
 
 class Watch:
-    """Notes for which nodes this thread's sessions get native kernels, while it is entered; ``nodes`` has their names."""
+    """A context that records which nodes of this thread's new sessions get native kernels; ``nodes`` has their names."""
 
     def __enter__(self) -> "Watch":
         self.nodes: list[str] = []

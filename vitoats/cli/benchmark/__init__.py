@@ -1,10 +1,10 @@
-"""Measures, side by side in one run.
+"""Benchmarks that compare alternatives side by side in one run.
 
 python tools/benchmark.py op                                        one product, sparse against dense and int8
 python tools/benchmark.py model --model vit_base_patch16_224        whole models in ONNX Runtime
 python tools/benchmark.py solver --model vit_base_patch16_224       the exact OATS solver against the fast one
-python tools/benchmark.py files dense.onnx small.onnx               files that were exported, against the first
-python tools/benchmark.py layers                                    what single matrices lose by several methods
+python tools/benchmark.py files dense.onnx small.onnx               exported files against the first of them
+python tools/benchmark.py layers                                    output errors of several methods on single matrices
 """
 
 import importlib
@@ -12,11 +12,11 @@ from typing import Any
 
 from vitoats.common.errors import InputError
 
-BENCHMARKS = ("op", "model", "solver", "files", "layers")  # a file of this folder each
+BENCHMARKS = ("op", "model", "solver", "files", "layers")  # one module of this package each
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Picks the benchmark; returns the JSON line."""
+    """Runs the named benchmark; returns the JSON line."""
     if not argv or argv[0] not in BENCHMARKS:
         if argv and argv[0] in ("-h", "--help"):
             print(__doc__)

@@ -1,4 +1,4 @@
-"""Measures what a model's linear layers cost, for budgets in milliseconds: benchmark op with --model.
+"""Measures the cost of a model's linear layers, for budgets in milliseconds: benchmark op with --model.
 
 python tools/benchmark.py op --model dinov2_vitb14 --threads 2 --results-file costs.json
 python tools/compress.py --model dinov2_vitb14 --method oats-h --speedup 1.5 --cost-table costs.json ...
@@ -13,7 +13,7 @@ from vitoats.common.machine import cores
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    """Measures the model that the flags name; returns the JSON line, which is the table."""
+    """Measures the model that the flags name; returns the JSON line, which is the cost table."""
     if args.threads and len(args.threads) > 1:
         raise InputError("a cost table is for one number of threads: give --threads once")
     threads = args.threads[0] if args.threads else cores()

@@ -1,4 +1,4 @@
-"""Times exported files in turns, the first being what the others are compared with.
+"""Times exported files in turns, and compares them with the first file.
 
 python tools/export_onnx.py dinov2s_derived -o dense.onnx
 python tools/export_onnx.py runs/fast -o fast.onnx

@@ -1,10 +1,10 @@
-"""What single matrices lose by several methods, all solvers alone: the same inputs from the dense model, the same budget.
+"""Compares the solvers of several methods on single matrices: same inputs from the dense model, same budget.
 
     python tools/benchmark.py layers
     python tools/benchmark.py layers --model dinov2s_derived --methods oats,sparsegpt,oats-h --blocks 3,8 --compression 0.6
 
-The error is ||X (W - W')^T||_F^2 / ||X W^T||_F^2 over all calibration tokens, in float64, whatever a method knows of X.
-Allocation, targets and refitted biases, which a whole compression may add, play no part.
+The error is ||X (W - W')^T||_F^2 / ||X W^T||_F^2 over all calibration tokens, in float64, regardless of what a method knows
+about X. Allocation, targets and refitted biases, which a full compression may add, are not used.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def _matrices(args: argparse.Namespace) -> "list[Matrix]":
 
 
 def _print(title: str, rows: "list[LayerError]", means: dict[str, float]) -> None:
-    """A row for each matrix, with a column for each method."""
+    """Prints a row for each matrix, with a column for each method."""
     from vitoats.report.tables import print_table
 
     errors: dict[str, list[float]] = {}

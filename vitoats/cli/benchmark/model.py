@@ -1,11 +1,11 @@
-"""Times whole models in ONNX Runtime: dense, int8, and OATS with the native operator, from ViTs of any size.
+"""Times whole models of any size in ONNX Runtime: dense, int8, and OATS with the native operator.
 
     python tools/benchmark.py model
     python tools/benchmark.py model --model vit_base_patch16_224 --batch 1 --threads 1 --compression 0.6
 
-Speed depends on shapes and on the pattern of zeros, not on what the weights are: OATS runs for a few steps on noise images, and
-where a model's weights cannot be had, random ones do; the table says so. int8 is ONNX Runtime's dynamic quantization of all
-MatMuls, per channel. OpenVINO is measured on the dense file where the package openvino is installed.
+Speed depends on shapes and on the sparsity pattern, not on the values of the weights. Therefore OATS runs only a few steps on
+noise images, and random weights are used if a model's weights are unavailable, which the output reports. int8 is ONNX Runtime's
+dynamic per-channel quantization of all MatMuls. If the package openvino is installed, OpenVINO is measured on the dense file.
 """
 
 import argparse
@@ -27,8 +27,8 @@ MODELS = ("dinov2_vits14", "vit_base_patch16_224")
 BATCHES = (1, 8)
 THREADS = (1, 2)
 COMPRESSIONS = (0.5, 0.6)
-STEPS = 2  # of OATS: more would change which weights are zero, not how many
-N_IMAGES = 4  # of noise, for OATS
+STEPS = 2  # of OATS: more steps would change which weights are zero, not how many
+N_IMAGES = 4  # noise images for OATS
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") -> list[dict[str, Any]]:
-    """Rows of the JSON line for one model."""
+    """Measures one model; returns its rows of the JSON line."""
     from vitoats.benchmark.model import compare_variants
     from vitoats.benchmark.weights import load_or_randomise
 
@@ -79,7 +79,7 @@ def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") ->
 
 
 def write_variants(loaded: "LoadedModel", configs: "list[OATSConfig]", seed: int, folder: Path) -> "list[Variant]":
-    """Exports the model dense, quantized, and compressed by OATS in all forms; the dense one comes first."""
+    """Exports the model dense, quantized, and compressed by OATS in all forms; the dense variant comes first."""
     from vitoats.benchmark.model import compressed_variants, dense_variants, openvino_variants
     from vitoats.compression.pipeline import compress
 
@@ -92,7 +92,7 @@ def write_variants(loaded: "LoadedModel", configs: "list[OATSConfig]", seed: int
         common.log.info("compressing by %g %%", percent)
         small = copy.deepcopy(loaded)
         compress(small.timm_model, iter([noise]), method="oats", config=config, inputs=loaded.inputs, nsamples=len(noise))
-        folded = config is configs[0]  # a dense matrix does not care how much was removed
+        folded = config is configs[0]  # the speed of a dense matrix does not depend on the compression
         variants += compressed_variants(small, f"oats-{percent:g}", folder, folded)
     return variants + openvino_variants(dense, int8)
 

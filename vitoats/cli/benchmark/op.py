@@ -4,8 +4,8 @@
     python tools/benchmark.py op --shape 768x768 --tokens 197 --zeros 62.5 --threads 1
     python tools/benchmark.py op --model dinov2_vits14 --results-file costs.json    (a table of costs: costs.py)
 
-Weights come from memory, as they do in a whole model: one run passes over several copies of them, together larger than the last
-level of cache. The times are those of one product, with all that the operator does: transposing activations, quantising them.
+Weights are read from memory, as in a whole model: one run cycles through several copies of them, together larger than the
+last-level cache. Times are for one product, including all work of the operator, such as transposing or quantising activations.
 """
 
 import argparse
@@ -116,12 +116,12 @@ def _print(title: str, rows: "list[ProductTimes]") -> None:
 
 
 def _shape(text: str) -> tuple[int, int]:
-    """Outputs and inputs."""
+    """Parses the numbers of outputs and inputs."""
     return _product(text, "two whole numbers of 1 or more, such as 768x3072")
 
 
 def _tokens(text: str) -> tuple[int, int]:
-    """Images and tokens of each."""
+    """Parses the number of images and of tokens per image."""
     return _product(text if "x" in text else f"1x{text}", "a number of tokens, such as 197 or 8x197")
 
 

@@ -1,4 +1,4 @@
-"""Times the exact OATS solver (a full SVD each step) against the fast one, on the true shapes of one block of a model."""
+"""Times the exact OATS solver (a full SVD each step) against the fast one, on the layer shapes of one block of a model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +8,11 @@ from vitoats.common.machine import processor
 if TYPE_CHECKING:
     from vitoats.benchmark.solver import SolverTimes
 
-N_IMAGES = 4  # of noise: the time of a solver does not depend on how many images its inputs come from
+N_IMAGES = 4  # noise images: a solver's time does not depend on the number of images
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Times exact and fast OATS over all linear layers of one block; early stop is off."""
+    """Times exact and fast OATS on all linear layers of one block, without early stopping."""
     parser = flags.parser("benchmark solver", "exact against fast OATS on the shapes of one block")
     flags.add_model_flags(parser)
     flags.add_compute_flags(parser)

@@ -1,6 +1,7 @@
-// Compares all kernels that run here with double precision, over random shapes and patterns: check_kernels [CASES] [SEED].
-// The buffers have no slack, so that a sanitizer or an emulator sees any access past them. Some tokens have an infinity or NaN
-// somewhere: their outputs are NaN, and the others' as if it were not there. The thread's floating-point state is kept.
+// Compares all kernels that run on this processor with double precision, for random shapes and sparsity patterns:
+// check_kernels [CASES] [SEED]. The buffers have no slack, so a sanitizer or an emulator detects any access past their end.
+// Some tokens contain an infinity or NaN: their outputs must be NaN, and those of the other tokens unaffected. The thread's
+// floating-point state must be preserved.
 #include <cfenv>
 #include <cmath>
 #include <cstdio>
@@ -19,7 +20,7 @@ struct Serial : vitoats::Parallel {
   }
 };
 
-uint16_t to_half(float f) {  // of a small multiple of 1/64: exact
+uint16_t to_half(float f) {  // exact for small multiples of 1/64
   if (f == 0) return 0;
   int exponent;
   const float fraction = std::frexp(std::fabs(f), &exponent);  // in [1/2, 1)

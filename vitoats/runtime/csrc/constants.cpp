@@ -3,7 +3,7 @@
 namespace vitoats {
 namespace {
 
-// The inputs of a node as its model has them.
+// The inputs and attributes of a node in the model.
 class Inputs {
  public:
   Inputs(const ort::Api& api, const OrtKernelInfo* info) : api_(api), info_(info) {
@@ -22,7 +22,7 @@ class Inputs {
     return found;
   }
 
-  // Null where an input is left out, or comes only at run time.
+  // Null if the input is left out or not a constant.
   const OrtValue* find_constant(size_t input) const {
     int is_constant = 0;
     const OrtValue* value = nullptr;
@@ -55,7 +55,7 @@ ValueType checked_type(const Tensor& values) {
   refuse("values are neither float nor float16");
 }
 
-// As many bits as there are values, and none past the last column.
+// The mask must have as many bits set as there are values, and none past the last column.
 void check_mask_bits(const SparseMatrix& S) {
   const int used = static_cast<int>(S.columns % 8);
   int64_t bits = 0;
@@ -97,7 +97,7 @@ LowRank checked_low_rank(const Inputs& inputs, const Tensor& values, const Spars
 
 }  // namespace
 
-// Sizes do not overflow: each product of two of them, but for a zero, counts elements of a tensor that is in memory.
+// Sizes do not overflow: each product of two of them is zero or the number of elements of a tensor in memory.
 Weights checked_weights(const ort::Api& api, const OrtKernelInfo* info) {
   const Inputs inputs(api, info);
   const int64_t columns = inputs.in_features();

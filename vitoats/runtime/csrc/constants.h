@@ -1,4 +1,4 @@
-// The constants of a node, checked: whatever a model file says of them that cannot be is refused when the session is made.
+// Checks the constants of a node: anything invalid in the model file is refused when the session is created.
 #pragma once
 
 #include "tensor.h"
@@ -6,10 +6,10 @@
 
 namespace vitoats {
 
-// Values, mask, U and V, which stay where ONNX Runtime has them. Throws what is wrong; a bias that is a constant is checked too.
+// Checks values, mask, U, V and a constant bias. The result points to ONNX Runtime's memory. Throws if anything is invalid.
 Weights checked_weights(const ort::Api& api, const OrtKernelInfo* info);
 
-// The bias, whose type and shape must be right.
+// Checks the type and shape of the bias; returns its data.
 const float* checked_bias(const Tensor& bias, int64_t rows);
 
 }  // namespace vitoats

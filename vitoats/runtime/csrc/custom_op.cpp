@@ -1,9 +1,10 @@
-// The operator vitoats::SparseMatMul of ONNX Runtime, and what the library exports:
+// The custom operator vitoats::SparseMatMul for ONNX Runtime, and the functions that the library exports:
 //
 //   SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], U[B, N/B, r], V[B, r, K]) -> y[..., N]
 //
-// y = x (S + U V)^T + bias, attribute in_features = K, with U V [B, N/B, K] as [N, K]; bias is optional, and so are U and V, both
-// or none. Everything that a model file says is checked when the session is made; x, and a bias that is no constant, at each call.
+// y = x (S + U V)^T + bias, attribute in_features = K, with U V [B, N/B, K] reshaped to [N, K]. bias is optional; U and V are
+// optional together. The constants in a model file are checked when the session is created; x and a bias that is not a constant
+// are checked at each call.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -28,11 +29,11 @@ namespace {
 constexpr const char* kDomain = "vitoats";
 constexpr const char* kName = "SparseMatMul";
 
-// The nodes for which this thread makes kernels while somebody watches, one a line.
+// The nodes for which this thread creates kernels while watching is on, one per line.
 thread_local bool watching = false;
 thread_local std::string made_nodes;
 
-// The operator of one runtime library; a process could load several.
+// The operator for one ONNX Runtime library; a process may load several.
 struct Operator : OrtCustomOp {
   ort::Api api;
 
@@ -49,7 +50,7 @@ struct Operator : OrtCustomOp {
     GetOutputType = [](const OrtCustomOp*, size_t) -> int { return ort::kFloat; };
     GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int { return i < 3 ? ort::kRequired : ort::kOptional; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return ort::kRequired; };
-    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };  // the processor's
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };  // CPU memory
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return std::numeric_limits<int>::max(); };
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
@@ -79,7 +80,7 @@ struct Operator : OrtCustomOp {
     made_nodes.append(name).append("\n");
   }
 
-  // y has x's dimensions but for the last, which is the mask's first. Shapes that are not known stay so.
+  // y has the dimensions of x except for the last, which is the first of the mask. Unknown shapes stay unknown.
   static void infer_shape(const ort::Api& api, OrtShapeInferContext* context) {
     OrtTensorTypeAndShapeInfo *x = nullptr, *mask = nullptr, *y = nullptr;
     check(api.ShapeInferContext_GetInputTypeShape(context, 0, &x));
@@ -106,7 +107,7 @@ struct Operator : OrtCustomOp {
   }
 };
 
-// An operator and its domain must outlive all sessions, so they are never freed; one of each for every runtime library.
+// One operator and domain for each ONNX Runtime library. They must outlive all sessions, so they are never freed.
 OrtCustomOpDomain* domain_of(const OrtApi* table) {
   static std::mutex mutex;
   static std::map<const OrtApi*, OrtCustomOpDomain*> domains;
@@ -125,46 +126,46 @@ OrtCustomOpDomain* domain_of(const OrtApi* table) {
 }  // namespace
 }  // namespace vitoats
 
-// What SessionOptions.register_custom_ops_library calls.
+// The entry point for SessionOptions.register_custom_ops_library.
 VITOATS_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace vitoats;
   const OrtApi* table = base->GetApi(ort::kApiVersion);
   if (!table) return ort::status_of_old_runtime(base, "vitoats needs ONNX Runtime 1.17 or newer");
   const ort::Api api(table);
   return guarded(api, [&] {
-    chosen_kernels();  // refuses a wrong VITOATS_ISA here already
+    chosen_kernels();  // refuses an invalid VITOATS_ISA early
     check(api.AddCustomOpDomain(options, domain_of(table)));
   });
 }
 
-// For vitoats.runtime, without a session:
+// Functions for vitoats.runtime that need no session:
 
-// The instruction set whose kernels new sessions get; empty if VITOATS_ISA names none that runs here.
+// The instruction set of the kernels in new sessions; empty if VITOATS_ISA names none that this processor supports.
 VITOATS_EXPORT const char* vitoats_isa() {
   const vitoats::Kernels* kernels = vitoats::choose_kernels(vitoats::ValueType::kFloat32);
   return kernels ? kernels->isa : "";
 }
 
-// The i-th instruction set that runs here, best first; null past the last.
+// The i-th instruction set that this processor supports, best first; null past the last.
 VITOATS_EXPORT const char* vitoats_available_isa(int i) {
   for (const vitoats::Kernels* const* k = vitoats::available_kernels(); *k; ++k)
     if ((*k)->value_type == vitoats::ValueType::kFloat32 && i-- == 0) return (*k)->isa;
   return nullptr;
 }
 
-// Does fused multiply-adds on registers alone; returns how many floating-point operations. The caller takes the time.
+// Does fused multiply-adds on registers only; returns the number of floating-point operations. The caller measures the time.
 VITOATS_EXPORT double vitoats_fma(int64_t rounds) {
   const vitoats::Kernels* kernels = vitoats::choose_kernels(vitoats::ValueType::kFloat32);
   return kernels ? kernels->fma(rounds) : 0;
 }
 
-// From now on, notes for which nodes this thread makes kernels; forgets those noted so far.
+// Starts recording the nodes for which this thread creates kernels; forgets earlier records.
 VITOATS_EXPORT void vitoats_watch_nodes() {
   vitoats::watching = true;
   vitoats::made_nodes.clear();
 }
 
-// Ends the watch; copies the nodes' names, one a line, as far as they fit. Returns the size they need, in bytes.
+// Stops recording; copies the nodes' names, one per line, as far as they fit. Returns the size they need, in bytes.
 VITOATS_EXPORT size_t vitoats_watched_nodes(char* buffer, size_t size) {
   const std::string& names = vitoats::made_nodes;
   if (size) std::memcpy(buffer, names.data(), std::min(size, names.size()));

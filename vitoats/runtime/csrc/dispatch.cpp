@@ -1,4 +1,4 @@
-// Which rows of the table of kernels run here, and which of them is used.
+// Finds the rows of the kernel table that this processor supports, and chooses one.
 #include <cstdlib>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// The rows of the table of kernels for float32 and float16 weights, from a vector type V.
+// The rows of the kernel table for float32 and float16 weights, built from a vector type V.
 #pragma once
 
 #include "spmm.h"
@@ -27,7 +27,7 @@ struct FloatKernels {
   }
 };
 
-// Chains enough to hide the latency of an FMA; the sum keeps the compiler from dropping them.
+// There are enough chains to hide the latency of an FMA; the sum prevents the compiler from removing them.
 template <class V>
 double fma(int64_t rounds) {
   constexpr int chains = 12;

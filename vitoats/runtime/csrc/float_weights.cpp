@@ -13,7 +13,7 @@ struct Owner {
   std::vector<int64_t> group_start, row_start;
 };
 
-// A row's bits of a strip.
+// The bits of one row in a strip.
 uint64_t word(const SparseMatrix& S, int64_t row, int64_t strip) {
   const uint8_t* bytes = S.mask + row * S.mask_stride + 8 * strip;
   const int64_t n = std::min<int64_t>(8, S.mask_stride - 8 * strip);
@@ -42,7 +42,7 @@ std::shared_ptr<const void> pack_float_weights(const Weights& weights) {
 
   const auto* source = static_cast<const unsigned char*>(S.values);
   unsigned char* target = owner->values.data();
-  int64_t* next = row_start;  // each row's first value that is not copied yet; in the end, where the next row begins
+  int64_t* next = row_start;  // each row's first value that is not copied yet; finally where the next row begins
   int64_t copied = 0;
   for (int64_t strip = 0; strip < strips; ++strip)
     for (int64_t row = 0; row < S.rows; ++row) {

@@ -1,6 +1,6 @@
-// Subnormal numbers count as zero while an object of this class lives: arithmetic on them is a hundred times slower on many
-// processors. The thread's floating-point state is then what it was, flags included. Elsewhere than on x86-64 and AArch64 it
-// does nothing.
+// Treats subnormal numbers as zero during the lifetime of an object: arithmetic on them is a hundred times slower on many
+// processors. The destructor restores the thread's floating-point state, including its flags. Only x86-64 and AArch64 are
+// supported; on other processors the class does nothing.
 #pragma once
 
 #include <cstdint>

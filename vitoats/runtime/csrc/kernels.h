@@ -1,9 +1,9 @@
-// The table of kernels: a row for each instruction set and type of the weights. Packing is a row's own affair, so that what a
-// row reads in its inner loop is laid out as it likes.
+// The kernel table: a row for each instruction set and type of the weights. Each row packs the weights itself, in the layout
+// that its inner loop needs.
 //
-// z = x V^T comes first, for all parts; y = x S^T + z U^T + bias then. Two regimes, by the number of tokens:
-//   SpMM: tokens are transposed in tiles, so that one non-zero of S meets a vector of tokens (compute-bound; images).
-//   SpMV: a vector of S is expanded from its values and mask, and meets up to kSpmvTokens tokens (memory-bound; decoding).
+// z = x V^T is computed first, for all parts, then y = x S^T + z U^T + bias. There are two regimes, by the number of tokens:
+//   SpMM: tokens are transposed in tiles; one non-zero of S multiplies a vector of tokens (compute-bound; images).
+//   SpMV: a vector of S is expanded from its values and mask, and multiplies up to kSpmvTokens tokens (memory-bound; decoding).
 #pragma once
 
 #include <cstdint>
@@ -13,34 +13,34 @@
 
 namespace vitoats {
 
-constexpr int kSpmvTokens = 8;   // up to here: SpMV
-constexpr int kGroup = 16;       // rows of S; tasks begin at whole groups
-constexpr int kMaxRows = 128;    // of S in a task
-constexpr int kStrip = 64;       // columns of S: one word of the mask for each row
-constexpr int kMaxStrips = 4;    // in one pass over the rows of a task
-constexpr int kMaxVectors = 13;  // of tokens in a tile: as many accumulators, and registers are left for the operands
+constexpr int kSpmvTokens = 8;   // largest number of tokens for SpMV
+constexpr int kGroup = 16;       // rows of S in a group; tasks begin at whole groups
+constexpr int kMaxRows = 128;    // rows of S in a task
+constexpr int kStrip = 64;       // columns of S in a strip: one word of the mask per row
+constexpr int kMaxStrips = 4;    // strips in one pass over the rows of a task
+constexpr int kMaxVectors = 13;  // vectors of tokens in a tile: one accumulator each, with registers left for the operands
 
-// Tokens of x, transposed: x [columns, stride], then z [z_rows, stride], where stride is a whole number of vectors; lanes of x
+// A tile of transposed tokens: x [columns, stride], then z [z_rows, stride]. stride is a whole number of vectors; lanes of x
 // past count are zero.
 struct TokenTile {
-  int64_t first, count;          // of the tokens of x
+  int64_t first, count;          // first token, and number of tokens
   int64_t stride;                // floats
   float* packed;
   uint8_t* non_finite;           // [count], set where a token has an infinity or NaN
 };
 
-// Where y goes, and the bias, which may be null.
+// The memory for y, and the bias, which may be null.
 struct Output {
   float* data;                   // [tokens, rows]
   const float* bias;             // [rows]
 };
 
-// A row of the table. But for pack_weights, no function allocates or throws. weights is what pack_weights made; the memory of
-// the model's own weights must outlive it.
+// A row of the table. Only pack_weights may allocate or throw. The argument weights is its result; the memory of the model's
+// own weights must outlive it.
 struct Kernels {
   const char* isa;
   ValueType value_type;
-  int lanes;                     // floats of a vector
+  int lanes;                     // floats in a vector
 
   std::shared_ptr<const void> (*pack_weights)(const Weights& weights);
 
@@ -57,15 +57,14 @@ struct Kernels {
   void (*spmv)(const void* weights, const float* x, const float* z, int64_t tokens, int64_t row, int64_t row_end,
                const Output& y);
 
-  // Arithmetic alone, fused multiply-adds on registers: returns the floating-point operations done.
+  // Fused multiply-adds on registers only; returns the number of floating-point operations.
   double (*fma)(int64_t rounds);
 };
 
-// The rows that this processor runs, best first, ended by nullptr.
+// The rows that this processor supports, best first, terminated by nullptr.
 const Kernels* const* available_kernels();
 
-// The best row for a type, or that of the instruction set which the environment variable VITOATS_ISA names; nullptr if there is
-// none such.
+// The best row for a type, or the row of the instruction set in the environment variable VITOATS_ISA; nullptr if there is none.
 const Kernels* choose_kernels(ValueType type);
 
 }  // namespace vitoats

@@ -6,7 +6,7 @@
 namespace vitoats {
 namespace {
 
-// For each mask of 8 bits, which packed lane goes where.
+// For each 8-bit mask, the packed lane that each lane takes.
 struct ExpandTable {
   alignas(8) uint8_t lane[256][8];
 };

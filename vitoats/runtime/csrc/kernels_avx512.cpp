@@ -1,4 +1,4 @@
-// AVX-512: 16 lanes, 32 registers, and an instruction that expands packed lanes by a mask.
+// AVX-512: 16 lanes, 32 registers, and an instruction that expands packed lanes according to a mask.
 #include <immintrin.h>
 
 #include "float_kernels.h"
@@ -45,7 +45,7 @@ struct Vector {
     return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
   }
 
-  // Squares of 4 x 4 within the 128-bit lanes, then the lanes among each other.
+  // Transposes 4 x 4 blocks within the 128-bit lanes, then the lanes.
   static void transpose(const float* source, int64_t source_stride, float* target, int64_t target_stride) {
     T a[16], b[16];
     for (int i = 0; i < 16; ++i) a[i] = loadu(source + i * source_stride);

@@ -1,4 +1,4 @@
-// NEON of 64-bit ARM: 4 lanes, 32 registers.
+// NEON on 64-bit ARM: 4 lanes, 32 registers.
 #include <arm_neon.h>
 
 #include "float_kernels.h"
@@ -6,7 +6,7 @@
 namespace vitoats {
 namespace {
 
-// For each mask of 4 bits, which packed byte goes where; 255 gives zero.
+// For each 4-bit mask, the packed byte that each byte takes; 255 gives zero.
 struct ExpandTable {
   alignas(16) uint8_t byte[16][16];
 };

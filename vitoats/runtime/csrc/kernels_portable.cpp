@@ -1,4 +1,4 @@
-// Plain C++: 4 lanes that a compiler may map to whatever vectors there are.
+// Plain C++: 4 lanes that the compiler may map to any vector instructions.
 #include "float_kernels.h"
 
 namespace vitoats {
@@ -34,10 +34,10 @@ struct Vector {
     return v;
   }
 
-  // IEEE 754 half to single precision. No arithmetic on subnormal floats: they may count as zero.
+  // IEEE 754 half to single precision, without arithmetic on subnormal floats: they may be treated as zero.
   static VITOATS_INLINE float widen1(uint16_t half) {
     const uint32_t magnitude = half & 0x7fff;
-    if (magnitude < 0x400) {  // subnormal, as a float it is not
+    if (magnitude < 0x400) {  // subnormal as a half, but not as a float
       const float value = static_cast<float>(magnitude) * 0x1p-24f;
       return half & 0x8000 ? -value : value;
     }

@@ -5,7 +5,7 @@
 namespace vitoats {
 namespace {
 
-// ONNX Runtime's own threads.
+// Runs tasks on ONNX Runtime's own threads.
 struct Pool : Parallel {
   const ort::Api& api;
   OrtKernelContext* context;

@@ -1,4 +1,4 @@
-// One SparseMatMul node of a session: what ONNX Runtime calls its kernel.
+// One SparseMatMul node of a session; ONNX Runtime calls it a kernel.
 #pragma once
 
 #include "product.h"
@@ -7,7 +7,7 @@
 
 namespace vitoats {
 
-// Those for weights of a type, or of the type that all instruction sets have; refuses a wrong VITOATS_ISA.
+// The kernels for a type of weights (all instruction sets support the default); throws Error if VITOATS_ISA is invalid.
 const Kernels& chosen_kernels(ValueType type = ValueType::kFloat32);
 
 class Node {

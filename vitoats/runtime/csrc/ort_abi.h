@@ -1,6 +1,6 @@
-// What this library needs of ONNX Runtime's C interface, declared in our own words: its headers are in no package.
+// Our own declarations of the part of ONNX Runtime's C API that this library uses: no Python package has the headers.
 //
-// OrtApi is a table of function pointers that only ever grows, so a slot's number is stable from the version that brought it.
+// OrtApi is a table of function pointers that only grows, so the index of a slot is stable from the version that introduced it.
 // All slots below exist in API version 17 (ONNX Runtime 1.17), the version that the operator declares.
 #pragma once
 
@@ -24,7 +24,7 @@ struct OrtApiBase {
   const char* (*GetVersionString)();
 };
 
-// The operator's description; the field order is the interface's, up to its version 17.
+// The description of an operator; the fields and their order are those of API version 17.
 struct OrtCustomOp {
   uint32_t version;
   void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
@@ -60,13 +60,13 @@ enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
 enum Characteristic { kRequired = 0, kOptional = 1 };
 enum ElementType { kAny = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10 };
 
-// An error for a runtime whose table is too short for Api.
+// An error status for an ONNX Runtime whose table is too short for Api.
 inline OrtStatus* status_of_old_runtime(const OrtApiBase* base, const char* message) {
   const auto* slots = reinterpret_cast<void* const*>(base->GetApi(1));
   return reinterpret_cast<OrtStatus* (*)(int, const char*)>(slots[0])(kFail, message);
 }
 
-// The functions that are used, out of the table.
+// The functions of the table that this library uses.
 struct Api {
   OrtStatus* (*CreateStatus)(int code, const char* message);
   OrtStatus* (*CreateCustomOpDomain)(const char* name, OrtCustomOpDomain**);

@@ -1,4 +1,4 @@
-// Cuts a product into tasks: tiles of tokens times ranges of rows.
+// Splits a product into tasks: tiles of tokens times ranges of rows.
 #include "product.h"
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 namespace vitoats {
 namespace {
 
-constexpr int64_t kPackColumns = 128;  // of a packing task
-constexpr int64_t kRankGroup = 4;      // rows of V that are computed at once
+constexpr int64_t kPackColumns = 128;  // columns in a packing task
+constexpr int64_t kRankGroup = 4;      // rows of V that are computed together
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,13 +28,13 @@ int64_t first_level_cache() {
   return 32 * 1024;
 }
 
-// How many vectors of tokens, of the columns of a strip, fit into the first level cache and leave room for sums and values.
+// The number of vectors of tokens, for the columns of one strip, that fit into the L1 cache with room left for sums and values.
 int64_t vectors_in_cache(int lanes) {
   static const int64_t cache = first_level_cache();
   return cache * 9 / 10 / (kStrip * lanes * static_cast<int64_t>(sizeof(float)));
 }
 
-// A range of rows cut into tasks of whole groups, for each of some tiles: small enough that every core gets several tasks.
+// Splits the rows of each tile into tasks of whole groups, small enough that every core gets several tasks.
 struct RowTasks {
   int64_t rows, of_task, count;
 
@@ -49,7 +49,7 @@ struct RowTasks {
   int64_t end(int64_t task) const { return std::min(rows, begin(task) + of_task); }
 };
 
-// Runs body(i) for all i in [0, n), with subnormal numbers as zeros.
+// Runs body(i) for all i in [0, n), with subnormal numbers treated as zero.
 template <class Body>
 void run_tasks(const Parallel& parallel, int64_t n, const Body& body) {
   const auto call = [](void* context, size_t i) {
@@ -59,17 +59,18 @@ void run_tasks(const Parallel& parallel, int64_t n, const Body& body) {
   if (n > 0) parallel.run(call, static_cast<size_t>(n), const_cast<Body*>(&body));
 }
 
-// The same for each task of each tile: body(tile, task).
+// Runs body(tile, task) for each task of each tile.
 template <class Body>
 void run_tasks(const Parallel& parallel, int64_t tiles, int64_t tasks, const Body& body) {
   run_tasks(parallel, tiles * tasks, [&](int64_t i) { body(i / tasks, i % tasks); });
 }
 
-// Tokens in tiles of as many vectors as the first level cache holds, and in chunks of as many tiles as the scratch memory holds.
+// Splits tokens into tiles of as many vectors as fit into the L1 cache, and into chunks of as many tiles as fit into the
+// scratch memory.
 struct Tiling {
   int64_t tokens, lanes, floats_of_token;
   int64_t vectors_of_tile, tiles_of_chunk;
-  int strips;  // of a pass
+  int strips;  // in a pass
 
   Tiling(int64_t tokens_, int lanes_, int64_t floats_of_token_)
       : tokens(tokens_), lanes(lanes_), floats_of_token(floats_of_token_) {
@@ -87,7 +88,7 @@ struct Tiling {
   int64_t padded(int64_t n) const { return ceil_div(n, lanes) * lanes; }
   int64_t floats_of_chunk() const { return std::min(tokens_of_chunk(), padded(tokens)) * floats_of_token; }
 
-  // The tiles of the chunk that begins at a token.
+  // The tiles of the chunk that begins at token begin.
   std::vector<TokenTile> chunk(int64_t begin, float* packed, uint8_t* non_finite) const {
     std::vector<TokenTile> tiles;
     const int64_t end = std::min(tokens, begin + tokens_of_chunk());

@@ -1,10 +1,10 @@
-// The product y = x (S + U V)^T + bias of one node, apart from any runtime: x [tokens, columns] and y [tokens, rows], float32,
-// row-major.
+// The product y = x (S + U V)^T + bias of one node, independent of ONNX Runtime: x [tokens, columns] and y [tokens, rows],
+// float32, row-major.
 //
-// Special numbers, the same on all kernels and for any number of tokens:
-//   * a token with an infinity or NaN in x has NaN in all its outputs, and no effect on other tokens. (The dense product of
-//     S + U V has infinities or NaN there.)
-//   * subnormal numbers count as zero, in x, in float32 weights and wherever they arise.
+// Special numbers are treated the same way by all kernels and for any number of tokens:
+//   * a token with an infinity or NaN in x has NaN in all its outputs, and no effect on other tokens. (The dense product with
+//     S + U V gives infinities or NaN there.)
+//   * subnormal numbers count as zero: in x, in float32 weights, and in all intermediate results.
 #pragma once
 
 #include <cstddef>
@@ -26,10 +26,10 @@ struct Parallel {
 
 class Product {
  public:
-  // The memory that the weights point to outlives this object.
+  // The memory that the weights point to must outlive this object.
   Product(const Weights& weights, const Kernels& kernels);
 
-  // Throws std::bad_alloc, and whatever parallel does. The result does not depend on the number of threads.
+  // Throws std::bad_alloc and anything that parallel throws. The result does not depend on the number of threads.
   void run(const float* x, int64_t tokens, const Output& y, const Parallel& parallel) const;
 
  private:

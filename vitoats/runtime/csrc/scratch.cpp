@@ -39,7 +39,7 @@ void ScratchPool::give_back(Buffer buffer) noexcept {
   try {
     const std::lock_guard<std::mutex> lock(mutex_);
     buffers_.push_back(std::move(buffer));
-  } catch (const std::bad_alloc&) {  // then it is not kept
+  } catch (const std::bad_alloc&) {  // then the buffer is freed
   }
 }
 

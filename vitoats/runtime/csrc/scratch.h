@@ -1,5 +1,5 @@
-// Memory for the transposed tokens of one product. Buffers stay for the next product, since fresh pages cost more than the
-// product; they go with the last session.
+// Memory for the transposed tokens of one product. Buffers are kept for the next product, since page faults on new memory cost
+// more than the product; they are freed with the last session.
 #pragma once
 
 #include <cstddef>
@@ -10,12 +10,12 @@
 
 namespace vitoats {
 
-// Products cut their work so that this is enough, unless a single vector of tokens takes more.
+// Products split their work so that this is enough, unless a single vector of tokens takes more.
 constexpr size_t kScratchBytes = size_t{16} << 20;
 
 class ScratchPool {
  public:
-  // The process has one while anybody holds it.
+  // The pool of the process, which exists as long as anything holds it.
   static std::shared_ptr<ScratchPool> shared();
 
   struct Free {
@@ -31,10 +31,10 @@ class ScratchPool {
 
  private:
   std::mutex mutex_;
-  std::vector<Buffer> buffers_;  // one for each product that ran at the same time
+  std::vector<Buffer> buffers_;  // one per product that ran at the same time
 };
 
-// A buffer for as long as this object lives.
+// Holds a buffer during its lifetime.
 class Scratch {
  public:
   Scratch(ScratchPool& pool, size_t bytes) : pool_(pool), buffer_(pool.take(bytes)) {}

@@ -1,12 +1,12 @@
-// What the kernels of all instruction sets share. They are templates over a vector type V, which each instruction set fills in:
+// Code shared by the kernels of all instruction sets: templates over a vector type V that each instruction set defines.
 //
 // V has: lanes; registers; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c;
-// add(a, b); sum(v); expand(packed, bits): the packed lanes in order to where bits are set, zero elsewhere; widen(p): lanes of
-// float16 to float; transpose(source, source_stride, target, target_stride): a square of lanes x lanes; Tail: half a vector, or
-// NoTail; half(v): its first half.
+// add(a, b); sum(v); expand(packed, bits): moves the packed lanes, in order, to the lanes whose bits are set, zero elsewhere;
+// widen(p): float16 lanes to float; transpose(source, source_stride, target, target_stride): transposes a square of lanes x
+// lanes; Tail: half a vector, or NoTail; half(v): the first half of v.
 //
-// Everything here has internal linkage and uses no function template of the standard library: the linker keeps one copy of
-// those, and it could be one with instructions that this processor lacks.
+// Everything here has internal linkage and uses no function template of the standard library: the linker keeps only one copy of
+// those, possibly one with instructions that this processor lacks.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace {
 
 VITOATS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Stands where a tile has no half vector at its end: takes part in nothing.
+// The tail of a tile that has no half vector at its end; its functions do nothing.
 struct NoTail {
   struct T {};
   static constexpr int lanes = 0;
@@ -43,7 +43,7 @@ VITOATS_INLINE typename V::T load_vector(const uint16_t* p) {
   return V::widen(p);
 }
 
-// A vector of values from p on, zero where they end; reads nothing past the end.
+// Loads a vector of values from p on, padded with zeros; reads nothing past the end.
 template <class V>
 VITOATS_INLINE typename V::T load_values(const float* p, const float* end) {
   if (end - p >= V::lanes) return load_vector<V>(p);

@@ -1,7 +1,7 @@
-// SpMM, for more than kSpmvTokens tokens: tiles of transposed tokens, of which a strip stays in the first level cache while the
-// rows of a task pass by; a row's sums over the tile stay in registers.
+// SpMM, for more than kSpmvTokens tokens, works on tiles of transposed tokens. A strip of the tile stays in the L1 cache during
+// a pass over the rows of a task; a row's sums over the tile stay in registers.
 //
-// M: whole vectors of tokens in a tile. Tail: NoTail, or half a vector behind them.
+// M: whole vectors of tokens in a tile. Tail: NoTail, or half a vector after them.
 #pragma once
 
 #include <utility>
@@ -12,7 +12,7 @@ namespace vitoats {
 namespace {
 namespace spmm {
 
-// n <= 64 values as floats: where they are, or widened into a buffer.
+// n <= 64 values as floats: in place, or widened into a buffer.
 template <class V>
 VITOATS_INLINE const float* as_floats(const float* values, const float*, int, float*) {
   return values;
@@ -24,7 +24,7 @@ VITOATS_INLINE const float* as_floats(const uint16_t* values, const uint16_t* en
   return buffer;
 }
 
-// target [columns, rows] = source [rows, columns] transposed; at most a square of lanes.
+// target [columns, rows] = source [rows, columns] transposed; at most lanes x lanes.
 template <class V>
 VITOATS_INLINE void transpose(const float* source, int64_t source_stride, int64_t rows, int64_t columns, float* target,
                               int64_t target_stride) {
@@ -33,7 +33,7 @@ VITOATS_INLINE void transpose(const float* source, int64_t source_stride, int64_
     for (int64_t j = 0; j < rows; ++j) target[i * target_stride + j] = source[j * source_stride + i];
 }
 
-// A token's sum of x 0 is NaN where it has an infinity or NaN, and else 0; it costs little while x is at hand.
+// The sum of x * 0 over a token is NaN if it contains an infinity or NaN, else 0. It is cheap here, where x is loaded anyway.
 template <class V>
 void pack_tokens(const float* x, int64_t columns, const TokenTile& tile, int64_t column, int64_t column_end) {
   for (int64_t lane = 0; lane < tile.stride; lane += V::lanes) {
@@ -57,8 +57,8 @@ void pack_tokens(const float* x, int64_t columns, const TokenTile& tile, int64_t
   }
 }
 
-// One row's sums over a tile of tokens, in registers. With few vectors there are several chains of sums: the latency of an FMA
-// is above its issue interval.
+// One row's sums over a tile of tokens, in registers. With few vectors there are several chains of sums, since the latency of
+// an FMA is longer than its issue interval.
 template <class V, int M, class Tail>
 struct RowSums {
   static constexpr int vectors = M + (Tail::lanes > 0), stride = vectors * V::lanes;
@@ -82,7 +82,7 @@ struct RowSums {
     tail[c] = Tail::fmadd(V::half(w), Tail::load(tokens + M * V::lanes), tail[c]);
   }
 
-  // The n non-zeros of a strip.
+  // Adds the n non-zeros of a strip.
   VITOATS_INLINE void add_strip(uint64_t bits, int n, const float* values, const float* activations) {
     const auto next = [&](int c) __attribute__((always_inline)) {
       add(c % chains, *values++, activations + __builtin_ctzll(bits) * stride);
@@ -106,8 +106,8 @@ struct RowSums {
   }
 };
 
-// sums [R, stride] (+)= weights [R, n] activations [n, stride], the rows of weights w_stride apart, n <= 64. Each vector of
-// activations is loaded once for R rows.
+// sums [R, stride] (+)= weights [R, n] activations [n, stride] with n <= 64; w_stride is the distance between rows of weights.
+// Each vector of activations is loaded once for R rows.
 template <class V, class Value, int M, class Tail, int R>
 VITOATS_INLINE void dense_rows(const Value* weights, int64_t w_stride, const Value* end, int n, const float* activations,
                                float* sums, bool add) {
@@ -145,7 +145,7 @@ VITOATS_INLINE void dense_rows(const Value* weights, int64_t w_stride, const Val
   }
 }
 
-// sums [rows, stride] (+)= weights [rows, columns] activations [columns, stride]; end is that of all weights.
+// sums [rows, stride] (+)= weights [rows, columns] activations [columns, stride]; end is the end of the whole weight tensor.
 template <class V, class Value, int M, class Tail>
 void dense(const Value* weights, int64_t rows, int64_t columns, const Value* end, const float* activations, float* sums,
            bool add) {
@@ -170,7 +170,7 @@ void project(const FloatWeights& weights, const TokenTile& tile, int64_t row, in
   dense<V, Value, M, Tail>(V_rows + row * columns, row_end - row, columns, end, tile.packed, z, false);
 }
 
-// sums [rows, stride] += U z, for the rows from row on.
+// sums [row_end - row, stride] += U z for rows [row, row_end).
 template <class V, class Value, int M, class Tail>
 void add_low_rank(const FloatWeights& weights, const TokenTile& tile, int64_t row, int64_t row_end, float* sums) {
   const LowRank& low_rank = weights.model.low_rank;
@@ -227,14 +227,14 @@ void multiply(const FloatWeights& weights, const TokenTile& tile, int64_t row, i
   }
 }
 
-// The instances for tiles of one width.
+// The template instances for tiles of one width.
 struct OfWidth {
   void (*project)(const FloatWeights&, const TokenTile&, int64_t, int64_t);
   void (*multiply)(const FloatWeights&, const TokenTile&, int64_t, int64_t, int, const Output&);
 };
 
 template <class V, class Value, class Tail, class Numbers>
-struct WidthTable;  // by the number of vectors less 1; the last of them is half, if there is a tail
+struct WidthTable;  // indexed by the number of vectors minus 1; with a tail, the last vector is a half
 
 template <class V, class Value, class Tail, int... M>
 struct WidthTable<V, Value, Tail, std::integer_sequence<int, M...>> {
@@ -242,7 +242,7 @@ struct WidthTable<V, Value, Tail, std::integer_sequence<int, M...>> {
   static constexpr OfWidth entry[] = {{project<V, Value, M + whole, Tail>, multiply<V, Value, M + whole, Tail>}...};
 };
 
-// The last vector of a tile is half where the last tokens fill no more.
+// The last vector of a tile is a half if the last tokens fit into one.
 template <class V, class Value>
 const OfWidth& of_width(const TokenTile& tile) {
   using Numbers = std::make_integer_sequence<int, kMaxVectors>;

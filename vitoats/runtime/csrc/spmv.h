@@ -1,5 +1,5 @@
-// SpMV, for up to kSpmvTokens tokens: vectors of weights meet all tokens, R rows and T tokens at a time in R T sums. Values and
-// mask are read once, where the model has them.
+// SpMV, for up to kSpmvTokens tokens: each vector of weights multiplies all T tokens, R rows at a time, into R T sums. Values
+// and mask are read once, from the model's own memory.
 #pragma once
 
 #include <utility>
@@ -11,29 +11,29 @@ namespace {
 namespace spmv {
 
 template <int T>
-constexpr int kRows = T <= 2 ? 4 : 2;  // of a step: the sums leave registers for the weights
+constexpr int kRows = T <= 2 ? 4 : 2;  // in a step: the sums leave registers for the weights
 
-// The bits of a row's last columns, from one on that is a multiple of 8; reads no byte past the row's end.
+// The bits of a row's last columns, starting at a multiple of 8; reads no byte past the row's end.
 VITOATS_INLINE uint64_t last_bits(const uint8_t* row, int64_t stride, int64_t column) {
   uint64_t bits = 0;
   for (int64_t i = column / 8; i < stride; ++i) bits |= static_cast<uint64_t>(row[i]) << (8 * i - column);
   return bits;
 }
 
-// careful: a vector of weights may begin less than its width before their end.
+// careful: less than a whole vector of weights may be left before the end.
 template <class V, bool careful, class Value>
 VITOATS_INLINE typename V::T load_weights(const Value* p, const Value* end) {
   return careful ? load_values<V>(p, end) : load_vector<V>(p);
 }
 
-// Asks for n values from p on.
+// Prefetches n values from p on.
 template <class Value>
 VITOATS_INLINE void prefetch(const Value* p, int n) {
   constexpr int line = 64 / static_cast<int>(sizeof(Value));
   for (int i = 0; i < n; i += line) __builtin_prefetch(p + i, 0, 2);
 }
 
-// y[t, row + r] = S[row + r] x[t]. x_end [T, kStrip] holds the columns past the last whole strip, then zeros.
+// y[t, row + r] = S[row + r] x[t]. x_end [T, kStrip] holds the columns past the last whole strip, padded with zeros.
 template <class V, class Value, int R, int T, bool careful>
 VITOATS_INLINE void sparse_rows(const FloatWeights& weights, const float* x, const float* x_end, int64_t row, float* y) {
   const SparseMatrix& S = weights.model.S;
@@ -63,7 +63,7 @@ VITOATS_INLINE void sparse_rows(const FloatWeights& weights, const float* x, con
     }
   };
   const uint8_t* mask = S.mask + row * S.mask_stride;
-  const int64_t ahead = weights.row_start[row + R] - weights.row_start[row];  // about where the next rows are
+  const int64_t ahead = weights.row_start[row + R] - weights.row_start[row];  // about the distance to the next rows
   uint64_t bits[R];
   int64_t k = 0;
   for (; k + kStrip <= S.columns; k += kStrip) {
@@ -98,11 +98,11 @@ void sparse(const FloatWeights& weights, const float* x, int64_t row, int64_t ro
   for (; row < row_end; ++row) sparse_rows<V, Value, 1, T, true>(weights, x, x_end[0], row, y);
 }
 
-// The product of a dense matrix [rows, columns], to which y is added or not.
+// The product of a dense matrix [rows, columns] with x, stored in y or added to it.
 template <class Value>
 struct Dense {
   const Value* weights;
-  const Value* end;             // of the tensor that the matrix is a part of
+  const Value* end;             // of the tensor that the matrix is part of
   int64_t columns;
   const float* x;               // [T, x_stride]
   int64_t x_stride;
@@ -111,7 +111,7 @@ struct Dense {
   bool add;
 };
 
-// x_end [T, lanes] holds the columns past the last whole vector, then zeros, which meet finite numbers.
+// x_end [T, lanes] holds the columns past the last whole vector, padded with zeros, which multiply only finite numbers.
 template <class V, class Value, int R, int T, bool careful>
 VITOATS_INLINE void dense_rows(const Dense<Value>& m, const float* x_end, int64_t row) {
   const Value* weights = m.weights + row * m.columns;
@@ -187,14 +187,14 @@ void multiply(const FloatWeights& weights, const float* x, const float* z, int64
   if (weights.model.low_rank.rank) add_low_rank<V, Value, T>(weights, z, row, row_end, y.data);
 }
 
-// The instances for one number of tokens.
+// The template instances for one number of tokens.
 struct OfTokens {
   void (*project)(const FloatWeights&, const float*, int64_t, int64_t, float*);
   void (*multiply)(const FloatWeights&, const float*, const float*, int64_t, int64_t, const Output&);
 };
 
 template <class V, class Value, class Numbers>
-struct TokenTable;  // by the number of tokens less 1
+struct TokenTable;  // indexed by the number of tokens minus 1
 
 template <class V, class Value, int... T>
 struct TokenTable<V, Value, std::integer_sequence<int, T...>> {

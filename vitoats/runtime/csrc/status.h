@@ -1,4 +1,4 @@
-// The bridge between exceptions here and the statuses of ONNX Runtime: nothing leaves this library but as a status.
+// Converts between exceptions and ONNX Runtime's status objects: no exception leaves this library.
 #pragma once
 
 #include <exception>
@@ -9,7 +9,7 @@
 
 namespace vitoats {
 
-// What is wrong; code is ONNX Runtime's.
+// An error of our own, with an error code of ONNX Runtime.
 struct Error {
   int code;
   std::string message;
@@ -19,7 +19,7 @@ struct Error {
   throw Error{ort::kInvalidArgument, "vitoats::SparseMatMul: " + message};
 }
 
-// A status of ONNX Runtime, which owns no memory of ours, as an exception that unwinds.
+// An error status from ONNX Runtime as an exception.
 struct StatusError {
   OrtStatus* status;
 };
@@ -28,7 +28,7 @@ inline void check(OrtStatus* status) {
   if (status) throw StatusError{status};
 }
 
-// Runs body; whatever it throws becomes a status.
+// Runs body and converts any exception to a status.
 template <class Body>
 OrtStatus* guarded(const ort::Api& api, Body body) noexcept {
   try {

@@ -1,4 +1,4 @@
-// A tensor of ONNX Runtime: its type, its dimensions, its data.
+// A tensor of ONNX Runtime: its type, dimensions and data.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ class Tensor {
   void* data_ = nullptr;
 };
 
-// How many elements the dimensions from begin to end span. A tensor without any may have dimensions whose product overflows.
+// The number of elements in the dimensions from begin to end. An empty tensor may have dimensions whose product overflows.
 inline int64_t elements(Dimensions::const_iterator begin, Dimensions::const_iterator end) {
   int64_t n = 1;
   for (auto d = begin; d != end; ++d)

@@ -1,4 +1,4 @@
-// The constants of a node, where the model has them: y = x (S + U V)^T + bias.
+// The constants of a node, in the model's memory: y = x (S + U V)^T + bias.
 #pragma once
 
 #include <cstddef>
@@ -13,13 +13,13 @@ constexpr size_t size_of(ValueType type) { return type == ValueType::kFloat16 ? 
 
 struct SparseMatrix {
   int64_t rows, columns;
-  int64_t mask_stride;          // bytes of a row of the mask, ceil(columns / 8)
+  int64_t mask_stride;          // bytes in a row of the mask, ceil(columns / 8)
   const uint8_t* mask;          // [rows, mask_stride], least significant bit first, zero past the last column
-  int64_t n_values;             // as many as the mask has bits
+  int64_t n_values;             // number of bits set in the mask
   const void* values;           // in row order
 };
 
-// U V on its own for each of equal parts of S's rows: a fused qkv has three. Rank 0: there is none.
+// A separate U V for each of equal parts of S's rows; a fused qkv has three. Rank 0 means no low-rank term.
 struct LowRank {
   int64_t parts, rank;          // rank of each part
   const void* U;                // [parts, rows / parts, rank]
@@ -27,14 +27,14 @@ struct LowRank {
 };
 
 struct Weights {
-  ValueType type;               // of the values of S, of U and of V
+  ValueType type;               // of the values of S, U and V
   SparseMatrix S;
   LowRank low_rank;
 
   int64_t z_rows() const { return low_rank.parts * low_rank.rank; }  // of z = V x, all parts
 };
 
-// Neither infinities nor NaN, in which all bits of the exponent are set. No early exit: the loop becomes vector code.
+// True without infinities and NaN, which have all exponent bits set. There is no early exit, so that the loop is vectorized.
 template <class Bits>
 bool finite_bits(const void* numbers, int64_t n, Bits exponent) {
   const auto* bytes = static_cast<const unsigned char*>(numbers);
