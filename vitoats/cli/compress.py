@@ -59,7 +59,7 @@ def is_complete(args: Namespace, kept: Path) -> bool:
         return False
     from vitoats.compression.resume import is_output_of
 
-    complete = is_output_of(kept, args.output)
+    complete = is_output_of(kept, args.output, args.format)
     if complete:
         common.log.info("%s is finished already: it is written once more from its blocks", args.output)
     return complete

@@ -95,14 +95,15 @@ class BlockStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def is_output_of(partial: Path, output: Path) -> bool:
-    """Whether a folder written by compress came from these finished blocks: whether it has their figures."""
+def is_output_of(partial: Path, output: Path, format: str) -> bool:
+    """Whether a folder that compress wrote in this format came from these finished blocks: whether it has their figures."""
     rows: list[Any] = []
     try:
         fingerprint = read_values(partial / STATE, STATE)
         for index in range(len(_block_files(partial))):
             rows += read_tensors(partial / _file_name(index), _key(index, fingerprint))[1]
-        return bool(rows) and about(output).get("layers") == [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        said, figures = about(output), [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        return bool(rows) and (said.get("layers"), said.get("format")) == (figures, format)
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -111,7 +111,8 @@ def run(
     settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
     store = None
     if partial_folder is not None and isinstance(method, Method):
-        store = BlockStore(partial_folder, fingerprint(model, {**settings, "images": drawn.digests()}), resume)
+        depends_on = {"job": job.to_dict(), "preprocessing": settings["preprocessing"], "goal": settings["goal"]}
+        store = BlockStore(partial_folder, fingerprint(model, depends_on | {"images": drawn.digests()}), resume)
     try:
         fidelity = Fidelity(model, inputs, drawn.held_out, job.resources.batch_size, job.resources.workers)
         config, budgets = make_budgets(job, loaded, drawn, constraint, progress)
@@ -167,7 +168,7 @@ def draw_images(job: CompressionJob, loaded: LoadedModel, images: Any = None) ->
 def described(
     job: CompressionJob, loaded: LoadedModel, drawn: CalibrationImages, goal: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The entries of vitoats.json that describe a job; ``resume`` recognises the job by their fingerprint."""
+    """The entries of vitoats.json that describe a job."""
     data = job.data
     return {
         "model": job.model.name,
