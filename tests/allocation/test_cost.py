@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_tiny
-from vitoats.allocation.constraint import Goal
-from vitoats.allocation.cost import Content, CostTable, content, exported_bytes, exported_dense
+from vitoats.allocation.constraint import Constraint
+from vitoats.allocation.cost import CostTable, LayerFootprint, exported_bytes, exported_dense, footprint
 from vitoats.allocation.lagrange import LEAST_KEPT
 from vitoats.allocation.sensitivity import RATES, Sensitivity
 from vitoats.common.errors import InputError
@@ -51,7 +51,7 @@ def table(rows, shape=SHAPE, layers=1, dense_ms=1.0, model_ms=3.0, rest_ms=0.5) 
 
 
 def ms(rows, density, low_rank=0) -> float:
-    return CostTable.from_json(table(rows)).ms(SHAPE, Content(round(density * SHAPE.size), low_rank))
+    return CostTable.from_json(table(rows)).ms(SHAPE, LayerFootprint(round(density * SHAPE.size), low_rank))
 
 
 # ---- interpolation
@@ -90,19 +90,19 @@ def test_a_line_that_noise_bent_goes_through_the_origin(added):
 def test_a_layer_that_keeps_nearly_all_costs_a_dense_product():
     rows = [(75, 0, 0.4), (50, 0, 0.8)]
     edge = SHAPE.size - 96 * 6 // 4  # values and mask take as many bytes as the matrix
-    assert exported_dense(SHAPE, Content(edge, 0))
-    assert not exported_dense(SHAPE, Content(edge - 1, 0))
+    assert exported_dense(SHAPE, LayerFootprint(edge, 0))
+    assert not exported_dense(SHAPE, LayerFootprint(edge - 1, 0))
     assert ms(rows, 1.0) == 1.0
     assert ms(rows, (edge - 1) / SHAPE.size) > 1.4
-    assert exported_bytes(SHAPE, Content(edge, 0)) == 4 * SHAPE.size
-    assert exported_bytes(SHAPE, Content(edge - 1, 0)) == 4 * SHAPE.size - 4
+    assert exported_bytes(SHAPE, LayerFootprint(edge, 0)) == 4 * SHAPE.size
+    assert exported_bytes(SHAPE, LayerFootprint(edge - 1, 0)) == 4 * SHAPE.size - 4
 
 
 @given(st.floats(0.02, 0.95), st.floats(0.001, 0.04), st.integers(0, 8))
 def test_more_always_costs_more(density, step, rank):
     rows = [(95, 0, 0.1), (75, 0, 0.35), (50, 0, 0.8), (25, 0, 1.1), (70, 3, 0.5), (70, 6, 0.55)]
     low_rank, larger = (SHAPE.low_rank_parameters(r) for r in (rank, rank + 1))
-    if exported_dense(SHAPE, Content(round((density + step) * SHAPE.size), larger)):
+    if exported_dense(SHAPE, LayerFootprint(round((density + step) * SHAPE.size), larger)):
         return  # where it may be faster again
     less, more = ms(rows, density, low_rank), ms(rows, density + step, low_rank)
     assert less <= more <= ms(rows, density + step, larger) + 1e-12
@@ -237,20 +237,20 @@ def test_content_is_what_a_method_leaves(tiny, method, config, fused):
     shapes = layer_shapes(adapt(tiny, ImageInputs(32)), fused)
     compress(tiny, iter([IMAGES]), method=method, config=config, inputs=ImageInputs(32), nsamples=6, fused_qkv=fused)
     for name, layer in compressed_layers(tiny).items():
-        expected = content(shapes[name], config)
+        expected = footprint(shapes[name], config)
         assert (layer.nonzeros, layer.kept_parameters) == (expected.nonzeros, expected.parameters)
 
 
 # ---- goals
 
 
-def goal(unit="MB", limit=0.0, cost=None, config=None, free=True, model=None, rest=0.0) -> Goal:
+def goal(unit="MB", limit=0.0, cost=None, config=None, free=True, model=None, rest=0.0) -> Constraint:
     """Of the tiny model."""
     layers = layer_shapes(adapt(model or make_tiny(), ImageInputs(32)))
     cost = cost or (lambda shape, kept: exported_bytes(shape, kept) / 1e6)
-    dense = rest + sum(cost(shape, Content(shape.size, 0)) for shape in layers.values())
+    dense = rest + sum(cost(shape, LayerFootprint(shape.size, 0)) for shape in layers.values())
     asked = {"max_mb": limit} if unit == "MB" else {"max_ms": limit}
-    return Goal(asked, unit, limit, dense, rest, layers, cost, config or OATSConfig(iterations=3), free)
+    return Constraint(asked, unit, limit, dense, rest, layers, cost, config or OATSConfig(iterations=3), free)
 
 
 def sensitivities(layers, seed=0) -> list[Sensitivity]:
@@ -272,9 +272,9 @@ def test_budgets_meet_the_goal_and_use_it(share, seed):
     wanted = goal(limit=share * whole)
     wanted.check("sensitivity")
     budgets = wanted.allocate(sensitivities(wanted.layers, seed))
-    contents = wanted.contents(wanted.config, budgets)
-    predicted = wanted.predicted(contents)
-    if not any(kept.low_rank for kept in contents.values()):  # a rank of 1 in each layer was paid for, which is much here
+    footprints = wanted.footprints(wanted.config, budgets)
+    predicted = wanted.predicted(footprints)
+    if not any(kept.low_rank for kept in footprints.values()):  # a rank of 1 in each layer was paid for, which is much here
         predicted += sum(4 * shape.low_rank_parameters(1) for shape in wanted.layers.values()) / 1e6
         assert predicted > 0.97 * share * whole
     else:
@@ -298,9 +298,9 @@ def test_one_compression_for_all_layers():
     wanted = goal(limit=0.5 * whole)
     rho = wanted.uniform()
     config = replace(wanted.config, compression=rho)
-    predicted = wanted.predicted(wanted.contents(config, None))
+    predicted = wanted.predicted(wanted.footprints(config, None))
     assert 0.96 * wanted.limit < predicted <= wanted.limit
-    assert wanted.compression(wanted.contents(config, None)) == pytest.approx(rho, abs=0.02)
+    assert wanted.compression(wanted.footprints(config, None)) == pytest.approx(rho, abs=0.02)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
@@ -336,7 +336,7 @@ def test_dense_layers_where_sparse_ones_are_slower():
     removed = [b["compression"] for b in budgets.values()]
     assert removed.count(0.0) >= 6
     assert all(rho == 0 or rho > 0.4 for rho in removed)
-    assert wanted.predicted(wanted.contents(wanted.config, budgets)) <= 11
+    assert wanted.predicted(wanted.footprints(wanted.config, budgets)) <= 11
 
 
 # ---- exported files
@@ -353,7 +353,7 @@ def test_predicted_bytes_are_those_of_the_exported_file(tmp_path, mixed):
     others = sum(p.numel() for p in model.parameters()) - sum(s.size for s in goal(model=model).layers.values())
     rest = (4 * others + GRAPH_BYTES + NODE_BYTES * len(names)) / 1e6
     wanted = goal(model=model, rest=rest)
-    predicted = wanted.predicted(wanted.contents(wanted.config, budgets))
+    predicted = wanted.predicted(wanted.footprints(wanted.config, budgets))
     compress(model, iter([IMAGES]), method="oats", config=wanted.config, inputs=ImageInputs(32), nsamples=6, budgets=budgets)
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx")

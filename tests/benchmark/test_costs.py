@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitoats.allocation.cost import CostTable
-from vitoats.benchmark.costs import LOW_RANK, ZEROS, measure_costs, model_content
+from vitoats.benchmark.costs import LOW_RANK, ZEROS, measure_costs, model_footprint
 from vitoats.loading.load import load_model
 from vitoats.models.adapter import adapt
 from vitoats.models.shapes import layer_shapes
@@ -26,7 +26,7 @@ def test_a_table_is_of_its_model_and_leaves_it_alone(small_cache, tiny_folder, t
     table = CostTable.from_json(result)
     table.check(shapes, tmp_path)
     assert len(result["rows"]) == distinct * (len(ZEROS) + len(LOW_RANK))
-    layers = sum(table.ms(shape, model_content(shape)) for shape in shapes)
+    layers = sum(table.ms(shape, model_footprint(shape)) for shape in shapes)
     assert result["rest_ms"] == pytest.approx(result["sparse_ms"] - layers, abs=1e-3)
     assert [done for done, _, _ in said] == list(range(distinct + 1))
     assert said[-1][1:] == (distinct + 1, "whole models")

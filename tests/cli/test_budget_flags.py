@@ -8,7 +8,7 @@ import torch
 import vitoats
 from tests.conftest import write_image
 from tests.jobs import weights
-from vitoats.allocation.cost import Content, CostTable, LayerShape
+from vitoats.allocation.cost import CostTable, LayerFootprint, LayerShape
 from vitoats.cli.compress import main as compress
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.format.layers import compressed_layers
@@ -53,7 +53,7 @@ def predicted_ms(folder, table) -> float:
         low_rank = layer.kept_parameters - layer.nonzeros
         if some and layer.nonzeros < shape.size:
             low_rank = max(low_rank, shape.low_rank_parameters(1))
-        total += CostTable.read(table).ms(shape, Content(layer.nonzeros, low_rank))
+        total += CostTable.read(table).ms(shape, LayerFootprint(layer.nonzeros, low_rank))
     return total
 
 

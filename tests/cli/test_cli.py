@@ -93,7 +93,8 @@ def test_all_commands_give_what_the_results_file_holds(call, succeed, job, image
 
 
 def test_a_results_file_that_cannot_be_written(call, job, tmp_path):
-    status, out, err = call(compress, *job, "--quiet", "--results-file", tmp_path / "no" / "folder.json")
+    (tmp_path / "file").touch()
+    status, out, err = call(compress, *job, "--quiet", "--results-file", tmp_path / "file" / "results.json")
     assert status == 1
     assert json.loads(out)["n_layers"] == 12  # the result is not lost
     assert len(err.splitlines()) == 1

@@ -15,6 +15,7 @@ from vitoats.compression.pipeline import compress
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import load_model
 from vitoats.methods.oats import OATSConfig
+from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -27,7 +28,7 @@ def compressed(tiny_folder, **kwargs):
         iter([images]),
         method="oats",
         config=OATSConfig(iterations=5, **kwargs),
-        img_size=32,
+        inputs=ImageInputs(32),
         nsamples=8,
     )
     return loaded, report

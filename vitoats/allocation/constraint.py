@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from vitoats.allocation.cost import Content, content, dense, exported_dense
+from vitoats.allocation.cost import LayerFootprint, dense, exported_dense, footprint
 from vitoats.allocation.lagrange import LEAST_KEPT, allocate
 from vitoats.allocation.sensitivity import Sensitivity
 from vitoats.common.errors import InputError
@@ -21,11 +21,11 @@ Budgets = dict[str, dict[str, float]]  # compression, and perhaps rank_ratio, by
 class LayerCost(Protocol):
     """What a layer of a shape costs when it holds that much."""
 
-    def __call__(self, shape: LayerShape, kept: Content, /) -> float: ...
+    def __call__(self, shape: LayerShape, kept: LayerFootprint, /) -> float: ...
 
 
 @dataclass(frozen=True)
-class Goal:
+class Constraint:
     """What the exported model may cost.
 
     Attributes:
@@ -36,7 +36,7 @@ class Goal:
         rest: what all but ``layers`` costs in the compressed model.
         layers: shapes of the layers that the method compresses, by name.
         cost: of one of them.
-        config: of the method; its compression is what the goal decides.
+        config: of the method; its compression is what the constraint decides.
         free_rank_ratio: layers may also do without a low-rank term.
     """
 
@@ -61,23 +61,23 @@ class Goal:
         ratio = {} if rank_ratio is None else {"rank_ratio": rank_ratio}
         config = replace(self.config, compression=1 - kept, **ratio)
         try:
-            return self._cost(name, self._content(name, config), beside_low_rank=bool(self.rank_ratios[0]))
+            return self._cost(name, self._footprint(name, config), beside_low_rank=bool(self.rank_ratios[0]))
         except InputError:
             return math.inf
 
-    def _content(self, name: str, config: Any) -> Content:
+    def _footprint(self, name: str, config: Any) -> LayerFootprint:
         shape = self.layers[name]
-        return content(shape, config) if config.total_compression() > 0 else dense(shape)
+        return footprint(shape, config) if config.total_compression() > 0 else dense(shape)
 
-    def _cost(self, name: str, kept: Content, beside_low_rank: bool) -> float:
+    def _cost(self, name: str, kept: LayerFootprint, beside_low_rank: bool) -> float:
         """Beside layers with a low-rank term, those without are exported with one of zeros (``vitoats.export.layers``)."""
         shape = self.layers[name]
         if beside_low_rank and not kept.low_rank and not exported_dense(shape, kept):
-            kept = Content(kept.nonzeros, shape.low_rank_parameters(1))
+            kept = LayerFootprint(kept.nonzeros, shape.low_rank_parameters(1))
         return self.cost(shape, kept)
 
     def check(self, allocation: str) -> None:
-        """Refuses a goal that no budgets meet.
+        """Refuses a constraint that no budgets meet.
 
         Args:
             allocation: "uniform", or "sensitivity", where each layer may take the cheapest rank ratio.
@@ -103,7 +103,7 @@ class Goal:
             )
 
     def uniform(self) -> float:
-        """The least compression that meets the goal when all layers have it, and the config's rank ratio."""
+        """The least compression that meets the constraint when all layers have it, and the config's rank ratio."""
         ratio = self.rank_ratios[0]
         low, high = 0.0, 1 - LEAST_KEPT  # compressions
         for _ in range(40):
@@ -113,7 +113,7 @@ class Goal:
         return math.ceil(high * ROUNDING) / ROUNDING
 
     def allocate(self, sensitivities: list[Sensitivity]) -> Budgets:
-        """Budgets by layer name that cost no more than the goal, with the least error."""
+        """Budgets by layer name that cost no more than the limit, with the least error."""
         layers = [s for s in sensitivities if s.name in self.layers]
 
         def cost(layer: Sensitivity, kept: np.ndarray, rank_ratio: float | None) -> np.ndarray:
@@ -121,19 +121,19 @@ class Goal:
 
         return allocate(layers, self.limit - self.rest, cost, self.rank_ratios, may_stay_dense=True)
 
-    def contents(self, config: Any, budgets: Budgets | None) -> dict[str, Content]:
+    def footprints(self, config: Any, budgets: Budgets | None) -> dict[str, LayerFootprint]:
         """What each layer will hold, by name."""
         own = budgets or {}
-        return {name: self._content(name, replace(config, **own.get(name, {}))) for name in self.layers}
+        return {name: self._footprint(name, replace(config, **own.get(name, {}))) for name in self.layers}
 
-    def predicted(self, contents: dict[str, Content]) -> float:
+    def predicted(self, footprints: dict[str, LayerFootprint]) -> float:
         """What the whole model will cost."""
-        some = any(kept.low_rank for name, kept in contents.items() if not exported_dense(self.layers[name], kept))
-        return self.rest + sum(self._cost(name, kept, some) for name, kept in contents.items())
+        some = any(kept.low_rank for name, kept in footprints.items() if not exported_dense(self.layers[name], kept))
+        return self.rest + sum(self._cost(name, kept, some) for name, kept in footprints.items())
 
-    def compression(self, contents: dict[str, Content]) -> float:
+    def compression(self, footprints: dict[str, LayerFootprint]) -> float:
         """The share of the layers' weights that is removed."""
-        kept = sum(c.parameters for c in contents.values()) / sum(shape.size for shape in self.layers.values())
+        kept = sum(c.parameters for c in footprints.values()) / sum(shape.size for shape in self.layers.values())
         return round(ROUNDING * (1 - kept)) / ROUNDING
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vitoats.models.shapes import LayerShape
 
 
 @dataclass(frozen=True)
-class Content:
+class LayerFootprint:
     """What a compressed layer holds: non-zeros of S, and the elements of U and V."""
 
     nonzeros: int
@@ -38,7 +38,7 @@ class Content:
         return self.nonzeros + self.low_rank
 
 
-def content(shape: LayerShape, config: Any) -> Content:
+def footprint(shape: LayerShape, config: Any) -> LayerFootprint:
     """What a method makes of a layer with a config.
 
     Raises:
@@ -47,20 +47,20 @@ def content(shape: LayerShape, config: Any) -> Content:
     rows = shape.d_out // shape.parts
     budget = config.budget(rows, shape.d_in)
     groups = 1 if Pattern.parse(getattr(config, "pattern", "row")).kind == "layer" else rows
-    return Content(shape.parts * groups * budget.kept_per_group, shape.low_rank_parameters(budget.rank))
+    return LayerFootprint(shape.parts * groups * budget.kept_per_group, shape.low_rank_parameters(budget.rank))
 
 
-def dense(shape: LayerShape) -> Content:
+def dense(shape: LayerShape) -> LayerFootprint:
     """A layer that keeps all."""
-    return Content(shape.size, 0)
+    return LayerFootprint(shape.size, 0)
 
 
-def exported_dense(shape: LayerShape, kept: Content) -> bool:
+def exported_dense(shape: LayerShape, kept: LayerFootprint) -> bool:
     """Whether a layer that keeps this much is exported as a plain matrix."""
     return not bitmask.saves(shape.d_out, shape.d_in, kept.parameters)
 
 
-def exported_bytes(shape: LayerShape, kept: Content) -> float:
+def exported_bytes(shape: LayerShape, kept: LayerFootprint) -> float:
     """Bytes of a layer's exported float32 weights."""
     return 4 * shape.size if exported_dense(shape, kept) else bitmask.packed_bytes(shape.d_out, shape.d_in, kept.parameters)
 
@@ -108,7 +108,7 @@ class ShapeTimes:
         found = np.interp(density, d, ms) + low * min(density - d[0], 0) + high * max(density - d[-1], 0)
         return max(0.0, float(found))
 
-    def ms(self, kept: Content) -> float:
+    def ms(self, kept: LayerFootprint) -> float:
         """Milliseconds of one layer that keeps this much."""
         if exported_dense(self.shape, kept):
             return self.dense_ms
@@ -205,7 +205,7 @@ class CostTable:
                 return f"it has {found} layers of {shape} for {shape.tokens} tokens, the model {shapes.count(shape)}"
         return None
 
-    def ms(self, shape: LayerShape, kept: Content) -> float:
+    def ms(self, shape: LayerShape, kept: LayerFootprint) -> float:
         """Milliseconds of one layer; how many parts it was split in plays no part."""
         times = self.times.get(shape) or next(
             t for s, t in self.times.items() if (s.d_out, s.d_in, s.tokens) == (shape.d_out, shape.d_in, shape.tokens)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitoats.allocation.cost import Content, CostTable
+from vitoats.allocation.cost import CostTable, LayerFootprint
 from vitoats.benchmark.onnx_models import dense_model, sparse_model
 from vitoats.benchmark.products import Product, copies_beyond_cache, product_ms, random_zeros
 from vitoats.benchmark.timing import Progress, median_ms
@@ -75,14 +75,14 @@ def measure_costs(
         "rows": rows,
     }
     costs = CostTable.from_json(table)
-    table["rest_ms"] = round(sparse_ms - sum(costs.ms(shape, model_content(shape)) for shape in shapes.values()), 4)
+    table["rest_ms"] = round(sparse_ms - sum(costs.ms(shape, model_footprint(shape)) for shape in shapes.values()), 4)
     return table
 
 
-def model_content(shape: LayerShape) -> Content:
+def model_footprint(shape: LayerShape) -> LayerFootprint:
     """What a layer of the whole sparse model holds."""
     low_rank = shape.low_rank_parameters(_rank(shape, LOW_RANK[-1]))
-    return Content(round((1 - MODEL_ZEROS / 100) * shape.size), low_rank)
+    return LayerFootprint(round((1 - MODEL_ZEROS / 100) * shape.size), low_rank)
 
 
 def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random: np.random.Generator) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random
 def _time_models(
     loaded: LoadedModel, shapes: dict[str, LayerShape], batch: int, threads: int, random: np.random.Generator
 ) -> tuple[float, float]:
-    """Milliseconds of the dense model, and of one whose layers are random and hold what ``model_content`` says."""
+    """Milliseconds of the dense model, and of one whose layers are random and hold what ``model_footprint`` says."""
     sparse = copy.deepcopy(loaded)
     for name, shape in shapes.items():
         module: Any = sparse.timm_model.get_submodule(name)

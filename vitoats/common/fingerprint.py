@@ -28,6 +28,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        if tensor.numel():  # an empty one may have strides that cannot be viewed as bytes
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.as_strided((tensor.numel(),), (1,))  # one that is empty or expanded may have any stride
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from vitoats.allocation.constraint import Budgets, Goal
+from vitoats.allocation.constraint import Budgets, Constraint
 from vitoats.allocation.lagrange import allocate, check_compression
 from vitoats.allocation.owl import owl
 from vitoats.allocation.sensitivity import RATES, Sensitivity, counted_by_depth, read_sensitivities
@@ -29,7 +29,7 @@ def make_budgets(
     job: CompressionJob,
     loaded: LoadedModel,
     images: CalibrationImages,
-    constraint: Goal | None,
+    constraint: Constraint | None,
     progress: Progress,
 ) -> tuple[Any, Budgets | None]:
     """The method's config, with the compression that a constraint comes to, and budgets of single layers.
@@ -71,7 +71,7 @@ def make_budgets(
         kept = (1 - config.total_compression()) * sum(s.parameters for s in sensitivities)
         return config, allocate(sensitivities, kept)
     budgets = constraint.allocate(sensitivities)
-    reached = constraint.compression(constraint.contents(config, budgets))
+    reached = constraint.compression(constraint.footprints(config, budgets))
     return dataclasses.replace(config, compression=reached), budgets
 
 
@@ -80,7 +80,7 @@ def _sensitivities(
     loaded: LoadedModel,
     adapter: ModelAdapter,
     images: CalibrationImages,
-    constraint: Goal | None,
+    constraint: Constraint | None,
     progress: Progress,
 ) -> list[Sensitivity]:
     """From the cache, or measured now."""

@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import Any
 
-from vitoats.allocation.constraint import Budgets, Goal
+from vitoats.allocation.constraint import Budgets, Constraint
 from vitoats.allocation.cost import CostTable, exported_bytes
 from vitoats.benchmark.costs import measure_costs
 from vitoats.common.cache import cached
@@ -26,7 +26,9 @@ log = logging.getLogger("vitoats")
 GRAPH_BYTES, NODE_BYTES = 10_000, 1_500  # of an exported file, all but weights: in all, and for each linear layer in a block
 
 
-def make_constraint(job: CompressionJob, limit: CostLimit, method: Method, loaded: LoadedModel, progress: Progress) -> Goal:
+def make_constraint(
+    job: CompressionJob, limit: CostLimit, method: Method, loaded: LoadedModel, progress: Progress
+) -> Constraint:
     """What a limit means for this model.
 
     Args:
@@ -52,7 +54,7 @@ def make_constraint(job: CompressionJob, limit: CostLimit, method: Method, loade
     if limit.kind == "max_mb":
         others = sum(p.numel() for p in loaded.model.parameters()) - sum(shapes[name].size for name in chosen)
         rest = (4 * others + GRAPH_BYTES + NODE_BYTES * len(shapes)) / 1e6
-        constraint = Goal(
+        constraint = Constraint(
             unit="MB",
             limit=limit.value,
             dense=rest + sum(4 * shape.size for shape in own.values()) / 1e6,
@@ -63,7 +65,7 @@ def make_constraint(job: CompressionJob, limit: CostLimit, method: Method, loade
     else:
         table = cost_table(limit, loaded, list(shapes.values()), job.resources.threads or cores(), progress)
         left_dense = [shape for name, shape in shapes.items() if name not in chosen]
-        constraint = Goal(
+        constraint = Constraint(
             unit="ms",
             limit=table.dense_ms / limit.value if limit.kind == "speedup" else limit.value,
             dense=table.dense_ms,
@@ -96,16 +98,16 @@ def cost_table(limit: CostLimit, loaded: LoadedModel, shapes: list[LayerShape], 
     return cached(f"costs_{key[:32]}", lambda values: CostTable.of_model(values, shapes), measure)
 
 
-def predict(constraint: Goal, config: Any, budgets: Budgets | None) -> dict[str, float]:
+def predict(constraint: Constraint, config: Any, budgets: Budgets | None) -> dict[str, float]:
     """Logs what the budgets are predicted to cost; returns it, as the JSON line has it."""
-    contents = constraint.contents(config, budgets)
-    predicted = constraint.predicted(contents)
+    footprints = constraint.footprints(config, budgets)
+    predicted = constraint.predicted(footprints)
     log.info(
         "predicted: %.4g %s (dense %.4g), %.1f %% of the block weights removed",
         predicted,
         constraint.unit,
         constraint.dense,
-        100 * constraint.compression(contents),
+        100 * constraint.compression(footprints),
     )
     if constraint.unit == "MB":
         return {"predicted_mb": round(predicted, 3)}

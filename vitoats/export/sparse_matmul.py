@@ -12,72 +12,72 @@ The body unpacks bits, numbers them by a running sum, and gathers; no NonZero or
 what ONNX Runtime 1.17 has kernels for (no comparison of uint8).
 """
 
+from typing import no_type_check
+
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
+from onnxscript import opset18 as op
+from onnxscript import script
+from onnxscript.values import Opset
 
-from vitoats.format.operator import DOMAIN, INPUTS, NAME, OPSET
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, INPUTS, NAME
+
+LOW_RANK_STEPS = ("U_like_x", "V_like_x", "UV_of_blocks", "UV", "S_plus_UV")  # what U and V are for
+
+
+@no_type_check  # onnxscript's operators know no values of unknown type
+@script(Opset(DOMAIN, DOMAIN_VERSION), default_opset=op)
+def _body(x, values, mask, bias, U, V, in_features: int):
+    powers = op.Constant(value=numpy_helper.from_array(np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8), "powers"))
+    zero = op.Constant(value=numpy_helper.from_array(np.array([0]), "zero"))
+    one = op.Constant(value=numpy_helper.from_array(np.array([1]), "one"))
+    minus_one = op.Constant(value=numpy_helper.from_array(np.array([-1]), "minus_one"))
+    rows_by_all = op.Constant(value=numpy_helper.from_array(np.array([0, -1]), "rows_by_all"))
+    axis = op.Constant(value=numpy_helper.from_array(np.array(0), "axis"))
+
+    mask_bytes = op.Unsqueeze(mask, minus_one)  # [N, ceil(K/8), 1]
+    mask_bits = op.BitwiseAnd(mask_bytes, powers)  # [N, ceil(K/8), 8]
+    padded_bits = op.Reshape(mask_bits, rows_by_all)  # [N, 8 ceil(K/8)]
+    k = op.Reshape(in_features, one)
+    bits = op.Slice(padded_bits, zero, k, one)  # [N, K]
+    kept = op.Cast(bits, to=TensorProto.BOOL)
+    kept_flat = op.Reshape(kept, minus_one)  # [N K]
+
+    ones = op.Cast(kept_flat, to=TensorProto.INT32)
+    index = op.CumSum(ones, axis, exclusive=1)  # of each entry's value, where it is kept; past the end it may be for the rest
+    values_like_x = op.CastLike(values, x)
+    zero_like_x = op.CastLike(zero, x)
+    padded_values = op.Concat(values_like_x, zero_like_x, axis=0)
+    gathered = op.Gather(padded_values, index, axis=0)
+    entries = op.Where(kept_flat, gathered, zero_like_x)
+    shape = op.Shape(kept)
+    S = op.Reshape(entries, shape)  # [N, K]
+
+    U_like_x = op.CastLike(U, x)
+    V_like_x = op.CastLike(V, x)
+    UV_of_blocks = op.MatMul(U_like_x, V_like_x)  # [B, N/B, K]
+    UV = op.Reshape(UV_of_blocks, shape)  # [N, K]
+    S_plus_UV = op.Add(S, UV)
+
+    transposed = op.Transpose(S_plus_UV, perm=[1, 0])
+    product = op.MatMul(x, transposed)
+    with_bias = op.Add(product, bias)
+    return with_bias
 
 
 def sparse_matmul_function(inputs: int = 3) -> onnx.FunctionProto:
     """The function with the first 3, 4 or 6 inputs; values, U and V may be float32 or float16 and are cast to the type of x."""
-
-    def constant(name: str, array: np.ndarray) -> onnx.NodeProto:
-        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
-
-    in_features = helper.make_node("Constant", [], ["in_features"])
-    reference = in_features.attribute.add()
-    reference.name, reference.type, reference.ref_attr_name = "value_int", onnx.AttributeProto.INT, "in_features"
-    nodes = [
-        in_features,
-        constant("powers", np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8)),
-        constant("zero", np.array([0], np.int64)),
-        constant("one", np.array([1], np.int64)),
-        constant("minus_one", np.array([-1], np.int64)),
-        constant("rows_by_all", np.array([0, -1], np.int64)),
-        constant("axis", np.array(0, np.int64)),
-        helper.make_node("Unsqueeze", ["mask", "minus_one"], ["mask_bytes"]),  # [N, ceil(K/8), 1]
-        helper.make_node("BitwiseAnd", ["mask_bytes", "powers"], ["mask_bits"]),  # [N, ceil(K/8), 8]
-        helper.make_node("Reshape", ["mask_bits", "rows_by_all"], ["padded_bits"]),  # [N, 8 ceil(K/8)]
-        helper.make_node("Reshape", ["in_features", "one"], ["k"]),
-        helper.make_node("Slice", ["padded_bits", "zero", "k", "one"], ["bits"]),  # [N, K]
-        helper.make_node("Cast", ["bits"], ["kept"], to=TensorProto.BOOL),
-        helper.make_node("Reshape", ["kept", "minus_one"], ["kept_flat"]),  # [N K]
-        helper.make_node("Cast", ["kept_flat"], ["ones"], to=TensorProto.INT32),
-        helper.make_node("CumSum", ["ones", "axis"], ["index"], exclusive=1),  # of each entry's value, where it is kept
-        helper.make_node("CastLike", ["values", "x"], ["values_like_x"]),
-        helper.make_node("CastLike", ["zero", "x"], ["zero_like_x"]),
-        helper.make_node(
-            "Concat", ["values_like_x", "zero_like_x"], ["padded_values"], axis=0
-        ),  # dropped entries may index past the end
-        helper.make_node("Gather", ["padded_values", "index"], ["gathered"], axis=0),
-        helper.make_node("Where", ["kept_flat", "gathered", "zero_like_x"], ["entries"]),
-        helper.make_node("Shape", ["kept"], ["shape"]),
-        helper.make_node("Reshape", ["entries", "shape"], ["S"]),  # [N, K]
-    ]
-    weight, y = "S", "product"
-    if inputs > 4:
-        weight = "S_plus_UV"
-        nodes += [
-            helper.make_node("CastLike", ["U", "x"], ["U_like_x"]),
-            helper.make_node("CastLike", ["V", "x"], ["V_like_x"]),
-            helper.make_node("MatMul", ["U_like_x", "V_like_x"], ["UV_of_parts"]),  # [B, N/B, K]
-            helper.make_node("Reshape", ["UV_of_parts", "shape"], ["UV"]),  # [N, K]
-            helper.make_node("Add", ["S", "UV"], [weight]),
-        ]
-    nodes += [
-        helper.make_node("Transpose", [weight], ["transposed"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "transposed"], [y]),
-    ]
-    if inputs > 3:
-        y = "with_bias"
-        nodes.append(helper.make_node("Add", ["product", "bias"], [y]))
-    return helper.make_function(
-        DOMAIN,
-        NAME,
-        list(INPUTS[:inputs]),
-        [y],
-        nodes,
-        [helper.make_opsetid("", OPSET)],
-        attributes=["in_features"],
-    )
+    whole = _body.to_function_proto()
+    attribute = [node for node in whole.node if node.output[0] == "in_features"]
+    nodes = attribute + [node for node in whole.node if node not in attribute]
+    output = "with_bias"
+    if inputs < 6:
+        nodes = [node for node in nodes if node.output[0] not in LOW_RANK_STEPS]
+        next(node for node in nodes if node.output[0] == "transposed").input[0] = "S"
+    if inputs < 4:
+        nodes, output = nodes[:-1], "product"
+    for node in nodes:
+        node.ClearField("name")
+    opsets = list(whole.opset_import)
+    return onnx.helper.make_function(DOMAIN, NAME, INPUTS[:inputs], [output], nodes, opsets, attributes=["in_features"])
