@@ -4,7 +4,6 @@ Nothing is printed. Progress is reported to the callback ``progress``, messages 
 the caller turns them on.
 """
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +103,7 @@ def compress(
     given = {name: value for name, value in locals().items() if name in _DECIDED and value is not None}
     loaded = None
     if isinstance(model, nn.Module):
-        loaded = from_memory(copy.deepcopy(model), img_size=img_size)
+        loaded = from_memory(model, img_size=img_size)
         if crop_mode is not None:
             loaded.preprocessing = loaded.preprocessing.with_crop_mode(crop_mode)
     else:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,29 @@ def test_large_timm_folders_are_refused_as_well(tiny_folder, tmp_path, server):
         assert found["ended"].startswith("InputError: "), found
         assert found["peak"] < 2500
         assert found["seconds"] < 60
+
+
+def test_pickles_that_unpack_to_far_more_are_refused(tiny_folder, tmp_path, server):
+    """A zip whose entries are compressed, and one number that stands for a whole tensor."""
+    names = []
+    for i, kind in enumerate(("packed", "expanded")):
+        target = tmp_path / str(i)
+        target.mkdir()
+        shutil.copy(tiny_folder / "config.json", target)
+        state = make_tiny().state_dict()
+        state["head.weight"] = torch.zeros(10**8) if kind == "packed" else torch.zeros(1).expand(10**9, 48)
+        torch.save(state, tmp_path / "plain.bin")
+        if kind == "packed":
+            with zipfile.ZipFile(tmp_path / "plain.bin") as plain, zipfile.ZipFile(target / "pytorch_model.bin", "w") as packed:
+                for entry in plain.infolist():
+                    packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+        else:
+            shutil.copy(tmp_path / "plain.bin", target / "pytorch_model.bin")
+        names.append(f"local-dir:{target}")
+    for found, said in zip(load(names, tmp_path / "home", server), ("is packed", "one number for many"), strict=True):
+        assert found["ended"].startswith("InputError: "), found
+        assert said in found["ended"]
+        assert found["peak"] < 1500
 
 
 # ---- files that are no files

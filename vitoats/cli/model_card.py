@@ -24,8 +24,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = config_file.parse(parser, argv)
 
     from vitoats.common.json_files import read_json
-    from vitoats.loading.checkpoint import CARD, CONFIG, about, is_checkpoint
+    from vitoats.loading.checkpoint import CARD, about, is_checkpoint
     from vitoats.loading.model_card import model_card
+    from vitoats.loading.timm_config import read_config
 
     if not is_checkpoint(args.folder):
         raise InputError(f"{args.folder} was not written by compress (it has no vitoats.json): name a folder that was")
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         evaluations.append(read_json(file))
         if not isinstance(evaluations[-1], dict) or not {"model", "top1", "top5", "n_images"} <= evaluations[-1].keys():
             raise InputError(f"{file} holds no result of eval_imagenet: give --evaluation what it wrote with --results-file")
-    license = read_json(args.folder / CONFIG)["pretrained_cfg"].get("license")
+    license = read_config(args.folder).pretrained_cfg.get("license")
     card = model_card(about(args.folder), license, evaluations)
     with atomic_write(args.folder / CARD, "free some space, or copy the folder") as partial:
         partial.write_text(card)

@@ -1,6 +1,7 @@
 """Reads weight files safely: pickled code is never run, and a file's header is checked before it is parsed."""
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,15 +42,18 @@ def read_weights(path: Path, field: str = "checkpoint") -> dict[str, torch.Tenso
         raise InputError(f"{path} cannot be read as weights ({reason}): {remedy}") from None
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"{path} holds no weights by name: {remedy}")
+    for name, tensor in state.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path} holds one number for many in {one_line(ValueError(name), 100)}: {remedy}")
     return dict(state)
 
 
 def check_header(path: Path) -> None:
-    """Refuses a safetensors file whose header would take too much memory; other files pass.
+    """Refuses a file that would take far more memory than its size: safetensors with a long header, or a compressed .pth.
 
     Raises:
         OSError: the file does not exist or is not a regular file.
-        ValueError: the header is too large.
+        ValueError: the file is such a one.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} is not there, or is no regular file")
@@ -58,6 +62,10 @@ def check_header(path: Path) -> None:
             length = int.from_bytes(file.read(8), "little")
         if length > LARGEST_HEADER:
             raise ValueError(f"{path.name} has a header of {length:,} bytes")
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in packed.infolist()):
+                raise ValueError(f"{path.name} is packed, which torch.save does not do")
 
 
 def open_tensors(path: Path) -> Any:
