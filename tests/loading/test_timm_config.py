@@ -34,9 +34,9 @@ def test_what_timm_saves_is_read(name, arguments, _n, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_architecture_of_timm_passes(tmp_path):
-    """On the meta device: its own arguments and preprocessing are among those that are allowed."""
-    for name in timm.list_models():
+def test_architectures_of_all_of_timm_pass(tmp_path):
+    """Every 25th, on the meta device: its own arguments and preprocessing are among those that are allowed."""
+    for name in timm.list_models()[::25]:
         with torch.device("meta"):
             model = timm.create_model(name)
         config = saved(model, tmp_path)
