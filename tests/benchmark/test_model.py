@@ -1,5 +1,6 @@
 """Variants of a whole model: their files agree with the model, and the memory of a process that runs them."""
 
+import logging
 import subprocess
 import sys
 
@@ -13,7 +14,6 @@ from vitoats.benchmark.model import (
     compressed_variants,
     dense_variants,
     openvino_variants,
-    resident_mb,
 )
 from vitoats.loading.load import load_model
 from vitoats.runtime import session
@@ -47,27 +47,48 @@ def test_variants_compute_what_their_model_does(dense, tiny_folder, plain, tmp_p
 
 def test_rows_go_by_threads_then_batch_then_variant(dense):
     said: list[str] = []
-    rows = compare_variants([dense[0], dense[0]], 32, [1, 2], [1], progress=lambda _done, _total, what: said.append(what))
-    assert [(row.batch, row.threads, row.variant) for row in rows] == [(b, 1, "dense") for b in (1, 1, 2, 2)]
+    rows = compare_variants(dense[::-1], 32, [1, 2], [1], progress=lambda _done, _total, what: said.append(what))
+    assert [(row.batch, row.threads, row.variant) for row in rows] == [(b, 1, v) for b in (1, 2) for v in ("int8", "dense")]
     assert all(row.rss_mb > 20 for row in rows)
     assert said == ["batch 1, 1 threads", "batch 2, 1 threads"]
+    for int8, plain in (rows[:2], rows[2:]):  # ratios are of times before these are rounded
+        assert (int8.speedup_int8, plain.speedup) == (1, 1)
+        assert int8.speedup == pytest.approx(plain.ms / int8.ms, rel=0.05)
+        assert plain.speedup_int8 == pytest.approx(int8.ms / plain.ms, rel=0.05)
 
 
-def test_openvino_runs_the_dense_files_where_it_is_installed(dense, monkeypatch):
+def test_without_its_packages_openvino_is_no_rival(dense, tiny_folder, monkeypatch, caplog, tmp_path):
+    loaded = load_model(f"local-dir:{tiny_folder}")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert openvino_variants(*dense) == []
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
-    found = [(variant.name, variant.file, variant.openvino) for variant in openvino_variants(*dense)]
-    assert found == [
-        ("openvino-f32", dense[0].file, "f32"),
-        ("openvino-bf16", dense[0].file, "bf16"),
-        ("openvino-int8", dense[1].file, "f32"),
-    ]
+    assert openvino_variants(loaded, dense[0], 0, tmp_path) == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "openvino" else None)
+    with caplog.at_level(logging.WARNING):
+        found = [(variant.name, variant.file, variant.openvino) for variant in openvino_variants(loaded, dense[0], 0, tmp_path)]
+    assert found == [("openvino-f32", dense[0].file, "f32"), ("openvino-bf16", dense[0].file, "bf16")]
+    assert "install vitoats[openvino]" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_openvino_runs_the_dense_file_and_its_own_int8(dense, tiny_folder, tmp_path):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    loaded = load_model(f"local-dir:{tiny_folder}")
+    variants = openvino_variants(loaded, dense[0], 0, tmp_path)
+    assert [v.name for v in variants] == ["openvino-f32", "openvino-bf16", "openvino-int8", "openvino-int8-bf16"]
+    images = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
+    expected = outputs(dense[0], images)
+    for variant, tolerance in zip(variants, (1e-4, 0.1, 0.2, 0.2), strict=True):
+        (found,) = variant.open(1, images)().values()
+        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max(), variant.name
+    assert variants[2].megabytes < variants[0].megabytes
+    assert variants[2].resident_mb(1, images.shape) > 20
 
 
 def test_the_process_whose_memory_is_measured_is_a_deployers(dense):
     """It loads neither torch nor anything else that a deployer does without."""
-    code = "import sys, vitoats.benchmark.resident; print(sorted({'torch', 'timm', 'onnx', 'rich'} & set(sys.modules)))"
+    lean = "{'torch', 'timm', 'onnx', 'rich', 'openvino', 'nncf'}"
+    code = f"import sys, vitoats.benchmark.resident; print(sorted({lean} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    assert resident_mb(dense[0].file, 1, (64, 3, 32, 32)) > resident_mb(dense[0].file, 1, (1, 3, 32, 32)) > 20
+    assert dense[0].resident_mb(1, (64, 3, 32, 32)) > dense[0].resident_mb(1, (1, 3, 32, 32)) > 20

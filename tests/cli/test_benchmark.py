@@ -17,8 +17,8 @@ OP = "processor isa fma_peak_gflops rows"
 OP_ROW = "n k tokens batch zeros pattern threads dense_ms int8_ms sparse_ms speedup nnz_gflops fma_share"
 COSTS = "model weights img_size processor isa threads batch dense_ms sparse_ms rest_ms rows"
 COSTS_ROW = "n k blocks tokens layers zeros rank dense_ms sparse_ms"
-MODEL = "processor rank_ratio rows"
-MODEL_ROW = "model weights img_size batch threads variant ms speedup file_mb rss_mb"
+MODEL = "processor isa rank_ratio rows"
+MODEL_ROW = "model weights img_size batch threads variant ms speedup speedup_int8 file_mb rss_mb"
 SOLVER = "model weights iterations threads exact_seconds fast_seconds speedup objective_gap shapes"
 FILES = "processor rows"
 FILES_ROW = "file batch threads ms speedup native_nodes file_mb"
@@ -112,6 +112,7 @@ def test_solver_refuses_a_block_that_is_none(tiny_folder, refuse):
         ("model --batch 0", "--batch"),
         ("model --compression 1.5 --model vit_tiny_patch16_224 --random-weights --img-size 32", "compression"),
         ("model --model vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+        ("model --model vit_tiny_patch16_224 --random-weights --img-size 32 --variant oats-40", "oats-50, oats-50-float16"),
         ("", "op, model, solver"),
         ("speed", "op, model, solver"),
     ],
@@ -137,7 +138,17 @@ def test_model_measures_all_variants(capsys):
     assert {(r["model"], r["weights"]) for r in rows} == {("vit_tiny_patch16_224", "random weights")}
     assert by["oats-50-float16"]["file_mb"] < by["oats-50"]["file_mb"] < by["dense"]["file_mb"]
     assert by["oats-50-folded"]["file_mb"] == pytest.approx(by["dense"]["file_mb"], rel=0.01)
-    assert all(r["rss_mb"] > 20 for r in rows if r["rss_mb"] is not None)
+    assert all(r["rss_mb"] > 20 for r in rows)
+
+
+def test_model_measures_the_variants_that_are_named(tiny_folder, capsys):
+    flags = f"model --model local-dir:{tiny_folder} --batch 1 --threads 1 --compression 0.6 --variant oats-60"
+    assert run(main, flags.split()) == 0
+    *printed, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    check_keys(result, MODEL, MODEL_ROW)
+    assert [row["variant"] for row in result["rows"]] == ["dense", "int8", "oats-60"]
+    assert result["isa"] in printed[0]
 
 
 def test_layer_errors_are_those_of_the_outputs(tiny_folder, flat_images, capsys):

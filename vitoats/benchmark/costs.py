@@ -5,7 +5,6 @@ cost of everything except the linear layers is a difference: the latency of the 
 and the last of ``LOW_RANK``), minus the latency of these layers according to the table.
 """
 
-import copy
 import math
 import tempfile
 from collections.abc import Iterator
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vitoats.allocation.cost import CostTable, LayerFootprint
 from vitoats.benchmark.onnx_models import dense_model, sparse_model
 from vitoats.benchmark.products import Product, copies_beyond_cache, product_ms, random_zeros
+from vitoats.benchmark.random_layers import random_low_rank, with_random_layers
 from vitoats.benchmark.timing import Progress, median_ms
 from vitoats.common.machine import processor
 from vitoats.export.onnx_file import export_onnx
-from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.adapter import adapt
 from vitoats.models.shapes import LayerShape, layer_shapes
@@ -81,8 +79,13 @@ def measure_costs(
 
 def model_footprint(shape: LayerShape) -> LayerFootprint:
     """The kept elements of a layer in the whole sparse model."""
-    low_rank = shape.low_rank_parameters(_rank(shape, LOW_RANK[-1]))
-    return LayerFootprint(round((1 - MODEL_ZEROS / 100) * shape.size), low_rank)
+    zeros, rank = _model_content(shape)
+    return LayerFootprint(round((1 - zeros / 100) * shape.size), shape.low_rank_parameters(rank))
+
+
+def _model_content(shape: LayerShape) -> tuple[float, int]:
+    """The percentage of zeros and the rank of a layer in the whole sparse model."""
+    return MODEL_ZEROS, _rank(shape, LOW_RANK[-1])
 
 
 def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random: np.random.Generator) -> list[dict[str, Any]]:
@@ -97,7 +100,7 @@ def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random
         yield Product(dense_model(W, copies))
         for zeros, rank in variants:
             S = random_zeros(W, zeros, "layer", random)
-            low_rank = _random_low_rank(shape, rank, random) if rank else None
+            low_rank = random_low_rank(shape, rank, random) if rank else None
             whole = S if low_rank is None else S + (low_rank[0] @ low_rank[1]).reshape(n, k)
             yield Product(sparse_model(S, copies, low_rank=low_rank), whole)
 
@@ -122,14 +125,7 @@ def _time_models(
     loaded: LoadedModel, shapes: dict[str, LayerShape], batch: int, threads: int, random: np.random.Generator
 ) -> tuple[float, float]:
     """Milliseconds of the dense model, and of one with random sparse layers of the size ``model_footprint``."""
-    sparse = copy.deepcopy(loaded)
-    for name, shape in shapes.items():
-        module: Any = sparse.timm_model.get_submodule(name)
-        weight = module.weight.detach().cpu().numpy()
-        S = np.where(random.random(weight.shape, np.float32) * 100 >= MODEL_ZEROS, weight, 0)
-        stacked = _random_low_rank(shape, _rank(shape, LOW_RANK[-1]), random)
-        U, V = ([torch.from_numpy(term) for term in stack] for stack in stacked)
-        replace_module(sparse.timm_model, name, SparseLowRankLinear(torch.from_numpy(S), U, V, module.bias))
+    sparse = with_random_layers(loaded, _model_content, "layer", random)
     images = random.standard_normal(loaded.inputs.shape(batch), np.float32)
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
         calls = []
@@ -143,11 +139,3 @@ def _time_models(
 def _rank(shape: LayerShape, share: float) -> int:
     """The rank, at least 1, at which U and V of all parts have about this share of the number of weights."""
     return max(1, round(share * shape.size / shape.low_rank_parameters(1)))
-
-
-def _random_low_rank(shape: LayerShape, rank: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Random U [parts, d_out / parts, rank] and V [parts, rank, d_in] whose product is about as large as the weights."""
-    scale = (shape.d_in * rank) ** -0.25
-    of_u, of_v = (shape.parts, shape.d_out // shape.parts, rank), (shape.parts, rank, shape.d_in)
-    U, V = (scale * random.standard_normal(size, np.float32) for size in (of_u, of_v))
-    return U.astype(np.float32), V.astype(np.float32)

@@ -3,9 +3,9 @@
 int8 is ONNX Runtime's dynamic quantization of all MatMuls, per channel. The caller compresses the models.
 """
 
-import importlib.util
 import itertools
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitoats.benchmark import openvino_files
 from vitoats.benchmark.timing import Progress, median_ms
 from vitoats.export.int8 import quantize
 from vitoats.export.onnx_file import export_onnx
@@ -21,6 +22,10 @@ from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import inference, session
 
 TURN_SECONDS = 0.5  # that a variant runs before the next one has its turn
+DENSE, INT8 = "dense", "int8"  # the variants that all others are compared with
+N_IMAGES = 4  # noise images that NNCF takes its scales from: speed does not depend on them
+
+log = logging.getLogger("vitoats")
 
 
 @dataclass(frozen=True)
@@ -29,23 +34,31 @@ class Variant:
 
     Attributes:
         name: name of the variant in tables.
-        file: the ONNX file.
-        openvino: precision of the arithmetic in OpenVINO; None for ONNX Runtime.
+        file: an ONNX file, or one in OpenVINO's format.
+        openvino: precision of the arithmetic in OpenVINO, "f32" or "bf16"; None for ONNX Runtime.
     """
 
     name: str
     file: Path
     openvino: str | None = None
 
+    @property
+    def megabytes(self) -> float:
+        """Size of the file, with the weights that OpenVINO's format keeps in a second one."""
+        weights = self.file.with_suffix(".bin")
+        return (self.file.stat().st_size + (weights.stat().st_size if self.file.suffix == ".xml" else 0)) / 1e6
+
     def open(self, threads: int, images: np.ndarray) -> Callable[[], object]:
         """A function that runs the file on images [b, 3, h, w]."""
         if self.openvino is None:
             return inference(session(self.file, threads), images)
-        import openvino
+        return openvino_files.open_file(self.file, self.openvino, threads, images)
 
-        settings = {"INFERENCE_PRECISION_HINT": self.openvino, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        request = openvino.compile_model(str(self.file), "CPU", settings).create_infer_request()
-        return lambda: request.infer([images])
+    def resident_mb(self, threads: int, shape: tuple[int, ...]) -> float:
+        """Resident memory of a fresh process, in megabytes, after it has run the file on a batch of this shape."""
+        argv = [sys.executable, "-m", "vitoats.benchmark.resident", str(self.file), str(threads), json.dumps(shape)]
+        argv += [] if self.openvino is None else [self.openvino]
+        return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout) / 1e6
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,10 @@ class VariantTimes:
         threads: threads of the runtime.
         variant: name of the variant.
         ms: median milliseconds per batch.
-        speedup: speedup over the first variant.
+        speedup: speedup over ``dense``.
+        speedup_int8: speedup over ``int8``.
         file_mb: size of the file in megabytes.
-        rss_mb: resident memory, in megabytes, of a process that runs the file; None for OpenVINO.
+        rss_mb: resident memory, in megabytes, of a process that runs the file.
     """
 
     img_size: int
@@ -69,13 +83,14 @@ class VariantTimes:
     variant: str
     ms: float
     speedup: float
+    speedup_int8: float
     file_mb: float
-    rss_mb: float | None
+    rss_mb: float
 
 
 def dense_variants(loaded: LoadedModel, folder: Path) -> list[Variant]:
     """Exports a dense model, as it is and in int8, to ``folder``."""
-    dense, int8 = Variant("dense", folder / "dense.onnx"), Variant("int8", folder / "int8.onnx")
+    dense, int8 = (Variant(name, folder / f"{name}.onnx") for name in (DENSE, INT8))
     export_onnx(loaded, dense.file)
     quantize(dense.file, int8.file)
     return [dense, int8]
@@ -99,14 +114,24 @@ def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded
     return [sparse, half, plain]
 
 
-def openvino_variants(dense: Variant, int8: Variant) -> list[Variant]:
-    """The same dense files in OpenVINO; empty if the package is not installed."""
-    if not importlib.util.find_spec("openvino"):
+def openvino_variants(loaded: LoadedModel, dense: Variant, seed: int, folder: Path) -> list[Variant]:
+    """The dense file in OpenVINO, and an int8 version of it made by NNCF; none without these packages.
+
+    Args:
+        loaded: the dense model.
+        dense: its file.
+        seed: seed of the noise images that NNCF takes the scales of activations from.
+        folder: folder for the int8 file.
+    """
+    if not openvino_files.installed("openvino"):
         return []
-    return [
-        *(Variant(f"openvino-{precision}", dense.file, precision) for precision in ("f32", "bf16")),
-        Variant("openvino-int8", int8.file, "f32"),
-    ]
+    found = [Variant(f"openvino-{precision}", dense.file, precision) for precision in ("f32", "bf16")]
+    if not openvino_files.installed("nncf"):
+        log.warning("OpenVINO runs without int8, as the package nncf is missing: install vitoats[openvino]")
+        return found
+    int8 = folder / "openvino-int8.xml"
+    openvino_files.quantize(dense.file, int8, [image[None].numpy() for image in loaded.inputs.noise(N_IMAGES, seed)])
+    return [*found, Variant("openvino-int8", int8, "f32"), Variant("openvino-int8-bf16", int8, "bf16")]
 
 
 def compare_variants(
@@ -120,7 +145,7 @@ def compare_variants(
     """Times variants of a model in turns, on noise images.
 
     Args:
-        variants: the variants, the dense one first.
+        variants: the variants; ``dense`` and ``int8`` are among them.
         img_size: image size of all variants, in pixels.
         batches: batch sizes.
         threads: numbers of CPU threads.
@@ -136,6 +161,7 @@ def compare_variants(
         progress(done, len(groups), f"batch {batch}, {count} threads")
         images = np.random.default_rng(seed).standard_normal((batch, 3, img_size, img_size), np.float32)
         times = median_ms([variant.open(count, images) for variant in variants], turn_seconds=TURN_SECONDS)
+        of = dict(zip([variant.name for variant in variants], times, strict=True))
         for variant, ms in zip(variants, times, strict=True):
             rows.append(
                 VariantTimes(
@@ -144,15 +170,10 @@ def compare_variants(
                     threads=count,
                     variant=variant.name,
                     ms=round(ms, 3),
-                    speedup=round(times[0] / ms, 3),
-                    file_mb=round(variant.file.stat().st_size / 1e6, 2),
-                    rss_mb=resident_mb(variant.file, count, images.shape) if variant.openvino is None else None,
+                    speedup=round(of[DENSE] / ms, 3),
+                    speedup_int8=round(of[INT8] / ms, 3),
+                    file_mb=round(variant.megabytes, 2),
+                    rss_mb=round(variant.resident_mb(count, images.shape), 1),
                 )
             )
     return rows
-
-
-def resident_mb(file: Path, threads: int, shape: tuple[int, ...]) -> float:
-    """Resident memory of a fresh process, in megabytes, after it has run a file on a batch of this shape."""
-    argv = [sys.executable, "-m", "vitoats.benchmark.resident", str(file), str(threads), json.dumps(shape)]
-    return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout) / 1e6

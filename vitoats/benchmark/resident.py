@@ -1,8 +1,9 @@
-"""A program that opens an ONNX file, runs it three times, and prints the resident memory of the process in bytes (Linux).
+"""A program that opens a file, runs it three times, and prints the resident memory of the process in bytes (Linux).
 
-python -m vitoats.benchmark.resident FILE THREADS SHAPE     (SHAPE as JSON: [1, 3, 224, 224])
+python -m vitoats.benchmark.resident FILE THREADS SHAPE [PRECISION]     (SHAPE as JSON: [1, 3, 224, 224])
 
-It imports only what a deployed process would: numpy and ONNX Runtime.
+With a precision, f32 or bf16, OpenVINO runs the file, otherwise ONNX Runtime. The program imports only what a deployed process
+would: numpy and the runtime.
 """
 
 import json
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vitoats.benchmark import openvino_files
 from vitoats.runtime import session
+from vitoats.runtime.inference import inference
 
 
 def resident_bytes() -> int:
@@ -21,8 +24,12 @@ def resident_bytes() -> int:
 
 
 if __name__ == "__main__":
-    opened = session(sys.argv[1], int(sys.argv[2]))
-    batch = np.zeros(json.loads(sys.argv[3]), np.float32)
+    name, threads, shape, *precision = sys.argv[1:]
+    batch = np.zeros(json.loads(shape), np.float32)
+    if precision:
+        call = openvino_files.open_file(Path(name), precision[0], int(threads), batch)
+    else:
+        call = inference(session(name, int(threads)), batch)
     for _ in range(3):
-        opened.run(None, {opened.get_inputs()[0].name: batch})
+        call()
     print(resident_bytes())

@@ -1,11 +1,17 @@
-"""Times whole models of any size in ONNX Runtime: dense, int8, and OATS with the native operator.
+"""Times whole models of any size in ONNX Runtime: dense, int8, and OATS with the native operator; and in OpenVINO if installed.
 
     python tools/benchmark.py model
     python tools/benchmark.py model --model vit_base_patch16_224 --batch 1 --threads 1 --compression 0.6
 
-Speed depends on shapes and on the sparsity pattern, not on the values of the weights. Therefore OATS runs only a few steps on
-noise images, and random weights are used if a model's weights are unavailable, which the output reports. int8 is ONNX Runtime's
-dynamic per-channel quantization of all MatMuls. If the package openvino is installed, OpenVINO is measured on the dense file.
+Speed depends on shapes and on the number of zeros, not on the values of the weights. Therefore OATS runs only a few steps on
+noise images, and random weights are used if a model's weights are unavailable, which the output reports. With --random-weights
+zeros and low-rank terms are random, too. All variants take turns in one run:
+
+    dense, int8           the model as it is, and ONNX Runtime's dynamic quantization of all MatMuls, per channel
+    oats-50               S + U V in the native operator, 50 % of the weights removed; -float16: stored in float16;
+                          -folded: as dense matrices
+    openvino-f32, -bf16   the dense file in OpenVINO (pip install 'vitoats[openvino]')
+    openvino-int8         quantized by NNCF, with fixed scales for the activations; -int8-bf16: the rest in bfloat16
 """
 
 import argparse
@@ -15,8 +21,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vitoats.cli import common, config_file, flags
+from vitoats.common.errors import InputError
 from vitoats.common.machine import processor
+from vitoats.runtime import library
 
 if TYPE_CHECKING:
     from vitoats.benchmark.model import Variant
@@ -42,9 +52,11 @@ def main(argv: list[str]) -> dict[str, Any]:
         for compression in args.compression or COMPRESSIONS
     ]
     rows = [row for name in args.model or MODELS for row in measure(name, args, configs)]
-    _print(f"{processor()}; rank ratio {args.rank_ratio:g}; RSS is that of a process that runs the file", rows)
+    kernels = library.isa() if library.library_path() else None
+    machine = f"{processor()}, kernels for {kernels or 'nothing: the native library is missing'}"
+    _print(f"{machine}; rank ratio {args.rank_ratio:g}; RSS is that of a process that runs the file", rows)
     print("; ".join(sorted({f"{row['model']}: {row['weights']}" for row in rows})))
-    return {"processor": processor(), "rank_ratio": args.rank_ratio, "rows": rows}
+    return {"processor": processor(), "isa": kernels, "rank_ratio": args.rank_ratio, "rows": rows}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=flags.positive, **several, help="CPU threads; 1 and 2")
     parser.add_argument("--compression", type=float, **several, help="shares of the weights to remove; 0.5 and 0.6")
     parser.add_argument("--rank-ratio", type=float, default=0.25, metavar="KAPPA", help="share of the kept for low rank")
+    parser.add_argument("--variant", metavar="NAME", action="append", help="only this beside dense and int8; all by default")
     parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="image size; the model's usual one by default")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     parser.add_argument("--random-weights", action="store_true", help="random weights; nothing is fetched")
@@ -72,29 +85,54 @@ def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") ->
 
     loaded, weights = load_or_randomise(name, args.checkpoint, args.random_weights, args.img_size)
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
-        variants = write_variants(loaded, configs, args.seed, Path(scratch))
+        variants = chosen(write_variants(loaded, configs, args, Path(scratch)), args.variant)
         size, batches, threads = loaded.preprocessing.img_size, args.batch or BATCHES, args.threads or THREADS
         times = compare_variants(variants, size, batches, threads, args.seed, say)
     return [{"model": name, "weights": weights, **dataclasses.asdict(row)} for row in times]
 
 
-def write_variants(loaded: "LoadedModel", configs: "list[OATSConfig]", seed: int, folder: Path) -> "list[Variant]":
+def write_variants(
+    loaded: "LoadedModel", configs: "list[OATSConfig]", args: argparse.Namespace, folder: Path
+) -> "list[Variant]":
     """Exports the model dense, quantized, and compressed by OATS in all forms; the dense variant comes first."""
     from vitoats.benchmark.model import compressed_variants, dense_variants, openvino_variants
-    from vitoats.compression.pipeline import compress
 
     common.log.info("exporting %s", loaded.name)
     dense, int8 = dense_variants(loaded, folder)
     variants = [dense, int8]
-    noise = loaded.inputs.noise(N_IMAGES, seed)
     for config in configs:
         percent = 100 * config.total_compression()
         common.log.info("compressing by %g %%", percent)
-        small = copy.deepcopy(loaded)
-        compress(small.timm_model, iter([noise]), method="oats", config=config, inputs=loaded.inputs, nsamples=len(noise))
         folded = config is configs[0]  # the speed of a dense matrix does not depend on the compression
-        variants += compressed_variants(small, f"oats-{percent:g}", folder, folded)
-    return variants + openvino_variants(dense, int8)
+        variants += compressed_variants(compressed(loaded, config, args), f"oats-{percent:g}", folder, folded)
+    return variants + openvino_variants(loaded, dense, args.seed, folder)
+
+
+def compressed(loaded: "LoadedModel", config: "OATSConfig", args: argparse.Namespace) -> "LoadedModel":
+    """A copy of the model, compressed at random with --random-weights, otherwise by a few steps of OATS on noise images."""
+    from vitoats.benchmark.random_layers import of_budget, with_random_layers
+    from vitoats.compression.pipeline import compress
+
+    if args.random_weights:
+        return with_random_layers(loaded, of_budget(config), "row", np.random.default_rng(args.seed))
+    small, noise = copy.deepcopy(loaded), loaded.inputs.noise(N_IMAGES, args.seed)
+    compress(small.timm_model, iter([noise]), method="oats", config=config, inputs=loaded.inputs, nsamples=len(noise))
+    return small
+
+
+def chosen(variants: "list[Variant]", names: list[str] | None) -> "list[Variant]":
+    """The variants with these names, and the two that all are compared with; all if no name is given.
+
+    Raises:
+        InputError: there is no such variant.
+    """
+    from vitoats.benchmark.model import DENSE, INT8
+
+    known = [variant.name for variant in variants]
+    for name in names or []:
+        if name not in known:
+            raise InputError(f"there is no variant {name}: give --variant one of {', '.join(known)}")
+    return [variant for variant in variants if names is None or variant.name in (DENSE, INT8, *names)]
 
 
 def _print(title: str, rows: list[dict[str, Any]]) -> None:
@@ -102,7 +140,7 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
 
     print_table(
         title,
-        ("model", "px", "batch", "threads", "variant", "ms", "speedup", "file MB", "RSS MB"),
+        ("model", "px", "batch", "threads", "variant", "ms", "speedup", "over int8", "file MB", "RSS MB"),
         [
             (
                 row["model"],
@@ -112,8 +150,9 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
                 row["variant"],
                 f"{row['ms']:.1f}",
                 f"{row['speedup']:.2f}x",
+                f"{row['speedup_int8']:.2f}x",
                 f"{row['file_mb']:.1f}",
-                "" if row["rss_mb"] is None else f"{row['rss_mb']:.0f}",
+                f"{row['rss_mb']:.0f}",
             )
             for row in rows
         ],
