@@ -4,7 +4,7 @@
 
 softmax(scale q k^T) v for each head. The columns of qkv are q, k and v, each with the columns of all heads side by side. The
 attributes are num_heads, scale, and bfloat16, which allows the native operator to multiply in bfloat16. The body multiplies in
-float32 and is written in the form that ONNX Runtime fuses: scale and transposition become part of the products.
+float32 and is written so that ONNX Runtime makes the scale part of the product.
 """
 
 from typing import no_type_check
