@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
 from vitoats.format import bitmask
-from vitoats.format.layers import SparseLowRankLinear
+from vitoats.format.layers import CompressedLinear
 from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, NAME
 
 LowRankForm = Literal["none", "inputs", "nodes"]
@@ -16,7 +16,7 @@ LowRankForm = Literal["none", "inputs", "nodes"]
 class ExportedSparseLowRankLinear(nn.Module):
     """Traces to SparseMatMul(x, values, mask, bias[, U, V]), possibly with MatMuls; for torch.onnx.export only."""
 
-    def __init__(self, layer: SparseLowRankLinear, low_rank: LowRankForm, float16: bool = False):
+    def __init__(self, layer: CompressedLinear, low_rank: LowRankForm, float16: bool = False):
         """Converts a layer.
 
         Args:

@@ -30,7 +30,7 @@ from vitoats.common.tensor_files import save_tensors
 from vitoats.data.transforms import Preprocessing
 from vitoats.format import factored
 from vitoats.format.counts import count
-from vitoats.format.layers import SparseLowRankLinear, compressed_layers, replace_module
+from vitoats.format.layers import CompressedLinear, compressed_layers, replace_module
 from vitoats.loading.head_files import save_head
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.model_card import model_card
@@ -105,7 +105,7 @@ def save_checkpoint(
             save_head(partial / HEAD, loaded.model.head.weight.data, loaded.model.head.bias.data, loaded.model.info)
 
 
-def dense_tensors(name: str, layer: SparseLowRankLinear) -> dict[str, torch.Tensor]:
+def dense_tensors(name: str, layer: CompressedLinear) -> dict[str, torch.Tensor]:
     """The tensors of the dense layer that a compressed layer represents."""
     return {f"{name}.weight": layer.weight.detach()} | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
 
