@@ -22,6 +22,8 @@ MODEL_ROW = "model weights img_size batch threads variant ms speedup speedup_int
 SOLVER = "model weights iterations threads exact_seconds fast_seconds speedup objective_gap shapes"
 FILES = "processor rows"
 FILES_ROW = "file batch threads ms speedup native_nodes file_mb"
+PROFILE = "file processor isa batch threads ms linear_ms rows"
+PROFILE_ROW = "kind linear nodes ms share"
 LAYERS = "model compression threads geometric_means rows"
 LAYERS_ROW = "layer method error seconds"
 
@@ -196,3 +198,12 @@ def test_files_are_compared_with_the_first(tiny_folder, plain, succeed, refuse, 
         assert row["speedup"] == pytest.approx(first["ms"] / row["ms"], rel=0.02, abs=0.01)
     assert "--img-size" in refuse(main, "files", *files, tmp_path / "large.onnx", "--threads", "1")
     assert "nowhere.onnx" in refuse(main, "files", tmp_path / "nowhere.onnx")
+
+
+def test_a_profile_says_what_linear_layers_take(plain, succeed, refuse, tmp_path):
+    succeed(export_onnx, plain, "-o", tmp_path / "small.onnx")
+    result = succeed(main, "profile", tmp_path / "small.onnx", "--threads", "1")
+    check_keys(result, PROFILE, PROFILE_ROW)
+    assert result["linear_ms"] == pytest.approx(sum(row["ms"] for row in result["rows"] if row["linear"]), abs=1e-3)
+    assert 0 < result["linear_ms"] < result["ms"]
+    assert "nowhere.onnx" in refuse(main, "profile", tmp_path / "nowhere.onnx")

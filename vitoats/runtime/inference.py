@@ -31,7 +31,7 @@ class Session(ort.InferenceSession):
     native_nodes: tuple[str, ...] = ()
 
 
-def session(path: str | Path, threads: int = 0, native: bool = True) -> Session:
+def session(path: str | Path, threads: int = 0, native: bool = True, profile_to: Path | None = None) -> Session:
     """Opens an ONNX file, with the native operator if the library is installed.
 
     Without the library the same file runs as standard operators, correctly but at dense speed, and a warning is logged.
@@ -40,6 +40,7 @@ def session(path: str | Path, threads: int = 0, native: bool = True) -> Session:
         path: the file.
         threads: threads for one inference; 0 for all cores.
         native: whether to use the library.
+        profile_to: beginning of the name of the file to which ``end_profiling`` writes ONNX Runtime's profile; None for none.
 
     Raises:
         InputError: the file does not exist, ONNX Runtime cannot run it, or VITOATS_ISA is invalid.
@@ -50,6 +51,8 @@ def session(path: str | Path, threads: int = 0, native: bool = True) -> Session:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     if not (native and library.register(options)) and _mentions_sparse_matmul(path):
         if native:
             log.warning("%s runs at dense speed: vitoats was installed without its native library", path)
