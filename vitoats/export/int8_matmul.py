@@ -2,13 +2,13 @@
 
     [LayerNorm](Sparse)MatMulInt8[Gelu | Add]          vitoats.format.operator has the inputs of each
 
-x is normalized first; W = scale * S + (U_scale * U) (V_scale * V), or W = scale * weight, all untiled (``vitoats.format.tiles``);
-y = x W^T + bias; then GELU, or the sum with residual. The arithmetic is in float32 and activations are not quantized, so a body
-is slightly more exact than the native operator.
+x is normalized first; W = scale * S + (U_scale * U) (V_scale * V), or W = scale * weight, all untiled
+(``vitoats.format.tiles``); y = x W^T + bias; then GELU, or the sum with residual. The arithmetic is in float32 and activations
+are not quantized, so a body is slightly more exact than the native operator.
 
-As in ``vitoats.export.sparse_matmul``, all inputs except x and residual are constants, so ONNX Runtime folds everything up to the
-transposed W and runs one dense MatMul. The pieces use only what ONNX Runtime 1.17 has kernels for (no Where of int8), and write
-GELU in the form that it fuses.
+As in ``vitoats.export.sparse_matmul``, all inputs except x and residual are constants, so ONNX Runtime folds everything up to
+the transposed W and runs one dense MatMul. The pieces use only what ONNX Runtime 1.17 has kernels for (no Where of int8), and
+write GELU in the form that it fuses.
 """
 
 import math

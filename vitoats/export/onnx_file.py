@@ -10,18 +10,23 @@ from typing import Any, Literal
 
 import onnx
 import onnx.inliner
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
 import vitoats
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
+from vitoats.export.functions import add_functions
+from vitoats.export.fuse_attention import fuse_attention
+from vitoats.export.fuse_int8 import fuse_int8
 from vitoats.export.gelu import gelu
-from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
-from vitoats.export.sparse_matmul import sparse_matmul_function
-from vitoats.format import bitmask
-from vitoats.format.layers import compressed_counts, compressed_layers, parameter_count, replace_module
-from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, OPSET
+from vitoats.export.graph import layer_name
+from vitoats.export.int8_layers import int8_layers, round_weights
+from vitoats.export.prepare import fold, prepare
+from vitoats.format.layers import compressed_counts, parameter_count
+from vitoats.format.operator import DOMAIN, OPSET
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
@@ -33,63 +38,75 @@ Form = Literal["sparse", "matmul", "inline", "dense"]
 
 
 def export_onnx(
-    loaded: LoadedModel, path: Path, form: Form = "sparse", about: dict[str, Any] | None = None, float16: bool = False
+    loaded: LoadedModel,
+    path: Path,
+    form: Form = "sparse",
+    about: dict[str, Any] | None = None,
+    float16: bool = False,
+    int8: bool = False,
 ) -> onnx.ModelProto:
     """Writes a model as ONNX; the file appears whole or not at all.
 
     Args:
         loaded: the model, compressed or not.
         path: the file to write.
-        form: "sparse" has SparseMatMul nodes and their function; "matmul" has the low-rank terms as separate MatMul nodes;
+        form: "sparse" has nodes of our operators and their functions; "matmul" has the low-rank terms as separate MatMul nodes;
             "inline" has standard operators only, with the same small tensors; "dense" folds S + U V into plain weights. The
-            other forms also fold a layer whose values and mask would not save any bytes.
+            other forms also fold a float32 layer whose values and mask would not save any bytes.
         about: further metadata: method, compression.
         float16: store S, U and V of the compressed layers as float16 (only S in the form "matmul"); no effect on "dense".
+        int8: round the compressed layers to int8, or all linear layers of the blocks of a model without compressed ones. Layers
+            that have int8 weights are exported with these anyway, except in the form "dense".
 
     Returns:
         the model as written.
 
     Raises:
-        InputError: the model cannot be traced, exceeds the size of an ONNX file, or has a weight too large for float16.
+        InputError: the model cannot be traced, exceeds the size of an ONNX file, has a weight too large for float16, or has int8
+            weights but is to be written in a form without them.
         RunError: the file cannot be written.
     """
-    model = copy.deepcopy(loaded.model).cpu().eval()
-    for name, layer in compressed_layers(model).items():
-        if form == "dense" or not bitmask.saves(layer.out_features, layer.in_features, layer.kept_parameters):
-            replace_module(model, name, layer.folded())  # a dense product is faster, and no larger
-    layers = compressed_layers(model)
-    low_rank: LowRankForm = "nodes" if form == "matmul" else "inputs"
-    if not any(layer.rank for layer in layers.values()):
-        low_rank = "none"
-    for name, layer in layers.items():
-        replace_module(model, name, ExportedSparseLowRankLinear(layer, low_rank, float16))
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):  # fused attention is exported as more nodes, not fewer
-            module.fused_attn = False  # type: ignore[assignment]
-    proto = _trace(model, loaded.inputs)
-    for noted in _parts(proto.graph):
-        del noted.metadata_props[:]  # stack traces from the exporter, with paths of this machine
-    for node in proto.graph.node:
-        if node.domain == DOMAIN:  # named after its layer, like its values
-            node.name = node.input[1].removesuffix(".values")
-    if layers:
-        if not any(o.domain == DOMAIN for o in proto.opset_import):
-            proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
-        proto.functions.append(sparse_matmul_function(6 if low_rank == "inputs" else 4))
-        if form == "inline":
-            proto = _inlined(proto)
-    proto.ir_version = IR_VERSION
-    proto.producer_name, proto.producer_version = "vitoats", vitoats.__version__
+    copied = copy.deepcopy(loaded)
+    model = copied.model.cpu().eval()
+    if int8:
+        round_weights(copied.timm_model, copied.inputs)
+    has_int8 = bool(int8_layers(model))
+    if has_int8 and (float16 or form == "matmul" or (int8 and form == "dense")):
+        raise InputError(
+            f"int8 weights cannot be written with {'`float16`' if float16 else f'`form={form!r}`'}: leave that out"
+        )
     described = {
         "preprocessing": loaded.preprocessing.to_dict(),
         "n_classes": loaded.n_classes,
         **({"classes": loaded.classes} if loaded.classes else {}),
-        "param_count": round(parameter_count(loaded.model) / 1e6, 2),
-        **compressed_counts(loaded.model),
+        "param_count": round(parameter_count(model) / 1e6, 2),
+        **compressed_counts(model),
         "form": form,
+        **({"weights": "int8"} if has_int8 and form != "dense" else {}),
         **(about or {}),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
     }
+    fold(model, everything=form == "dense")
+    has_nodes = prepare(model, form == "matmul", float16)
+    traced = _trace(model, loaded.inputs)
+    gelu.apply_to_model(traced)
+    for node in traced.graph:
+        if node.domain == DOMAIN:  # named after its layer, like its values
+            node.name = layer_name(node)
+    if has_int8:
+        fuse_int8(traced.graph)
+    if has_nodes and form == "sparse":
+        fuse_attention(traced.graph, bfloat16=has_int8)
+    if has_nodes:
+        RemoveUnusedNodesPass()(traced)
+    proto = ir.serde.serialize_model(traced)
+    for noted in _parts(proto.graph):
+        del noted.metadata_props[:]  # stack traces from the exporter, with paths of this machine
+    add_functions(proto)
+    if form == "inline":
+        proto = _inlined(proto)
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = "vitoats", vitoats.__version__
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(described)})
     onnx.checker.check_model(proto, full_check=True)
     _write(proto, path)
@@ -124,7 +141,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def _trace(model: nn.Module, inputs: ImageInputs) -> onnx.ModelProto:
+def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:
     """Traces with a batch of 2 (a batch of 1 would be treated as a constant)."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -145,8 +162,7 @@ def _trace(model: nn.Module, inputs: ImageInputs) -> onnx.ModelProto:
     except Exception as error:  # the exporter wraps every error
         raise InputError(f"the model cannot be traced to ONNX: {' '.join(str(error).split())[:200]}") from None
     assert program is not None
-    gelu.apply_to_model(program.model)
-    return program.model_proto
+    return program.model
 
 
 def _write(proto: onnx.ModelProto, path: Path) -> None:

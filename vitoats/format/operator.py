@@ -66,9 +66,12 @@ def _int8_matmul(weights: str, layer_norm: bool, suffix: str) -> Int8MatMul:
     )
 
 
-INT8_OPERATORS = {
-    operator.name: operator
-    for operator in (_int8_matmul(w, norm, suffix) for w in WEIGHTS for norm in (False, True) for suffix in SUFFIXES)
-}
+_INT8 = [_int8_matmul(weights, norm, suffix) for weights in WEIGHTS for norm in (False, True) for suffix in SUFFIXES]
+INT8_OPERATORS = {operator.name: operator for operator in _INT8}
 QKV_ATTENTION = Operator(ATTENTION, ("qkv",), ("num_heads", "scale", "bfloat16"))
 LINEAR = (NAME, *INT8_OPERATORS)  # the operators that stand for a linear layer
+
+
+def int8_operator(weights: str, layer_norm: bool, suffix: str) -> Int8MatMul:
+    """The int8 operator with these properties."""
+    return next(o for o in _INT8 if (o.weights, o.layer_norm, o.suffix) == (weights, layer_norm, suffix))

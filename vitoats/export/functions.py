@@ -1,0 +1,28 @@
+"""The functions that a file needs, so that it runs without our operators."""
+
+import onnx
+
+from vitoats.export.int8_matmul import int8_matmul_function
+from vitoats.export.qkv_attention import qkv_attention_function
+from vitoats.export.sparse_matmul import sparse_matmul_function
+from vitoats.format.operator import ATTENTION, DOMAIN, DOMAIN_VERSION, INT8_OPERATORS, NAME, NEWEST_DOMAIN_VERSION
+
+
+def add_functions(proto: onnx.ModelProto) -> None:
+    """Adds the function of each of our operators that a model uses, and imports the oldest version of the domain that has them.
+
+    The nodes of one operator all have the same number of inputs.
+    """
+    used = {node.op_type: len(node.input) for node in proto.graph.node if node.domain == DOMAIN}
+    for name, n_inputs in sorted(used.items(), key=lambda item: item[0] != NAME):
+        if name == NAME:
+            function = sparse_matmul_function(n_inputs)
+        else:
+            function = qkv_attention_function() if name == ATTENTION else int8_matmul_function(INT8_OPERATORS[name])
+        proto.functions.append(function)
+    kept = [opset for opset in proto.opset_import if opset.domain != DOMAIN]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+    if used:
+        version = DOMAIN_VERSION if used.keys() == {NAME} else NEWEST_DOMAIN_VERSION
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, version))

@@ -1,0 +1,47 @@
+"""Puts a model's layers into the form that is traced."""
+
+from torch import nn
+
+from vitoats.export.int8_layers import ExportedInt8Layer, Int8Layer, int8_layers
+from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
+from vitoats.format import bitmask
+from vitoats.format.layers import compressed_layers, replace_module
+
+
+def fold(model: nn.Module, everything: bool) -> None:
+    """Replaces compressed layers by dense ones, in place.
+
+    Args:
+        model: the model.
+        everything: all layers, or only those in float32 whose values and mask would save no bytes.
+    """
+    for name, layer in [*compressed_layers(model).items(), *int8_layers(model).items()]:
+        saves = isinstance(layer, Int8Layer) or bitmask.saves(layer.out_features, layer.in_features, layer.kept_parameters)
+        if everything or not saves:
+            replace_module(model, name, layer.folded())  # a dense product is faster, and no larger
+
+
+def prepare(model: nn.Module, matmul: bool, float16: bool) -> bool:
+    """Replaces compressed layers by modules that trace to our operators, in place, and fused attention by its steps.
+
+    Args:
+        model: the model.
+        matmul: low-rank terms of float32 layers as MatMuls.
+        float16: store their weights as float16.
+
+    Returns:
+        whether there are any such layers.
+    """
+    int8 = int8_layers(model)
+    sparse = {name: layer for name, layer in compressed_layers(model).items() if name not in int8}
+    low_rank: LowRankForm = "nodes" if matmul else "inputs"
+    if not any(layer.rank for layer in sparse.values()):
+        low_rank = "none"
+    for name, layer in sparse.items():
+        replace_module(model, name, ExportedSparseLowRankLinear(layer, low_rank, float16))
+    for name, layer in int8.items():
+        replace_module(model, name, ExportedInt8Layer(layer))
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):  # fused attention is exported as more nodes, not fewer
+            module.fused_attn = False  # type: ignore[assignment]
+    return bool(sparse or int8)
