@@ -135,10 +135,13 @@ def test_model_measures_all_variants(capsys):
     check_keys(result, MODEL, MODEL_ROW)
     rows = result["rows"]
     variants = [r["variant"] for r in rows if not r["variant"].startswith("openvino")]
-    assert variants == ["dense", "int8", "oats-50", "oats-50-float16", "oats-50-folded"]
+    assert variants == [
+        *("dense", "int8", "native-int8"),
+        *("oats-50", "oats-50-float16", "oats-50-int8", "oats-50-folded"),
+    ]
     by = {r["variant"]: r for r in rows}
     assert {(r["model"], r["weights"]) for r in rows} == {("vit_tiny_patch16_224", "random weights")}
-    assert by["oats-50-float16"]["file_mb"] < by["oats-50"]["file_mb"] < by["dense"]["file_mb"]
+    assert by["oats-50-int8"]["file_mb"] < by["oats-50-float16"]["file_mb"] < by["oats-50"]["file_mb"] < by["dense"]["file_mb"]
     assert by["oats-50-folded"]["file_mb"] == pytest.approx(by["dense"]["file_mb"], rel=0.01)
     assert all(r["rss_mb"] > 20 for r in rows)
 

@@ -1,6 +1,7 @@
 """Times whole models in ONNX Runtime (dense, int8, compressed in several forms) and the dense ones in OpenVINO if installed.
 
-int8 is ONNX Runtime's dynamic quantization of all MatMuls, per channel. The caller compresses the models.
+int8 is ONNX Runtime's dynamic quantization of all MatMuls, per channel; native-int8 and those that end in -int8 have our int8
+operators. The caller compresses the models.
 """
 
 import itertools
@@ -89,11 +90,12 @@ class VariantTimes:
 
 
 def dense_variants(loaded: LoadedModel, folder: Path) -> list[Variant]:
-    """Exports a dense model, as it is and in int8, to ``folder``."""
-    dense, int8 = (Variant(name, folder / f"{name}.onnx") for name in (DENSE, INT8))
+    """Exports a dense model to ``folder``: as it is, quantized by ONNX Runtime, and in int8 with our operators."""
+    dense, int8, native = (Variant(name, folder / f"{name}.onnx") for name in (DENSE, INT8, "native-int8"))
     export_onnx(loaded, dense.file)
     quantize(dense.file, int8.file)
-    return [dense, int8]
+    export_onnx(loaded, native.file, int8=True)
+    return [dense, int8, native]
 
 
 def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded: bool) -> list[Variant]:
@@ -105,13 +107,15 @@ def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded
         folder: folder for the files.
         folded: also export S + U V as dense matrices, where zeros save nothing.
     """
-    sparse, half, plain = (Variant(f"{name}{form}", folder / f"{name}{form}.onnx") for form in ("", "-float16", "-folded"))
+    forms = ("", "-float16", "-int8", "-folded")
+    sparse, half, int8, plain = (Variant(f"{name}{form}", folder / f"{name}{form}.onnx") for form in forms)
     export_onnx(compressed, sparse.file)
     export_onnx(compressed, half.file, float16=True)
+    export_onnx(compressed, int8.file, int8=True)
     if not folded:
-        return [sparse, half]
+        return [sparse, half, int8]
     export_onnx(compressed, plain.file, "dense")
-    return [sparse, half, plain]
+    return [sparse, half, int8, plain]
 
 
 def openvino_variants(loaded: LoadedModel, dense: Variant, seed: int, folder: Path) -> list[Variant]:

@@ -8,8 +8,9 @@ noise images, and random weights are used if a model's weights are unavailable, 
 zeros and low-rank terms are random, too. All variants take turns in one run:
 
     dense, int8           the model as it is, and ONNX Runtime's dynamic quantization of all MatMuls, per channel
+    native-int8           the dense model in int8, with the native operators
     oats-50               S + U V in the native operator, 50 % of the weights removed; -float16: stored in float16;
-                          -folded: as dense matrices
+                          -int8: weights and products in int8; -folded: as dense matrices
     openvino-f32, -bf16   the dense file in OpenVINO (pip install 'vitoats[openvino]')
     openvino-int8         quantized by NNCF, with fixed scales for the activations; -int8-bf16: the rest in bfloat16
 """
@@ -98,8 +99,8 @@ def write_variants(
     from vitoats.benchmark.model import compressed_variants, dense_variants, openvino_variants
 
     common.log.info("exporting %s", loaded.name)
-    dense, int8 = dense_variants(loaded, folder)
-    variants = [dense, int8]
+    variants = dense_variants(loaded, folder)
+    dense = variants[0]
     for config in configs:
         percent = 100 * config.total_compression()
         common.log.info("compressing by %g %%", percent)
