@@ -36,17 +36,20 @@ SHAPE = LayerShape(d_out=96, d_in=48, parts=3, tokens=17)
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def table(rows, shape=SHAPE, layers=1, dense_ms=1.0, model_ms=3.0, rest_ms=0.5) -> dict:
-    """The JSON of a table with one shape, from (zeros, rank, ms)."""
+def table(rows, shape=SHAPE, layers=1, dense_ms=1.0, model_ms=3.0, rest_ms=0.5, int8=0.25) -> dict:
+    """The JSON of a table with one shape, from (zeros, rank, ms); all times in int8 are shorter by a factor."""
     common = {"n": shape.d_out, "k": shape.d_in, "blocks": shape.parts, "tokens": shape.tokens, "layers": layers}
-    common["dense_ms"] = dense_ms
+    common |= {"dense_ms": dense_ms, "dense_int8_ms": int8 * dense_ms}
     return {
         "processor": "made by hand",
         "threads": 1,
         "batch": 1,
         "dense_ms": model_ms,
         "rest_ms": rest_ms,
-        "rows": [common | {"zeros": zeros, "rank": rank, "sparse_ms": ms} for zeros, rank, ms in rows],
+        "rest_int8_ms": int8 * rest_ms,
+        "rows": [
+            common | {"zeros": zeros, "rank": rank, "sparse_ms": ms, "sparse_int8_ms": int8 * ms} for zeros, rank, ms in rows
+        ],
     }
 
 
@@ -98,6 +101,19 @@ def test_a_layer_that_keeps_nearly_all_costs_a_dense_product():
     assert exported_bytes(SHAPE, LayerFootprint(edge - 1, 0)) == 4 * SHAPE.size - 4
 
 
+def test_the_times_of_int8_are_read_from_the_same_table():
+    rows, half = [(75, 0, 0.4), (50, 0, 0.8), (75, 4, 0.6)], LayerFootprint(SHAPE.size // 2, 0)
+    found = CostTable.from_json(table(rows, dense_ms=2.0, int8=0.5), int8=True)
+    assert (found.dense_ms, found.rest_ms) == (3.0, 0.25)
+    assert found.ms(SHAPE, half) == pytest.approx(0.4)
+    assert found.ms(SHAPE, LayerFootprint(SHAPE.size // 4, SHAPE.low_rank_parameters(4))) == pytest.approx(0.3)
+    assert found.times[SHAPE].dense_ms == 2.0
+    edge = SHAPE.size - 96 * 48 // 8  # values of one byte each, and the mask, take as many bytes as the matrix
+    assert exported_dense(SHAPE, LayerFootprint(edge, 0), int8=True)
+    assert not exported_dense(SHAPE, LayerFootprint(edge - 1, 0), int8=True)
+    assert found.ms(SHAPE, LayerFootprint(edge, 0)) == 1.0
+
+
 @given(st.floats(0.02, 0.95), st.floats(0.001, 0.04), st.integers(0, 8))
 def test_more_always_costs_more(density, step, rank):
     rows = [(95, 0, 0.1), (75, 0, 0.35), (50, 0, 0.8), (25, 0, 1.1), (70, 3, 0.5), (70, 6, 0.55)]
@@ -126,6 +142,10 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text):
     (tmp_path / "costs.json").write_text(text)
     with pytest.raises(InputError, match=r"tools/benchmark\.py op --model NAME"):
         CostTable.read(tmp_path / "costs.json")
+    (tmp_path / "costs.json").write_text(json.dumps(table([(75, 0, 0.4), (50, 0, 0.8)]) | {"rest_int8_ms": None}))
+    assert CostTable.read(tmp_path / "costs.json").rest_ms == 0.5
+    with pytest.raises(InputError, match="rest_int8_ms"):
+        CostTable.read(tmp_path / "costs.json", int8=True)
     with pytest.raises(InputError, match="cannot be read"):
         CostTable.read(tmp_path / "missing.json")
 
@@ -337,6 +357,52 @@ def test_dense_layers_where_sparse_ones_are_slower():
     assert removed.count(0.0) >= 6
     assert all(rho == 0 or rho > 0.4 for rho in removed)
     assert wanted.predicted(wanted.footprints(wanted.config, budgets)) <= 11
+
+
+def int8_goal(limit, dense_ms, config=None) -> Constraint:
+    """Of the tiny model in milliseconds of int8 layers, where a sparse layer takes 0.4 ms at 75 % zeros and 0.9 at 50 %."""
+    rows = [(75, 0, 0.4), (50, 0, 0.9), (25, 0, 1.4), (75, 4, 0.5)]
+    times = {}
+    for shape in set(goal().layers.values()):
+        times |= CostTable.from_json(table(rows, shape, dense_ms=dense_ms, int8=1.0), int8=True).times
+    costs = CostTable("", 1, 1, 50.0, 0.0, times)
+    return replace(goal("ms", limit, costs.ms, config), dense=50.0, int8=True)
+
+
+def test_int8_layers_are_dense_where_that_is_best():
+    """Dense products of 0.7 ms, which lose nothing: no layer is sparse and slower, and 10 ms are too much for 12 of them."""
+    wanted = int8_goal(8.0, 0.7)
+    wanted.check("sensitivity")
+    budgets = wanted.allocate(sensitivities(wanted.layers))
+    removed = [b["compression"] for b in budgets.values()]
+    assert 0 < removed.count(0.0) < 12
+    assert all(
+        rho == 0 or wanted.layer_cost(name, 1 - rho, b["rank_ratio"]) < 0.7
+        for (name, b), rho in zip(budgets.items(), removed, strict=True)
+    )
+    assert wanted.predicted(wanted.footprints(wanted.config, budgets)) <= 8
+
+
+@pytest.mark.parametrize("config", [OATSConfig(iterations=3), MagnitudeConfig()])
+def test_nothing_is_removed_where_dense_int8_is_fast_enough(config):
+    """Even where sparse layers could never cost as much as the limit allows."""
+    for limit in (8.5, 40.0):
+        wanted = int8_goal(limit, 0.7, config)
+        wanted.check("sensitivity")
+        budgets = wanted.allocate(sensitivities(wanted.layers))
+        assert {b["compression"] for b in budgets.values()} == {0.0}
+        assert wanted.uniform() == 0
+        footprints = wanted.footprints(replace(config, compression=wanted.uniform()), None)
+        assert wanted.predicted(footprints) == pytest.approx(12 * 0.7)
+        assert wanted.compression(footprints) == 0
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "sensitivity"])
+def test_dense_int8_layers_count_in_what_can_be_reached(allocation):
+    """Sparse layers take 0.4 ms or more here with the least weights, dense ones 0.01."""
+    int8_goal(0.13, 0.01).check(allocation)
+    with pytest.raises(InputError, match=r"at least 0\.12 ms"):
+        int8_goal(0.1, 0.01).check(allocation)
 
 
 # ---- exported files

@@ -23,10 +23,11 @@ def test_a_table_is_of_its_model_and_leaves_it_alone(small_cache, tiny_folder, t
 
     shapes = list(layer_shapes(adapt(loaded.timm_model, loaded.inputs)).values())
     distinct = len(set(shapes))
-    table = CostTable.from_json(result)
-    table.check(shapes, tmp_path)
     assert len(result["rows"]) == distinct * (len(ZEROS) + len(LOW_RANK))
-    layers = sum(table.ms(shape, model_footprint(shape)) for shape in shapes)
-    assert result["rest_ms"] == pytest.approx(result["sparse_ms"] - layers, abs=1e-3)
+    for of_type, int8 in (("", False), ("int8_", True)):
+        table = CostTable.from_json(result, int8)
+        table.check(shapes, tmp_path)
+        layers = sum(table.ms(shape, model_footprint(shape)) for shape in shapes)
+        assert result[f"rest_{of_type}ms"] == pytest.approx(result[f"sparse_{of_type}ms"] - layers, abs=1e-3)
     assert [done for done, _, _ in said] == list(range(distinct + 1))
     assert said[-1][1:] == (distinct + 1, "whole models")

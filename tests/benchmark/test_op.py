@@ -7,10 +7,12 @@ import pytest
 from vitoats.benchmark.op import Grid, Tokens, time_products
 
 
-@pytest.mark.parametrize("float16", [False, True])
-def test_all_combinations_are_timed(small_cache, float16):
+@pytest.mark.parametrize(("float16", "rank"), [(False, 2), (True, 0)])
+def test_all_combinations_are_timed(small_cache, float16, rank):
     tokens = [Tokens(1, 3), Tokens(2, 9)]
-    grid = Grid(shapes=[(24, 40), (16, 8)], tokens=tokens, threads=[1, 2], zeros=[50.0, 75.0], patterns=["row", "layer"])
+    grid = Grid(
+        shapes=[(24, 40), (16, 8)], tokens=tokens, threads=[1, 2], zeros=[50.0, 75.0], patterns=["row", "layer"], rank=rank
+    )
     said = []
     rows = time_products(grid, 100.0, float16, progress=lambda done, total, what: said.append((done, total, what)))
     found = [(row.threads, row.n, row.k, row.batch, row.zeros, row.pattern) for row in rows]
@@ -21,6 +23,7 @@ def test_all_combinations_are_timed(small_cache, float16):
         )
     ]
     assert {row.tokens for row in rows} == {3, 18}
+    assert {row.rank for row in rows} == {rank}
     assert [done for done, _, _ in said] == list(range(8))
     assert said[1] == (1, 8, "24x40, 2x9 tokens, 1 threads")
 
@@ -32,3 +35,5 @@ def test_rates_follow_from_the_times(small_cache):
     assert row.nnz_gflops == pytest.approx(gflops, rel=0.02, abs=0.01)
     assert row.fma_share == pytest.approx(100 * gflops / (2 * 50), rel=0.02, abs=0.1)
     assert row.speedup == pytest.approx(row.dense_ms / row.sparse_ms, rel=0.02, abs=1e-3)
+    assert row.native_int8_speedup == pytest.approx(row.int8_ms / row.native_int8_ms, rel=0.02, abs=1e-3)
+    assert row.sparse_int8_speedup == pytest.approx(row.int8_ms / row.sparse_int8_ms, rel=0.02, abs=1e-3)

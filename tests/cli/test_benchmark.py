@@ -14,9 +14,12 @@ from vitoats.loading.load import load_model
 
 # keys of the JSON lines, and of their rows, which scripts read
 OP = "processor isa fma_peak_gflops rows"
-OP_ROW = "n k tokens batch zeros pattern threads dense_ms int8_ms sparse_ms speedup nnz_gflops fma_share"
-COSTS = "model weights img_size processor isa threads batch dense_ms sparse_ms rest_ms rows"
-COSTS_ROW = "n k blocks tokens layers zeros rank dense_ms sparse_ms"
+OP_ROW = (
+    "n k tokens batch zeros pattern rank threads dense_ms int8_ms sparse_ms native_int8_ms sparse_int8_ms "
+    "speedup native_int8_speedup sparse_int8_speedup nnz_gflops fma_share"
+)
+COSTS = "model weights img_size processor isa threads batch dense_ms sparse_ms sparse_int8_ms rest_ms rest_int8_ms rows"
+COSTS_ROW = "n k blocks tokens layers zeros rank dense_ms sparse_ms dense_int8_ms sparse_int8_ms"
 MODEL = "processor isa rank_ratio rows"
 MODEL_ROW = "model weights img_size batch threads variant ms speedup speedup_int8 file_mb rss_mb"
 SOLVER = "model weights iterations threads exact_seconds fast_seconds speedup objective_gap shapes"
@@ -71,6 +74,7 @@ def test_op_with_a_model_gives_its_table_of_costs(small_cache, tiny_folder, caps
     [
         ("op --model vit_tiny_patch16_224 --shape 8x8", "--shape"),
         ("op --model vit_tiny_patch16_224 --zeros 50", "--zeros"),
+        ("op --model vit_tiny_patch16_224 --rank 8", "--rank"),
         ("op --model vit_tiny_patch16_224 --threads 1 --threads 2", "--threads once"),
         ("op --model vit_tiny_patch16_225", "vit_tiny_patch16_224"),
         ("op --random-weights", "--model"),

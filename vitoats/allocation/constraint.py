@@ -38,6 +38,7 @@ class Constraint:
         cost: the cost of one such layer.
         config: the method's config; the constraint decides its compression.
         free_rank_ratio: whether layers may also do without a low-rank term.
+        int8: whether these layers have int8 weights, also where nothing is removed.
     """
 
     asked: dict[str, float]
@@ -49,6 +50,7 @@ class Constraint:
     cost: LayerCost
     config: Any
     free_rank_ratio: bool
+    int8: bool = False
 
     @cached_property
     def rank_ratios(self) -> tuple[float | None, ...]:
@@ -70,9 +72,12 @@ class Constraint:
         return footprint(shape, config) if config.total_compression() > 0 else dense(shape)
 
     def _cost(self, name: str, kept: LayerFootprint, beside_low_rank: bool) -> float:
-        """If any layer has a low-rank term, those without are exported with one of zeros (``vitoats.export.layers``)."""
+        """If any layer has a low-rank term, those without are exported with one of zeros (``vitoats.export.layers``).
+
+        Sparse layers with int8 weights always have one.
+        """
         shape = self.layers[name]
-        if beside_low_rank and not kept.low_rank and not exported_dense(shape, kept):
+        if (beside_low_rank or self.int8) and not kept.low_rank and not exported_dense(shape, kept, self.int8):
             kept = LayerFootprint(kept.nonzeros, shape.low_rank_parameters(1))
         return self.cost(shape, kept)
 
@@ -85,8 +90,12 @@ class Constraint:
         Raises:
             InputError: the limit is out of reach, or the dense model already meets it.
         """
-        ratios = self.rank_ratios[:1] if allocation == "uniform" else self.rank_ratios
-        least = self.rest + sum(min(self.layer_cost(name, LEAST_KEPT, ratio) for ratio in ratios) for name in self.layers)
+        costs = [[self.layer_cost(name, LEAST_KEPT, ratio) for ratio in self.rank_ratios] for name in self.layers]
+        whole = [self.layer_cost(name, 1.0, self.rank_ratios[0]) for name in self.layers]
+        if allocation == "uniform":
+            least = self.rest + min(sum(first for first, *_ in costs), sum(whole))
+        else:
+            least = self.rest + sum(min(*removed, kept) for removed, kept in zip(costs, whole, strict=True))
         flag, value = next(iter(self.asked.items()))
         words = f"`{flag}={value:g}`"
         if self.limit >= self.dense:
@@ -104,16 +113,26 @@ class Constraint:
 
     def uniform(self) -> float:
         """The least compression that meets the constraint if all layers use it with the config's rank ratio."""
-        ratio = self.rank_ratios[0]
+        if self._uniform_cost(0.0) <= self.limit:
+            return 0.0
         low, high = 0.0, 1 - LEAST_KEPT  # compressions
         for _ in range(40):
             middle = (low + high) / 2
-            total = self.rest + sum(self.layer_cost(name, 1 - middle, ratio) for name in self.layers)
-            low, high = (middle, high) if total > self.limit else (low, middle)
+            low, high = (middle, high) if self._uniform_cost(middle) > self.limit else (low, middle)
         return math.ceil(high * ROUNDING) / ROUNDING
 
+    def _uniform_cost(self, compression: float) -> float:
+        """The cost of the model if all layers have this compression and the config's rank ratio."""
+        return self.rest + sum(self.layer_cost(name, 1 - compression, self.rank_ratios[0]) for name in self.layers)
+
     def allocate(self, sensitivities: list[Sensitivity]) -> Budgets:
-        """The budgets by layer name with the least error whose cost is within the limit."""
+        """The budgets by layer name with the least error whose cost is within the limit.
+
+        A layer may keep all its weights. With int8 weights all layers may, where dense int8 products are fast enough.
+        """
+        if self._uniform_cost(0.0) <= self.limit:
+            whole = {"compression": 0.0} if self.rank_ratios == (None,) else {"compression": 0.0, "rank_ratio": 0.0}
+            return dict.fromkeys(self.layers, whole)
         layers = [s for s in sensitivities if s.name in self.layers]
 
         def cost(layer: Sensitivity, kept: np.ndarray, rank_ratio: float | None) -> np.ndarray:
@@ -128,7 +147,7 @@ class Constraint:
 
     def predicted(self, footprints: dict[str, LayerFootprint]) -> float:
         """The predicted cost of the whole model."""
-        some = any(kept.low_rank for name, kept in footprints.items() if not exported_dense(self.layers[name], kept))
+        some = any(kept.low_rank for name, kept in footprints.items() if not exported_dense(self.layers[name], kept, self.int8))
         return self.rest + sum(self._cost(name, kept, some) for name, kept in footprints.items())
 
     def compression(self, footprints: dict[str, LayerFootprint]) -> float:

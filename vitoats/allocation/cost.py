@@ -7,7 +7,8 @@ With nnz(S) values, r (d_out + parts d_in) values in U and V, and one bit per we
 
 where f interpolates linearly between the measured densities of S, and g is a straight line fitted to the measured extra time of
 low-rank terms. A layer whose values and mask would take as many bytes as the matrix is exported as a matrix
-(``vitoats.format.layers``), and then costs a dense MatMul.
+(``vitoats.format.layers``), and then costs a dense product. With int8 weights values take one byte, and f, g and the dense
+product are those of the int8 operators.
 """
 
 from dataclasses import dataclass
@@ -55,9 +56,9 @@ def dense(shape: LayerShape) -> LayerFootprint:
     return LayerFootprint(shape.size, 0)
 
 
-def exported_dense(shape: LayerShape, kept: LayerFootprint) -> bool:
-    """Whether a layer that keeps this much is exported as a plain matrix."""
-    return not bitmask.saves(shape.d_out, shape.d_in, kept.parameters)
+def exported_dense(shape: LayerShape, kept: LayerFootprint, int8: bool = False) -> bool:
+    """Whether a layer that keeps this much is exported as a plain matrix, of float32 or int8."""
+    return not bitmask.saves(shape.d_out, shape.d_in, kept.parameters, each=1 if int8 else 4)
 
 
 def exported_bytes(shape: LayerShape, kept: LayerFootprint) -> float:
@@ -74,12 +75,14 @@ class ShapeTimes:
         layers: how many layers of the model have it.
         dense_ms: milliseconds as a dense MatMul.
         rows: (density of S, elements of U and V, ms), with at least two densities without a low-rank term.
+        dense_int8_ms: milliseconds as a dense product in int8, if the rows are those of int8 weights; None if of float32.
     """
 
     shape: LayerShape
     layers: int
     dense_ms: float
     rows: tuple[tuple[float, int, float], ...]
+    dense_int8_ms: float | None = None
 
     @cached_property
     def sparse(self) -> tuple[np.ndarray, np.ndarray]:
@@ -110,19 +113,19 @@ class ShapeTimes:
 
     def ms(self, kept: LayerFootprint) -> float:
         """Milliseconds of one layer that keeps this much."""
-        if exported_dense(self.shape, kept):
-            return self.dense_ms
+        if exported_dense(self.shape, kept, self.dense_int8_ms is not None):
+            return self.dense_ms if self.dense_int8_ms is None else self.dense_int8_ms
         start, slope = self.low_rank
         return self._of_density(kept.nonzeros / self.shape.size) + (start + slope * kept.low_rank if kept.low_rank else 0.0)
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """What ``tools/benchmark.py op --model`` measured on one machine.
+    """What ``tools/benchmark.py op --model`` measured on one machine, for weights of one type, float32 or int8.
 
     Attributes:
         processor, threads, batch: the processor, number of threads and batch size of the measurement.
-        dense_ms: milliseconds of the whole dense model.
+        dense_ms: milliseconds of the whole dense model, in float32.
         rest_ms: milliseconds of the sparse model without its linear layers.
         times: measured times by layer shape.
     """
@@ -135,8 +138,8 @@ class CostTable:
     times: dict[LayerShape, ShapeTimes]
 
     @classmethod
-    def from_json(cls, result: Any) -> "CostTable":
-        """Reads the command's JSON.
+    def from_json(cls, result: Any, int8: bool = False) -> "CostTable":
+        """Reads the command's JSON, which holds the times of both types of weights.
 
         Raises:
             ValueError: ``result`` is not a cost table.
@@ -152,31 +155,31 @@ class CostTable:
             threads=whole(item(result, "threads"), "threads", 1),
             batch=whole(item(result, "batch"), "batch", 1),
             dense_ms=number(item(result, "dense_ms"), "dense_ms", above=0),
-            rest_ms=number(item(result, "rest_ms"), "rest_ms"),  # a difference of measurements
-            times={shape: _times(shape, rows_of_shape) for shape, rows_of_shape in grouped.items()},
+            rest_ms=number(item(result, rest := "rest_int8_ms" if int8 else "rest_ms"), rest),  # a difference of measurements
+            times={shape: _times(shape, rows_of_shape, int8) for shape, rows_of_shape in grouped.items()},
         )
 
     @classmethod
-    def of_model(cls, result: Any, shapes: list[LayerShape]) -> "CostTable":
+    def of_model(cls, result: Any, shapes: list[LayerShape], int8: bool = False) -> "CostTable":
         """Reads the command's JSON, for a model whose compressible layers have these shapes.
 
         Raises:
             ValueError: ``result`` is not a cost table, or is for another model.
         """
-        table = cls.from_json(result)
+        table = cls.from_json(result, int8)
         if different := table.difference(shapes):
             raise ValueError(different)
         return table
 
     @classmethod
-    def read(cls, path: Path) -> "CostTable":
+    def read(cls, path: Path, int8: bool = False) -> "CostTable":
         """Reads the file that the command wrote.
 
         Raises:
             InputError: the file is unreadable, or holds something else.
         """
         try:
-            return cls.from_json(parse_json(path.read_text()))
+            return cls.from_json(parse_json(path.read_text()), int8)
         except OSError as error:
             raise InputError(f"the cost table {path} cannot be read ({error.strerror}): {_remedy(path)}") from None
         except UnicodeDecodeError:
@@ -213,9 +216,10 @@ class CostTable:
         return times.ms(kept)
 
 
-def _times(shape: LayerShape, measured: list[Any]) -> ShapeTimes:
+def _times(shape: LayerShape, measured: list[Any], int8: bool) -> ShapeTimes:
+    sparse, whole_layers = ("sparse_int8_ms", ("dense_ms", "dense_int8_ms")) if int8 else ("sparse_ms", ("dense_ms",))
     layers = {whole(item(row, "layers"), "layers", 1) for row in measured}
-    dense_ms = {number(item(row, "dense_ms"), "dense_ms", above=0) for row in measured}
+    dense_ms = {tuple(number(item(row, key), key, above=0) for key in whole_layers) for row in measured}
     if len(layers) > 1 or len(dense_ms) > 1:
         raise ValueError(f"rows of {shape} contradict each other")
     times: dict[tuple[float, int], float] = {}
@@ -224,10 +228,11 @@ def _times(shape: LayerShape, measured: list[Any]) -> ShapeTimes:
         low_rank = shape.low_rank_parameters(whole(item(row, "rank"), "rank"))
         if zeros >= 100 or (1 - zeros / 100, low_rank) in times:
             raise ValueError(f"{zeros:g} % zeros of {shape} stand there twice, or are all")
-        times[1 - zeros / 100, low_rank] = number(item(row, "sparse_ms"), "sparse_ms", above=0)
+        times[1 - zeros / 100, low_rank] = number(item(row, sparse), sparse, above=0)
     if len({density for density, low_rank in times if not low_rank}) < 2:
         raise ValueError(f"{shape} was not measured at two densities")
-    return ShapeTimes(shape, layers.pop(), dense_ms.pop(), tuple((*key, ms) for key, ms in times.items()))
+    float32, *of_int8 = dense_ms.pop()
+    return ShapeTimes(shape, layers.pop(), float32, tuple((*key, ms) for key, ms in times.items()), *of_int8)
 
 
 def _remedy(path: Path) -> str:

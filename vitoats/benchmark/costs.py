@@ -1,8 +1,10 @@
 """The latency of a model's linear layers on this machine, dense and sparse: the cost table behind budgets in milliseconds.
 
-Speed depends on shapes and on the number of zeros, not on which weights are zero, so zeros and low-rank terms are random. The
-cost of everything except the linear layers is a difference: the latency of the whole model with random layers (``MODEL_ZEROS``
-and the last of ``LOW_RANK``), minus the latency of these layers according to the table.
+Each layer is measured in float32 and in int8, with the native operators, except that a dense float32 layer is ONNX Runtime's
+MatMul. Speed depends on shapes and on the number of zeros, not on which weights are zero, so zeros and low-rank terms are
+random. The cost of everything except the linear layers is a difference: the latency of the whole model with random layers
+(``MODEL_ZEROS`` and the last of ``LOW_RANK``), minus the latency of these layers according to the table. In int8 it is a
+different one, because the int8 operators take over what comes before and after a layer.
 """
 
 import math
@@ -14,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from vitoats.allocation.cost import CostTable, LayerFootprint
+from vitoats.benchmark.int8_products import dense_layer, int8_product, sparse_layer
 from vitoats.benchmark.onnx_models import dense_model, sparse_model
-from vitoats.benchmark.products import Product, copies_beyond_cache, product_ms, random_zeros
+from vitoats.benchmark.products import Product, copies_beyond_cache, exact, product_ms, random_zeros
 from vitoats.benchmark.random_layers import random_low_rank, with_random_layers
 from vitoats.benchmark.timing import Progress, median_ms
 from vitoats.common.machine import processor
@@ -60,7 +63,7 @@ def measure_costs(
         progress(done, len(distinct) + 1, f"{shape}, {shape.tokens} tokens")
         rows += _time_shape(shape, list(shapes.values()).count(shape), batch, threads, random)
     progress(len(distinct), len(distinct) + 1, "whole models")
-    dense_ms, sparse_ms = _time_models(loaded, shapes, batch, threads, random)
+    dense_ms, sparse_ms, sparse_int8_ms = _time_models(loaded, batch, threads, random)
     table = {
         **loaded.inputs.to_dict(),
         "processor": processor(),
@@ -69,11 +72,14 @@ def measure_costs(
         "batch": batch,
         "dense_ms": round(dense_ms, 4),
         "sparse_ms": round(sparse_ms, 4),
+        "sparse_int8_ms": round(sparse_int8_ms, 4),
         "rest_ms": 0.0,
+        "rest_int8_ms": 0.0,
         "rows": rows,
     }
-    costs = CostTable.from_json(table)
-    table["rest_ms"] = round(sparse_ms - sum(costs.ms(shape, model_footprint(shape)) for shape in shapes.values()), 4)
+    for key, whole, int8 in (("rest_ms", sparse_ms, False), ("rest_int8_ms", sparse_int8_ms, True)):
+        costs = CostTable.from_json(table, int8)
+        table[key] = round(whole - sum(costs.ms(shape, model_footprint(shape)) for shape in shapes.values()), 4)
     return table
 
 
@@ -92,19 +98,21 @@ def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random
     """Times one shape dense, at each share of zeros, and with low-rank terms, in turns; a row for each sparse variant."""
     n, k = shape.d_out, shape.d_in
     x = random.standard_normal((batch, shape.tokens, k), np.float32)
-    copies = copies_beyond_cache(n, k, batch * shape.tokens)
+    copies, int8_copies = (copies_beyond_cache(n, k, batch * shape.tokens, weight_bytes) for weight_bytes in (4, 1))
     W = random.standard_normal((n, k), np.float32) / math.sqrt(k)
     variants = [(zeros, 0) for zeros in ZEROS] + [(MODEL_ZEROS, _rank(shape, share)) for share in LOW_RANK]
 
     def products() -> Iterator[Product]:
-        yield Product(dense_model(W, copies))
+        yield Product(dense_model(W, copies), copies, exact(x, W))
+        yield int8_product(dense_layer(W), x, int8_copies)
         for zeros, rank in variants:
             S = random_zeros(W, zeros, "layer", random)
             low_rank = random_low_rank(shape, rank, random) if rank else None
             whole = S if low_rank is None else S + (low_rank[0] @ low_rank[1]).reshape(n, k)
-            yield Product(sparse_model(S, copies, low_rank=low_rank), whole)
+            yield Product(sparse_model(S, copies, low_rank=low_rank), copies, exact(x, whole))
+            yield int8_product(sparse_layer(S, low_rank), x, int8_copies)
 
-    dense_ms, *sparse_ms = product_ms(products(), x, copies, threads)
+    dense_ms, dense_int8_ms, *of_sparse = product_ms(products(), x, threads)
     return [
         {
             "n": n,
@@ -116,24 +124,23 @@ def _time_shape(shape: LayerShape, layers: int, batch: int, threads: int, random
             "rank": rank,
             "dense_ms": round(dense_ms, 5),
             "sparse_ms": round(ms, 5),
+            "dense_int8_ms": round(dense_int8_ms, 5),
+            "sparse_int8_ms": round(int8_ms, 5),
         }
-        for (zeros, rank), ms in zip(variants, sparse_ms, strict=True)
+        for (zeros, rank), ms, int8_ms in zip(variants, of_sparse[::2], of_sparse[1::2], strict=True)
     ]
 
 
-def _time_models(
-    loaded: LoadedModel, shapes: dict[str, LayerShape], batch: int, threads: int, random: np.random.Generator
-) -> tuple[float, float]:
-    """Milliseconds of the dense model, and of one with random sparse layers of the size ``model_footprint``."""
+def _time_models(loaded: LoadedModel, batch: int, threads: int, random: np.random.Generator) -> list[float]:
+    """Milliseconds of the dense model, and of one with layers as ``model_footprint`` has them, in float32 and in int8."""
     sparse = with_random_layers(loaded, _model_content, "layer", random)
     images = random.standard_normal(loaded.inputs.shape(batch), np.float32)
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
         calls = []
-        for name, model in (("dense", loaded), ("sparse", sparse)):
-            export_onnx(model, Path(scratch) / f"{name}.onnx")
+        for name, model, int8 in (("dense", loaded, False), ("sparse", sparse, False), ("sparse-int8", sparse, True)):
+            export_onnx(model, Path(scratch) / f"{name}.onnx", int8=int8)
             calls.append(inference(session(Path(scratch) / f"{name}.onnx", threads), images))
-    dense_ms, sparse_ms = median_ms(calls, MODEL_ROUNDS, MODEL_TURN_SECONDS)
-    return dense_ms, sparse_ms
+    return median_ms(calls, MODEL_ROUNDS, MODEL_TURN_SECONDS)
 
 
 def _rank(shape: LayerShape, share: float) -> int:

@@ -1,8 +1,8 @@
-"""Small ONNX models of one product y = x W^T, W [n, k]: dense, in int8, and sparse with the native operator.
+"""Small ONNX models of one product y = x W^T, W [n, k]: dense, in ONNX Runtime's int8, and sparse with the native operator.
 
 A model computes the product ``copies`` times from the same x, each time with different weights. One run then passes over more
 weights than the last-level cache holds, so they come from memory. The same happens in a whole model, where the other layers
-evict them. ``vitoats.benchmark.products`` chooses the number of copies.
+evict them. ``vitoats.benchmark.products`` chooses the number of copies; ``int8_products`` has the native int8 operators.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,12 @@ from vitoats.format import bitmask
 from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, NAME, OPSET
 
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
-OPSETS = (("", OPSET), (DOMAIN, DOMAIN_VERSION), (CONTRIB, 1))
 
 
 def dense_model(W: np.ndarray, copies: int) -> onnx.ModelProto:
     """x W^T as MatMul."""
     weights = np.ascontiguousarray(W.T)
-    return _model(W.shape, copies, "MatMul", lambda i: {"w": np.roll(weights, i, axis=0)})
+    return product_model(W.shape, copies, ("", "MatMul"), lambda i: {"w": np.roll(weights, i, axis=0)})
 
 
 def int8_model(W: np.ndarray, copies: int) -> onnx.ModelProto:
@@ -30,7 +29,8 @@ def int8_model(W: np.ndarray, copies: int) -> onnx.ModelProto:
     scale = np.abs(W).max(axis=1) / 127
     weights = np.ascontiguousarray(np.round(W / scale[:, None]).astype(np.int8).T)
     others = {"scale": scale, "zero": np.zeros_like(scale, np.int8)}
-    return _model(W.shape, copies, "DynamicQuantizeMatMul", lambda i: {"w": np.roll(weights, i, axis=0)} | others, CONTRIB)
+    operator = (CONTRIB, "DynamicQuantizeMatMul")
+    return product_model(W.shape, copies, operator, lambda i: {"w": np.roll(weights, i, axis=0)} | others)
 
 
 def sparse_model(
@@ -56,22 +56,31 @@ def sparse_model(
             found |= {"bias": np.zeros(len(S), np.float32), "U": np.roll(U, i, axis=1), "V": np.roll(V, i, axis=2)}
         return found
 
-    return _model(S.shape, copies, NAME, constants, DOMAIN, in_features=S.shape[1])
+    return product_model(S.shape, copies, (DOMAIN, NAME), constants, in_features=S.shape[1])
 
 
-def _model(
+def product_model(
     shape: tuple[int, ...],
     copies: int,
-    op: str,
+    operator: tuple[str, str],
     constants: Callable[[int], dict[str, np.ndarray]],
-    domain: str = "",
+    domain_version: int = DOMAIN_VERSION,
     **attributes: int,
 ) -> onnx.ModelProto:
-    """A model that computes the product ``copies`` times.
+    """A model that computes a product ``copies`` times.
 
-    The constants of each copy are shifted, since ONNX Runtime merges equal constants. The first product is an output of the
-    model. The others contribute one number each to a second output, so that ONNX Runtime neither skips them nor keeps them.
+    The first product is an output of the model. The others contribute one number each to a second output, so that ONNX Runtime
+    neither skips them nor keeps them.
+
+    Args:
+        shape: [n, k].
+        copies: number of products.
+        operator: domain and name of the operator.
+        constants: its inputs but x by name, in order, for each copy; no two copies alike, since ONNX Runtime merges equal ones.
+        domain_version: version of our domain.
+        attributes: the operator's attributes.
     """
+    domain, op = operator
     n, k = shape
     indices = [numpy_helper.from_array(np.array(v, np.int64), name) for v, name in (([0, 0, 0], "from"), ([1, 1, 1], "to"))]
     graph = helper.make_graph([], "op", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "t", k])], [], indices)
@@ -85,5 +94,6 @@ def _model(
     if copies > 1:
         graph.node.append(helper.make_node("Concat", [f"one{i}" for i in range(1, copies)], ["others"], axis=0))
         graph.output.append(helper.make_tensor_value_info("others", TensorProto.FLOAT, ["c", 1, 1]))
-    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS]
+    versions = {"": OPSET, DOMAIN: domain_version, CONTRIB: 1}
+    opsets = [helper.make_opsetid(name, version) for name, version in versions.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

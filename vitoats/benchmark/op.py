@@ -1,4 +1,4 @@
-"""Times one product y = x S^T: the native sparse kernel against ONNX Runtime's dense and dynamic int8 MatMul of the same shape.
+"""Times one product y = x (S + U V)^T: the native kernels against ONNX Runtime's dense and dynamic int8 MatMul.
 
 Times include the operator's other work: transposing or quantizing the activations.
 """
@@ -10,9 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitoats.benchmark.int8_products import dense_layer, int8_product, sparse_layer
 from vitoats.benchmark.onnx_models import dense_model, int8_model, sparse_model
-from vitoats.benchmark.products import Pattern, Product, copies_beyond_cache, product_ms, random_zeros
+from vitoats.benchmark.products import Pattern, Product, copies_beyond_cache, exact, product_ms, random_zeros
+from vitoats.benchmark.random_layers import random_low_rank
 from vitoats.benchmark.timing import Progress
+from vitoats.models.shapes import LayerShape
+
+INT8_TOLERANCE = 0.05  # of ONNX Runtime's int8, whose activations have one scale for all tokens
+FLOAT16_TOLERANCE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Grid:
         threads: numbers of threads of ONNX Runtime.
         zeros: percentages of zeros.
         patterns: patterns of the zeros.
+        rank: rank of U V; 0 for none.
     """
 
     shapes: Sequence[tuple[int, int]]
@@ -47,6 +54,7 @@ class Grid:
     threads: Sequence[int]
     zeros: Sequence[float]
     patterns: Sequence[Pattern]
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,16 @@ class ProductTimes:
         batch: images x tokens per image, as text.
         zeros: percentage of zeros.
         pattern: pattern of the zeros.
+        rank: rank of U V.
         threads: threads of ONNX Runtime.
-        dense_ms, int8_ms, sparse_ms: milliseconds per product.
-        speedup: speedup of sparse over dense.
-        nnz_gflops: 10^9 operations per second of the sparse product; a multiply-add with a non-zero counts as two.
+        dense_ms: milliseconds of ONNX Runtime's MatMul.
+        int8_ms: of its DynamicQuantizeMatMul.
+        sparse_ms: of SparseMatMul.
+        native_int8_ms: of MatMulInt8, without zeros or a low-rank term.
+        sparse_int8_ms: of SparseMatMulInt8.
+        speedup: speedup of SparseMatMul over ``dense_ms``.
+        native_int8_speedup, sparse_int8_speedup: speedups of the native int8 operators over ``int8_ms``.
+        nnz_gflops: 10^9 operations per second of SparseMatMul; a multiply-add with a value of S, U or V counts as two.
         fma_share: ``nnz_gflops`` as a percentage of the peak of the cores.
     """
 
@@ -73,11 +87,16 @@ class ProductTimes:
     batch: str
     zeros: float
     pattern: Pattern
+    rank: int
     threads: int
     dense_ms: float
     int8_ms: float
     sparse_ms: float
+    native_int8_ms: float
+    sparse_int8_ms: float
     speedup: float
+    native_int8_speedup: float
+    sparse_int8_speedup: float
     nnz_gflops: float
     fma_share: float
 
@@ -112,19 +131,24 @@ def _time_shape(
     random = np.random.default_rng(seed)
     x = random.standard_normal((tokens.images, tokens.of_image, k), np.float32)
     W = random.standard_normal((n, k), np.float32) / math.sqrt(k)
-    copies = copies_beyond_cache(n, k, tokens.total)
+    low_rank = random_low_rank(LayerShape(n, k, 1, tokens.of_image), grid.rank, random) if grid.rank else None
+    UV = low_rank[0][0] @ low_rank[1][0] if low_rank else np.zeros_like(W)
     sparse = {(z, p): random_zeros(W, z, p, random) for z, p in itertools.product(grid.zeros, grid.patterns)}
+    copies, int8_copies = (copies_beyond_cache(n, k, tokens.total, weight_bytes) for weight_bytes in (4, 1))
+    tolerance = FLOAT16_TOLERANCE if float16 else 1e-4
 
     def products():
-        yield Product(dense_model(W, copies))
-        yield Product(int8_model(W, copies))
+        yield Product(dense_model(W, copies), copies, exact(x, W))
+        yield Product(int8_model(W, int8_copies), int8_copies, exact(x, W), INT8_TOLERANCE)
+        yield int8_product(dense_layer(W), x, int8_copies)
         for S in sparse.values():
-            yield Product(sparse_model(S, copies, float16), S, 2e-3 if float16 else 1e-4)
+            yield Product(sparse_model(S, copies, float16, low_rank), copies, exact(x, S + UV), tolerance)
+            yield int8_product(sparse_layer(S, low_rank), x, int8_copies)
 
-    dense_ms, int8_ms, *sparse_ms = product_ms(products(), x, copies, threads)
+    dense_ms, int8_ms, native_int8_ms, *of_sparse = product_ms(products(), x, threads)
     rows = []
-    for ((zeros, pattern), S), ms in zip(sparse.items(), sparse_ms, strict=True):
-        gflops = 2 * np.count_nonzero(S) * tokens.total / ms / 1e6
+    for ((zeros, pattern), S), ms, ms_int8 in zip(sparse.items(), of_sparse[::2], of_sparse[1::2], strict=True):
+        gflops = 2 * (np.count_nonzero(S) + grid.rank * (n + k)) * tokens.total / ms / 1e6
         rows.append(
             ProductTimes(
                 n=n,
@@ -133,11 +157,16 @@ def _time_shape(
                 batch=str(tokens),
                 zeros=zeros,
                 pattern=pattern,
+                rank=grid.rank,
                 threads=threads,
                 dense_ms=round(dense_ms, 4),
                 int8_ms=round(int8_ms, 4),
                 sparse_ms=round(ms, 4),
+                native_int8_ms=round(native_int8_ms, 4),
+                sparse_int8_ms=round(ms_int8, 4),
                 speedup=round(dense_ms / ms, 3),
+                native_int8_speedup=round(int8_ms / native_int8_ms, 3),
+                sparse_int8_speedup=round(int8_ms / ms_int8, 3),
                 nnz_gflops=round(gflops, 2),
                 fma_share=round(100 * gflops / (peak_gflops * threads), 1),
             )

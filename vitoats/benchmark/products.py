@@ -27,34 +27,35 @@ class Product:
 
     Attributes:
         model: a model that computes it ``copies`` times (``vitoats.benchmark.onnx_models``).
-        weight: W [n, k], to check the result; None for no check.
+        copies: how often.
+        expected: [n], the outputs of the first token.
         tolerance: largest error of a result, relative to the largest result.
     """
 
     model: onnx.ModelProto
-    weight: np.ndarray | None = None
+    copies: int
+    expected: np.ndarray
     tolerance: float = 1e-4
 
 
-def copies_beyond_cache(n: int, k: int, tokens: int) -> int:
-    """How many copies of a product, [tokens, k] times [k, n] in float32, one timed run has to compute.
+def copies_beyond_cache(n: int, k: int, tokens: int, weight_bytes: int = 4) -> int:
+    """How many copies of a product, [tokens, k] times [k, n], one timed run has to compute.
 
     If a run computed only one product, its weights would still be in the cache from the previous run. It would look faster than
     in a whole model, where the other layers evict them. So the timed model holds several copies of the product, with different
     weights, that together exceed the last-level cache. There are at most ``MOST_COPIES``: in a cache of hundreds of megabytes
     small products do stay, as a small model would.
     """
-    bytes_of_one = 4 * (n * k + tokens * (n + k))
+    bytes_of_one = weight_bytes * n * k + 4 * tokens * (n + k)
     return min(max(math.ceil(CACHES * last_level_cache() / bytes_of_one), 1), MOST_COPIES)
 
 
-def product_ms(products: Iterable[Product], x: np.ndarray, copies: int, threads: int) -> list[float]:
+def product_ms(products: Iterable[Product], x: np.ndarray, threads: int) -> list[float]:
     """Times products of the same x against each other.
 
     Args:
         products: the products, opened one after the other, so that a generator never holds all models at once.
         x: [images, tokens, k].
-        copies: number of copies of the product in each model.
         threads: threads of ONNX Runtime.
 
     Returns:
@@ -63,13 +64,18 @@ def product_ms(products: Iterable[Product], x: np.ndarray, copies: int, threads:
     Raises:
         RunError: a result is wrong.
     """
-    calls = []
+    calls, copies = [], []
     for product in products:
         opened = open_model(product.model, threads)
-        if product.weight is not None:
-            check(product.weight, x, opened.run(None, {"x": x})[0], product.tolerance)
+        check(product.expected, x, opened.run(None, {"x": x})[0], product.tolerance)
         calls.append(inference(opened, x))
-    return [ms / copies for ms in median_ms(calls)]
+        copies.append(product.copies)
+    return [ms / n for ms, n in zip(median_ms(calls), copies, strict=True)]
+
+
+def exact(x: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """The outputs [n] of the first token of x [images, tokens, k] for weights W [n, k], in float64."""
+    return x[0, 0].astype(np.float64) @ W.T.astype(np.float64)
 
 
 def random_zeros(W: np.ndarray, zeros: float, pattern: Pattern, random: np.random.Generator) -> np.ndarray:
@@ -81,17 +87,16 @@ def random_zeros(W: np.ndarray, zeros: float, pattern: Pattern, random: np.rando
     return groups.reshape(W.shape)
 
 
-def check(weight: np.ndarray, x: np.ndarray, y: np.ndarray, tolerance: float) -> None:
-    """Compares the first token's outputs with a float64 product: the speed of a wrong kernel means nothing.
+def check(expected: np.ndarray, x: np.ndarray, y: np.ndarray, tolerance: float) -> None:
+    """Compares the first token's outputs [n] with what they should be: the speed of a wrong kernel means nothing.
 
     Raises:
         RunError: an output differs by more than ``tolerance``, relative to the largest output.
     """
-    expected = x[0, 0].astype(np.float64) @ weight.T.astype(np.float64)
     error = np.abs(y.ravel()[: expected.size] - expected).max()
     if not error <= tolerance * np.abs(expected).max() + 1e-12:  # true for NaN, too
-        n, k = weight.shape
-        raise RunError(f"the kernel for {n} x {k} weights is wrong by {error:.3g}: install vitoats again, or report it")
+        shape = f"{expected.size} x {x.shape[-1]}"
+        raise RunError(f"the kernel for {shape} weights is wrong by {error:.3g}: install vitoats again, or report it")
 
 
 def open_model(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:

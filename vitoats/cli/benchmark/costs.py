@@ -33,8 +33,9 @@ def _print(measured: str, table: dict[str, Any]) -> None:
 
     print_table(
         f"{measured}, {table['threads']} threads: dense {table['dense_ms']:.2f} ms, sparse {table['sparse_ms']:.2f} ms, "
-        f"of which {table['rest_ms']:.2f} ms are not linear layers",
-        ("n x k", "layers", "tokens", "zeros %", "rank", "dense ms", "sparse ms", "speedup"),
+        f"sparse in int8 {table['sparse_int8_ms']:.2f} ms, of which {table['rest_ms']:.2f} and {table['rest_int8_ms']:.2f} ms "
+        f"are not linear layers",
+        ("n x k", "layers", "tokens", "zeros %", "rank", "dense ms", "sparse ms", "dense int8 ms", "sparse int8 ms"),
         [
             (
                 f"{row['n']} x {row['k']}",
@@ -44,7 +45,8 @@ def _print(measured: str, table: dict[str, Any]) -> None:
                 f"{row['blocks']} x {row['rank']}",
                 f"{row['dense_ms']:.3f}",
                 f"{row['sparse_ms']:.3f}",
-                f"{row['dense_ms'] / row['sparse_ms']:.2f}x",
+                f"{row['dense_int8_ms']:.3f}",
+                f"{row['sparse_int8_ms']:.3f}",
             )
             for row in table["rows"]
         ],

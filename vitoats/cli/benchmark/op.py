@@ -1,11 +1,18 @@
-"""Times one product y = x S^T: the native sparse kernel against ONNX Runtime's dense and dynamic int8 MatMul of the same shape.
+"""Times one product y = x (S + U V)^T: the native kernels against ONNX Runtime's dense and dynamic int8 MatMul.
 
     python tools/benchmark.py op
-    python tools/benchmark.py op --shape 768x768 --tokens 197 --zeros 62.5 --threads 1
+    python tools/benchmark.py op --shape 768x768 --shape 3072x768 --shape 768x3072 --tokens 197 --zeros 62.5 --rank 48
+    python tools/benchmark.py op --shape 4096x4096 --tokens 1 --zeros 62.5
     python tools/benchmark.py op --model dinov2_vits14 --results-file costs.json    (a table of costs: costs.py)
 
 Weights are read from memory, as in a whole model: one run cycles through several copies of them, together larger than the
 last-level cache. Times are for one product, including all work of the operator, such as transposing or quantising activations.
+Each result is checked before it is timed: int8 products against the same weights and activations in float64.
+
+    dense, int8           ONNX Runtime's MatMul and DynamicQuantizeMatMul
+    sparse                SparseMatMul
+    native-int8           MatMulInt8: all weights
+    sparse-int8           SparseMatMulInt8
 """
 
 import argparse
@@ -37,7 +44,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
     args = config_file.parse(_parser(), argv)
     if args.model:
-        _refuse(args, ("shape", "tokens", "zeros", "pattern", "float16"), "the layers of --model decide it")
+        _refuse(args, ("shape", "tokens", "zeros", "pattern", "rank", "float16"), "the layers of --model decide it")
         return costs.run(args)
     _refuse(args, ("img_size", "checkpoint", "random_weights"), "it is for --model")
 
@@ -52,11 +59,12 @@ def main(argv: list[str]) -> dict[str, Any]:
         threads=args.threads or THREADS,
         zeros=args.zeros or ZEROS,
         patterns=args.pattern or PATTERNS,
+        rank=args.rank,
     )
     with common.Bar("measuring", args.quiet) as bar:
         rows = time_products(grid, peak, args.float16, args.seed, bar.update)
     values = f"values in float{16 if args.float16 else 32}"
-    _print(f"y = x S^T, {values}, kernels for {isa()}, one core at most {peak:.0f} GFLOP/s", rows)
+    _print(f"y = x (S + U V)^T, rank {args.rank}, {values}, kernels for {isa()}, one core at most {peak:.0f} GFLOP/s", rows)
     return {
         "processor": processor(),
         "isa": isa(),
@@ -72,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=_tokens, **several, help=f"such as 197, or 8x197 for a batch; {', '.join(TOKENS)}")
     parser.add_argument("--zeros", type=flags.percentage, **several, help="percent of zeros; 50, 62.5, 75, 87.5")
     parser.add_argument("--pattern", choices=PATTERNS, action="append", help="zeros alike in each row, or over the layer; both")
+    parser.add_argument("--rank", type=flags.non_negative, default=0, metavar="R", help="of a low-rank term beside S; 0: none")
     parser.add_argument("--threads", type=flags.positive, **several, help="CPU threads; 1 and 2")
     parser.add_argument("--float16", action="store_true", help="the sparse values are float16")
     parser.add_argument("--seed", type=flags.seed, default=0, help="of weights and activations")
@@ -96,7 +105,10 @@ def _print(title: str, rows: "list[ProductTimes]") -> None:
 
     print_table(
         title,
-        ("n x k", "tokens", "threads", "zeros %", "pattern", "dense ms", "int8 ms", "sparse ms", "speedup", "of peak %"),
+        (
+            *("n x k", "tokens", "threads", "zeros %", "pattern", "dense ms", "sparse", "of peak %"),
+            *("int8 ms", "native-int8", "sparse-int8"),
+        ),
         [
             (
                 f"{row.n} x {row.k}",
@@ -105,10 +117,11 @@ def _print(title: str, rows: "list[ProductTimes]") -> None:
                 f"{row.zeros:g}",
                 row.pattern,
                 f"{row.dense_ms:.3f}",
-                f"{row.int8_ms:.3f}",
-                f"{row.sparse_ms:.3f}",
                 f"{row.speedup:.2f}x",
                 f"{row.fma_share:.0f}",
+                f"{row.int8_ms:.3f}",
+                f"{row.native_int8_speedup:.2f}x",
+                f"{row.sparse_int8_speedup:.2f}x",
             )
             for row in rows
         ],
