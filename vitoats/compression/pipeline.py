@@ -16,7 +16,8 @@ from vitoats.common.memory import return_freed_memory
 from vitoats.compression.layer import LayerRow, compress_layer
 from vitoats.compression.plan import Budget, CompressionPlan, plan_compression
 from vitoats.compression.resume import BlockStore
-from vitoats.format.layers import SparseLowRankLinear, replace_module
+from vitoats.format.factored import Layer
+from vitoats.format.layers import replace_module
 from vitoats.models.adapter import adapt
 from vitoats.models.blocks import Block
 from vitoats.models.inputs import ImageInputs
@@ -151,9 +152,9 @@ def compress_blocks(
 
 def _compress_block(
     plan: CompressionPlan, block: Block, calibration: Calibration, progress: Callable[[str], None]
-) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]]:
+) -> tuple[dict[str, Layer], list[LayerRow]]:
     """Compresses the layers of a block in place; each is measured after those before it have been replaced."""
-    layers: dict[str, SparseLowRankLinear] = {}
+    layers: dict[str, Layer] = {}
     rows = []
     progress("calibrating")
     for layer in block.linears:

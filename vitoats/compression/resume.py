@@ -12,7 +12,7 @@ from vitoats.common.errors import InputError, RunError
 from vitoats.common.kept_files import UnfitError, read_tensors, read_values, write_tensors, write_values
 from vitoats.compression.layer import LayerRow
 from vitoats.format import factored
-from vitoats.format.layers import SparseLowRankLinear
+from vitoats.format.factored import Layer
 from vitoats.loading.checkpoint import about
 
 log = logging.getLogger("vitoats")
@@ -53,7 +53,7 @@ class BlockStore:
             self.remove()
             raise
 
-    def save(self, index: int, layers: dict[str, SparseLowRankLinear], rows: list[LayerRow]) -> None:
+    def save(self, index: int, layers: dict[str, Layer], rows: list[LayerRow]) -> None:
         """Writes a finished block."""
         tensors: dict[str, Tensor] = {}
         for name, layer in layers.items():
@@ -62,7 +62,7 @@ class BlockStore:
         path, key = self.folder / _file_name(index), _key(index, self.fingerprint)
         write_tensors(path, key, tensors, [asdict(row) for row in rows], "free some space, then add `resume`")
 
-    def load(self, index: int, names: list[str]) -> tuple[dict[str, SparseLowRankLinear], list[LayerRow]] | None:
+    def load(self, index: int, names: list[str]) -> tuple[dict[str, Layer], list[LayerRow]] | None:
         """Reads a finished block; None if there is none, or if this run did not write it.
 
         Args:
@@ -131,5 +131,5 @@ def _row(values: dict[str, Any]) -> LayerRow:
     return LayerRow(**{**values, "ranks": tuple(values["ranks"])})
 
 
-def _layer(row: LayerRow, tensors: dict[str, Tensor]) -> SparseLowRankLinear:
+def _layer(row: LayerRow, tensors: dict[str, Tensor]) -> Layer:
     return factored.unpack(row.name, tensors, [(row.d_out // len(row.ranks), rank) for rank in row.ranks], row.d_in)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitoats.format import factored
+
 DEFINITIONS = {
     "parameters": "numbers the model keeps: of a compressed layer nnz(S), U, V and bias, of all others every entry",
     "non-zeros": "those of them that are not zero",
@@ -26,10 +28,11 @@ def count(tensors: dict[str, Tensor], not_parameters: set[str]) -> Counts:
     """Counts a model's tensors as stored in a file.
 
     Args:
-        tensors: tensors by name; S of a compressed layer L as L.S.values and L.S.mask.
-        not_parameters: names of buffers (such as a batch norm's running mean). Like bit masks, they only count as bytes.
+        tensors: tensors by name; compressed layers as in ``format.factored``.
+        not_parameters: names of buffers (such as a batch norm's running mean). Like bit masks and the scales of int8 weights,
+            they only count as bytes.
     """
-    kept = [t for name, t in tensors.items() if name not in not_parameters and not name.endswith(".S.mask")]
+    kept = [t for name, t in tensors.items() if name not in not_parameters and not factored.BESIDE.fullmatch(name)]
     return Counts(
         parameters=sum(t.numel() for t in kept),
         nonzeros=sum(int(torch.count_nonzero(t)) for t in kept),

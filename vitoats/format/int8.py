@@ -10,6 +10,7 @@ This is exactly what the native operators compute: halves are rounded to even, a
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 127  # the largest integer of a weight
@@ -71,7 +72,9 @@ def balanced(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     (Qu, Ru), (Qv, Rv) = torch.linalg.qr(U.double()), torch.linalg.qr(V.double().T)
     P, singular, R = torch.linalg.svd(Ru @ Rv.T, full_matrices=False)
     root = singular.sqrt()
-    return (Qu @ (P * root)).to(U.dtype), (root[:, None] * (Qv @ R.T).T).to(V.dtype)
+    unused = U.shape[1] - len(root)  # of a rank above n or k
+    u, v = Qu @ (P * root), root[:, None] * (Qv @ R.T).T
+    return F.pad(u, (0, unused)).to(U.dtype), F.pad(v, (0, 0, 0, unused)).to(V.dtype)
 
 
 def rounded_factors(U: Tensor, V: Tensor) -> tuple[Rounded, Rounded]:

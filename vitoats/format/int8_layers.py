@@ -100,6 +100,11 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+def int8_linears(model: nn.Module) -> dict[str, Int8Linear]:
+    """The dense layers with int8 weights of a model by name, in order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
+
+
 def to_int8(layer: SparseLowRankLinear | nn.Linear) -> Int8SparseLowRankLinear | Int8Linear:
     """Rounds a finished layer's weights, without any knowledge of its inputs.
 

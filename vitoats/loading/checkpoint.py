@@ -1,7 +1,8 @@
 """The folder that ``compress`` writes and ``load`` reads. No pickle anywhere.
 
     model.safetensors   each compressed layer L as L.S.values [nnz], L.S.mask uint8 [d_out, ceil(d_in / 8)] (format.bitmask),
-                        L.U.i, L.V.i, L.bias; all other weights under their own names
+                        L.U.i, L.V.i, L.bias, and the scales of int8 weights (format.factored); all other weights under their
+                        own names
     config.json         timm's configuration: architecture, arguments, preprocessing
     vitoats.json        format_version, method, budget, row blocks and figures of each layer, counts, preprocessing, versions;
                         the number of remaining heads or neurons in each reduced module
@@ -30,7 +31,8 @@ from vitoats.common.tensor_files import save_tensors
 from vitoats.data.transforms import Preprocessing
 from vitoats.format import factored
 from vitoats.format.counts import count
-from vitoats.format.layers import CompressedLinear, compressed_layers, replace_module
+from vitoats.format.int8_layers import int8_linears
+from vitoats.format.layers import compressed_layers, replace_module
 from vitoats.loading.head_files import save_head
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.model_card import model_card
@@ -44,7 +46,7 @@ from vitoats.models.heads import LinearHeadClassifier
 import timm  # isort: skip
 from timm.models._hub import save_config_for_hf  # isort: skip
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, INT8_VERSION = 1, 2  # of folders without and with int8 weights
 WEIGHTS, ABOUT, HEAD, CARD = "model.safetensors", "vitoats.json", "head.safetensors", "README.md"
 CHECKSUM = "tensors_sha256"  # key of vitoats.json
 
@@ -76,13 +78,13 @@ def save_checkpoint(
         raise InputError("timm cannot open a model whose heads or neurons were removed: leave `format` out")
     state = dict(backbone.state_dict())
     layers = compressed_layers(backbone)
-    for name, layer in layers.items():
+    for name, layer in (layers | int8_linears(backbone)).items():
         for key in [k for k in state if k.startswith(name + ".")]:
             del state[key]
         state |= dense_tensors(name, layer) if dense else factored.pack(name, layer)
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     about = {
-        "format_version": FORMAT_VERSION,
+        "format_version": INT8_VERSION if any(v.dtype == torch.int8 for v in state.values()) else FORMAT_VERSION,
         "format": "dense" if dense else "factored",
         **about,
         CHECKSUM: tensors_sha256(state),
@@ -105,7 +107,7 @@ def save_checkpoint(
             save_head(partial / HEAD, loaded.model.head.weight.data, loaded.model.head.bias.data, loaded.model.info)
 
 
-def dense_tensors(name: str, layer: CompressedLinear) -> dict[str, torch.Tensor]:
+def dense_tensors(name: str, layer: factored.Layer) -> dict[str, torch.Tensor]:
     """The tensors of the dense layer that a compressed layer represents."""
     return {f"{name}.weight": layer.weight.detach()} | ({f"{name}.bias": layer.bias.data} if layer.bias is not None else {})
 
@@ -141,9 +143,9 @@ def _read_about(folder: Path) -> dict[str, Any]:
     about = read_json(folder / ABOUT)
     if not isinstance(about, dict):
         raise InputError(f"{folder / ABOUT} holds no object")
-    if about["format_version"] != FORMAT_VERSION:
+    if about["format_version"] not in (FORMAT_VERSION, INT8_VERSION):
         raise InputError(
-            f"{folder} has format version {about['format_version']}, this vitoats reads {FORMAT_VERSION}: update vitoats"
+            f"{folder} has format version {about['format_version']}, this vitoats reads {INT8_VERSION}: update vitoats"
         )
     if not all(isinstance(about.get(key, ""), str) for key in ("model", "method", "weights", CHECKSUM)):
         raise InputError("a text of vitoats.json is none")
@@ -163,6 +165,8 @@ def _build(config: TimmConfig, about: dict[str, Any], file: Any, n_bytes: int) -
     found = tensor_kinds(file)
     outline = sketch(config, Held(len(found), n_bytes))
     _prepare(outline, about)
+    for name in [key.removesuffix(factored.SCALE) for key in found if key.endswith(factored.SCALE)]:
+        parts[name] = [(_linear(outline, name).out_features, 0)]
     _compare(_expected(outline, parts, found), found)
     state = {name: file.get_tensor(name) for name in found}
     if about.get(CHECKSUM) not in (None, tensors_sha256(state)):
@@ -188,15 +192,20 @@ def _expected(outline: nn.Module, parts: dict[str, list[tuple[int, int]]], held:
     """The tensors that the file must hold, by name."""
     expected = {name: TensorKind(tuple(t.shape), t.is_floating_point()) for name, t in outline.state_dict().items()}
     for name, pairs in parts.items():
-        linear = outline.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise InputError(f"{name} is no linear layer")
+        linear = _linear(outline, name)
         if len(pairs) > len(held) or linear.out_features != sum(rows for rows, _ in pairs):
             raise InputError(f"{name} has {linear.out_features} rows, its parts in {ABOUT} have others")
         expected = {key: kind for key, kind in expected.items() if not key.startswith(f"{name}.")}
-        shapes = factored.shapes(name, pairs, linear.in_features, f"{name}.bias" in held)
-        expected |= {key: TensorKind(shape, not key.endswith(".S.mask")) for key, shape in shapes.items()}
+        kinds = factored.kinds(name, held.keys(), pairs, linear.in_features)
+        expected |= {key: TensorKind(kind.shape, kind.floating) for key, kind in kinds.items()}
     return expected
+
+
+def _linear(outline: nn.Module, name: str) -> nn.Linear:
+    linear = outline.get_submodule(name)
+    if not isinstance(linear, nn.Linear):
+        raise InputError(f"{name} is no linear layer")
+    return linear
 
 
 def _compare(expected: Mapping[str, TensorKind], held: Mapping[str, TensorKind]) -> None:
