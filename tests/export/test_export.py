@@ -22,7 +22,7 @@ from vitoats.export.layers import _stacked
 from vitoats.export.onnx_file import export_onnx
 from vitoats.export.verify import verify
 from vitoats.format.layers import compressed_layers, replace_module
-from vitoats.format.operator import DOMAIN, NAME
+from vitoats.format.operator import ATTENTION, NAME
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
@@ -191,14 +191,15 @@ def test_files_are_sound(exported, form):
 
 def test_the_sparse_file_has_one_node_a_layer_with_readable_names(exported):
     proto, _ = exported["sparse"]
-    nodes = [n for n in proto.graph.node if n.domain == DOMAIN]
+    nodes = [n for n in proto.graph.node if n.op_type == NAME]
     expected = [f"blocks.{b}.{n}" for b in range(3) for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert [n.name for n in nodes] == expected
     assert [list(n.input[1:4]) for n in nodes] == [[f"{e}.values", f"{e}.mask", f"{e}.bias"] for e in expected]
     initializers = {i.name for i in proto.graph.initializer}
     assert {f"{e}.{term}" for e in expected for term in "UV"} <= initializers
     assert [len(n.input) for n in nodes] == [6] * 12
-    assert [f.name for f in proto.functions] == [NAME]
+    assert [f.name for f in proto.functions] == [NAME, ATTENTION]
+    assert [n.name for n in proto.graph.node if n.op_type == ATTENTION] == [f"blocks.{b}.attn" for b in range(3)]
 
 
 def test_the_low_rank_terms_can_be_plain_nodes(exported):
@@ -235,7 +236,7 @@ def optimized_operators(path: Path, folder: Path) -> Counter:
 def test_onnx_runtime_folds_the_weights_once_and_for_all(exported, form, tmp_path):
     """Nothing of the unpacking is left to run: no Gather over values, no CumSum, no Where."""
     left = optimized_operators(exported[form][1], tmp_path)
-    assert not left.keys() & {"CumSum", "Where", "BitwiseAnd", NAME}
+    assert not left.keys() & {"CumSum", "Where", "BitwiseAnd", NAME, ATTENTION}
     assert left["MatMul"] + left["FusedMatMul"] >= 12
 
 

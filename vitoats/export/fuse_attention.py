@@ -43,16 +43,18 @@ def fuse_attention(graph: ir.Graph, bfloat16: bool) -> None:
         bfloat16: whether the products may be done in bfloat16.
     """
     reasons: Counter[str] = Counter()
+    fused = 0
     for node in list(graph):
         product = only_consumer(node.outputs[0], "MatMul") if (node.domain, node.op_type) == ("", "Softmax") else None
         if product is None:
             continue
         try:
             _fuse(node, product, bfloat16)
+            fused += 1
         except _OtherAttentionError as error:
             reasons[str(error)] += 1
     for reason, count in reasons.items():
-        log.info("attention stays separate nodes in %d %s: %s", count, "place" if count == 1 else "places", reason)
+        log.info("%d of %d attention layers stay separate nodes: %s", count, fused + reasons.total(), reason)
 
 
 def _fuse(softmax: ir.Node, product: ir.Node, bfloat16: bool) -> None:

@@ -63,18 +63,19 @@ def _with_constant(node: ir.Node) -> ir.Node | None:
     values = values.reshape(-1)
     inputs = dict(zip(_operator(node).inputs, node.inputs, strict=True))
     for name in OUTPUT_FACTORS if after.op_type == "Mul" else ("bias",):
-        if name in inputs:
-            before = constant(inputs[name])
-            assert before is not None
+        if (old := inputs.get(name)) is not None and (before := constant(old)) is not None:
             folded = before * values if after.op_type == "Mul" else before + values
-            inputs[name] = _initializer(node, f"{node.name}.{name}", folded.astype(np.float32))
+            inputs[name] = _constant_instead(old, f"{node.name}.{name}", folded.astype(np.float32))
     return replace([node, after], node.op_type, node.name, list(inputs.values()), _attributes(node))
 
 
-def _initializer(node: ir.Node, name: str, array: np.ndarray) -> ir.Value:
-    """A new constant in the node's graph. Another layer may have an equal constant, which the exporter then stores once."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+def _constant_instead(old: ir.Value, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant in the graph of an old one. Other layers may read the old one, as the exporter stores equal ones once."""
+    graph = old.graph
+    assert graph is not None
+    if len(consumers(old)) == 1 and old.name is not None:
+        name = old.name
+        del graph.initializers[name]
     while name in graph.initializers:
         name += ".folded"
     tensor = ir.tensor(array, name=name)

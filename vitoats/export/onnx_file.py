@@ -62,8 +62,8 @@ def export_onnx(
         the model as written.
 
     Raises:
-        InputError: the model cannot be traced, exceeds the size of an ONNX file, has a weight too large for float16, or has int8
-            weights but is to be written in a form without them.
+        InputError: the model cannot be traced, exceeds the size of an ONNX file, has a weight too large for float16, or has
+            int8 weights but is to be written in a form without them.
         RunError: the file cannot be written.
     """
     copied = copy.deepcopy(loaded)

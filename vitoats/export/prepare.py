@@ -5,7 +5,7 @@ from torch import nn
 from vitoats.export.int8_layers import ExportedInt8Layer, Int8Layer, int8_layers
 from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
 from vitoats.format import bitmask
-from vitoats.format.layers import compressed_layers, replace_module
+from vitoats.format.layers import SparseLowRankLinear, compressed_layers, replace_module
 
 
 def fold(model: nn.Module, everything: bool) -> None:
@@ -33,14 +33,14 @@ def prepare(model: nn.Module, matmul: bool, float16: bool) -> bool:
         whether there are any such layers.
     """
     int8 = int8_layers(model)
-    sparse = {name: layer for name, layer in compressed_layers(model).items() if name not in int8}
+    sparse = {name: layer for name, layer in compressed_layers(model).items() if isinstance(layer, SparseLowRankLinear)}
     low_rank: LowRankForm = "nodes" if matmul else "inputs"
     if not any(layer.rank for layer in sparse.values()):
         low_rank = "none"
     for name, layer in sparse.items():
         replace_module(model, name, ExportedSparseLowRankLinear(layer, low_rank, float16))
-    for name, layer in int8.items():
-        replace_module(model, name, ExportedInt8Layer(layer))
+    for name, int8_layer in int8.items():
+        replace_module(model, name, ExportedInt8Layer(int8_layer))
     for module in model.modules():
         if hasattr(module, "fused_attn"):  # fused attention is exported as more nodes, not fewer
             module.fused_attn = False  # type: ignore[assignment]

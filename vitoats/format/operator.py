@@ -1,7 +1,7 @@
 """Names of the operators in exported files, which docs/formats.md specifies, and their inputs and attributes.
 
-A function in ONNX has no optional inputs, so each combination of an int8 product with what is computed before and after it is an
-operator of its own: LayerNormSparseMatMulInt8Gelu and so on.
+A function in ONNX has no optional inputs, so each combination of an int8 product with what is computed before and after it is
+an operator of its own: LayerNormSparseMatMulInt8Gelu and so on.
 """
 
 from dataclasses import dataclass

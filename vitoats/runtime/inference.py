@@ -12,9 +12,10 @@ import numpy as np
 import onnxruntime as ort
 
 from vitoats.common.errors import InputError
-from vitoats.format.operator import NAME
+from vitoats.format.operator import ATTENTION, DENSE_INT8, NAME, NEWEST_DOMAIN_VERSION
 from vitoats.runtime import library
 from vitoats.runtime.densify import densified
+from vitoats.runtime.opsets import domain_version
 
 METADATA_KEY = "vitoats"
 
@@ -25,7 +26,7 @@ class Session(ort.InferenceSession):
     """An ``onnxruntime.InferenceSession`` that knows which of its nodes the native library runs.
 
     Attributes:
-        native_nodes: names of the SparseMatMul nodes that have a native kernel; empty without the native library.
+        native_nodes: names of the nodes of linear layers that have a native kernel; empty without the native library.
     """
 
     native_nodes: tuple[str, ...] = ()
@@ -43,17 +44,20 @@ def session(path: str | Path, threads: int = 0, native: bool = True, profile_to:
         profile_to: beginning of the name of the file to which ``end_profiling`` writes ONNX Runtime's profile; None for none.
 
     Raises:
-        InputError: the file does not exist, ONNX Runtime cannot run it, or VITOATS_ISA is invalid.
+        InputError: the file does not exist, is from a newer vitoats, ONNX Runtime cannot run it, or VITOATS_ISA is invalid.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no ONNX file {path}: write one with tools/export_onnx.py")
+    version = domain_version(path)
+    if version > NEWEST_DOMAIN_VERSION:
+        raise InputError(f"{path} was written by a newer vitoats (operators of version {version}): upgrade vitoats")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
-    if not (native and library.register(options)) and _mentions_sparse_matmul(path):
+    if not (native and library.register(options)) and version and _mentions_operators(path):
         if native:
             log.warning("%s runs at dense speed: vitoats was installed without its native library", path)
         if (model := densified(path)) is not None:
@@ -72,13 +76,10 @@ def _open(model: str | bytes, options: ort.SessionOptions, path: Path) -> Sessio
     return opened
 
 
-def _mentions_sparse_matmul(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return content.find(NAME.encode()) >= 0
-        except ValueError:  # an empty file
-            return False
+def _mentions_operators(path: Path) -> bool:
+    """Whether a file that imports our operators may use them; one of standard operators only does not."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(name.encode()) >= 0 for name in (NAME, DENSE_INT8, ATTENTION))
 
 
 def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
