@@ -11,11 +11,13 @@ from tests.jobs import weights
 from vitoats.allocation.cost import CostTable, LayerFootprint, LayerShape
 from vitoats.cli.compress import main as compress
 from vitoats.cli.export_onnx import main as export_onnx
+from vitoats.format.int8_layers import int8_linears
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import about
 
 SHAPES = [LayerShape(144, 48, 3, 17), LayerShape(48, 48, 1, 17), LayerShape(192, 48, 1, 17), LayerShape(48, 192, 1, 17)]
 DENSE_MS, REST_MS = 10.0, 1.0
+INT8 = 0.3  # the time of an int8 layer, or of the rest of an int8 model, as a share of that in float32
 
 
 @pytest.fixture
@@ -34,11 +36,11 @@ def costs(tmp_path):
         for zeros, rank in ((25, 0), (50, 0), (75, 0), (95, 0), (70, 4)):
             values = (1 - zeros / 100) * shape.size + shape.low_rank_parameters(rank)
             ms = dense_ms * values / (0.6 * shape.size)
-            rows.append({**common_part, "zeros": zeros, "rank": rank, "dense_ms": dense_ms, "sparse_ms": ms})
+            times = {"dense_ms": dense_ms, "sparse_ms": ms, "dense_int8_ms": INT8 * dense_ms, "sparse_int8_ms": INT8 * ms}
+            rows.append({**common_part, "zeros": zeros, "rank": rank, **times})
     path = tmp_path / "costs.json"
-    path.write_text(
-        json.dumps({"processor": "by hand", "threads": 1, "batch": 1, "dense_ms": DENSE_MS, "rest_ms": REST_MS, "rows": rows})
-    )
+    model = {"dense_ms": DENSE_MS, "rest_ms": REST_MS, "rest_int8_ms": INT8 * REST_MS}
+    path.write_text(json.dumps({"processor": "by hand", "threads": 1, "batch": 1, **model, "rows": rows}))
     return path
 
 
@@ -88,6 +90,30 @@ def test_a_speedup_with_one_compression_for_all(succeed, job, costs, tmp_path, m
     assert 1.8 <= result["predicted_speedup"] < 1.9
     assert result["predicted_ms"] == pytest.approx(predicted_ms(tmp_path / "out", costs), abs=1e-3)
     assert about(tmp_path / "out")["budgets"] is None
+
+
+@pytest.mark.parametrize("method", ["oats-h", "wanda"])
+def test_milliseconds_of_int8_layers_choose_between_dense_and_sparse_ones(succeed, job, costs, tmp_path, method):
+    """Dense int8 layers take 3 ms in all."""
+    flags = [*job, "--method", method, "--weights", "int8", "--cost-table", costs, "--overwrite"]
+    flags += ["--iterations", "5"] if method == "oats-h" else []
+    kinds = {}
+    for limit in (3.1, 1.8):
+        result = succeed(compress, *flags, "--max-ms", limit)
+        assert result["predicted_ms"] <= limit
+        model = vitoats.load(tmp_path / "out")
+        kinds[limit] = len(int8_linears(model)), len(compressed_layers(model))
+        assert sum(kinds[limit]) == 12
+    assert kinds[3.1] == (12, 0)
+    assert kinds[1.8][1] > 0
+    assert result["predicted_ms"] > 1.7
+
+
+def test_a_table_without_int8_is_refused_for_int8_weights(refuse, job, costs):
+    costs.write_text(costs.read_text().replace("_int8_ms", "_ms2"))
+    line = refuse(compress, *job, "--method", "wanda", "--weights", "int8", "--speedup", "4", "--cost-table", costs)
+    assert "rest_int8_ms" in line
+    assert "tools/benchmark.py op --model NAME" in line
 
 
 def test_megabytes_of_the_exported_file(succeed, job, tmp_path):

@@ -50,6 +50,7 @@ def make_constraint(
         "layers": own,
         "config": job.config,
         "free_rank_ratio": limit.free_rank_ratio,
+        "int8": job.int8,
     }
     if limit.kind == "max_mb":
         others = sum(p.numel() for p in loaded.model.parameters()) - sum(shapes[name].size for name in chosen)
@@ -63,7 +64,7 @@ def make_constraint(
             **shared,
         )
     else:
-        table = cost_table(limit, loaded, list(shapes.values()), job.resources.threads or cores(), progress)
+        table = cost_table(limit, loaded, list(shapes.values()), job.int8, job.resources.threads or cores(), progress)
         left_dense = [shape for name, shape in shapes.items() if name not in chosen]
         constraint = Constraint(
             unit="ms",
@@ -78,14 +79,16 @@ def make_constraint(
     return constraint
 
 
-def cost_table(limit: CostLimit, loaded: LoadedModel, shapes: list[LayerShape], threads: int, progress: Progress) -> CostTable:
-    """The limit's own table, or one of this machine, cached or measured now.
+def cost_table(
+    limit: CostLimit, loaded: LoadedModel, shapes: list[LayerShape], int8: bool, threads: int, progress: Progress
+) -> CostTable:
+    """The limit's own table, or one of this machine, cached or measured now, for float32 or int8 weights.
 
     Raises:
         InputError: the file holds no cost table for this model.
     """
     if limit.cost_table is not None:
-        table = CostTable.read(limit.cost_table)
+        table = CostTable.read(limit.cost_table, int8)
         table.check(shapes, limit.cost_table)
         return table
     machine = [processor(), os.cpu_count(), isa(), threads, type(loaded.timm_model).__name__]
@@ -95,7 +98,7 @@ def cost_table(limit: CostLimit, loaded: LoadedModel, shapes: list[LayerShape], 
         log.info("measuring what layers cost on %d threads; it is kept for the next time", threads)
         return measure_costs(loaded, 1, threads, 0, partial(progress, "costs: shape"))
 
-    return cached(f"costs_{key[:32]}", lambda values: CostTable.of_model(values, shapes), measure)
+    return cached(f"costs_{key[:32]}", lambda values: CostTable.of_model(values, shapes, int8), measure)
 
 
 def predict(constraint: Constraint, config: Any, budgets: Budgets | None) -> dict[str, float]:

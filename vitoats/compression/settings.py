@@ -183,10 +183,6 @@ def _check_allocation(job: CompressionJob, asked: bool) -> None:
         InputError: the pattern or the allocation fixes what is removed.
     """
     pattern, allocation = getattr(job.config, "pattern", ""), job.recipe.allocation
-    if job.int8 and job.limit and job.limit.kind != "max_mb":
-        raise InputError(
-            f"`{job.limit.kind}` is out of place, the cost of int8 weights is not measured: give `max_mb`, or `compression`"
-        )
     if job.limit and ":" in pattern:
         raise InputError(
             f"`{job.limit.kind}` is out of place, {pattern} fixes what is removed: leave it out, or give `pattern='row'`"
