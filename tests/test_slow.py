@@ -104,12 +104,15 @@ def test_demo(tmp_path):
     assert result["native_nodes"] == 40
     assert (result["model"], result["method"], result["n_images"]) == ("dinov2s_derived", "oats-h", 2000)
     assert result["compression"] == pytest.approx(0.5, abs=0.002)
-    assert [row["method"] for row in result["rows"]] == ["dense", "oats", "oats-h"]
-    assert result["rows"][2].items() <= (result | {"img_size": 98}).items()
+    assert [row["method"] for row in result["rows"]] == ["dense", "int8", "oats", "oats-h", "oats-h-int8"]
+    dense, int8, oats, oats_h, oats_h_int8 = result["rows"]
+    assert oats_h.items() <= (result | {"img_size": 98}).items()
     assert result["top1_dense"] > 86
-    assert result["rows"][1]["top1"] > 65  # its path depends on the last bits: 71.35 to 79.75 so far
+    assert oats["top1"] > 65  # its path depends on the last bits: 71.35 to 79.75 so far
     assert result["top1"] > result["top1_dense"] - 2
+    assert oats_h_int8["top1"] > result["top1"] - 1
     assert result["onnx_mb"] < 0.58 * result["onnx_mb_dense"]
+    assert oats_h_int8["onnx_mb"] < 0.2 * dense["onnx_mb"] < int8["onnx_mb"]
     # the same folder in torch gives the same accuracy as its ONNX file
     process = start("tools/eval_imagenet.py", "--model", str(tmp_path / "demo" / "oats-h"), "--quiet")
     stdout, stderr = process.communicate(timeout=600)

@@ -2,8 +2,8 @@
 
     python tools/demo.py                    (or: make demo)
 
-Compresses dinov2s_derived with OATS and OATS-H at 50 %, exports both and the dense model, and measures all three as they would
-be deployed.
+Compresses dinov2s_derived with OATS and OATS-H at 50 %. Exports both, the dense model, its int8 version by ONNX Runtime, and
+the result of OATS-H rounded to int8, and measures all five files as they would be deployed.
 """
 
 import tempfile
@@ -14,6 +14,7 @@ from typing import Any
 from vitoats.cli import common, config_file, flags
 
 METHODS = ("oats", "oats-h")
+INT8 = "oats-h-int8"  # the last of these, rounded
 COMPRESSION, RANK_RATIO = 0.5, 0.25
 BATCHES = (1, 8)
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, runs the demo; returns the JSON line."""
     parser = flags.parser("demo", (__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="keep the compressed folder and both ONNX files here")
+    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="keep the compressed folders and all ONNX files here")
     args = config_file.parse(parser, argv)
     from vitoats.common.outputs import check_output_folder
 
@@ -40,10 +41,12 @@ def run_demo(folder: Path, threads: int, progress: common.Bars, start: float) ->
     from vitoats.compression.run import run
     from vitoats.compression.settings import make_job
     from vitoats.data.images import SAMPLE
+    from vitoats.export.int8 import quantize
     from vitoats.loading.load import load_model
     from vitoats.loading.names import EMBEDDED
 
-    files = {"dense": export(load_model(EMBEDDED), {}, folder / "dense.onnx")}
+    files = {"dense": export(load_model(EMBEDDED), {}, folder / "dense.onnx"), "int8": folder / "int8.onnx"}
+    quantize(files["dense"], files["int8"])
     about: dict[str, Any] = {}
     for method in METHODS:
         common.log.info("compressing with %s", method)
@@ -52,10 +55,12 @@ def run_demo(folder: Path, threads: int, progress: common.Bars, start: float) ->
         about = compressed.about
         compressed.save(folder / method)
         files[method] = export(load_model(str(folder / method)), about, folder / f"{method}.onnx")
+    files[INT8] = export(load_model(str(folder / METHODS[-1])), about, folder / f"{INT8}.onnx", int8=True)
     rows = measure(files, SAMPLE, BATCHES, threads, progress)
     seconds = round(time.perf_counter() - start, 1)
     print_rows(rows, about, seconds)
-    dense, best = rows[0], rows[-1]
+    by_name = {row["method"]: row for row in rows}
+    dense, best = by_name["dense"], by_name[METHODS[-1]]
     return {
         "model": EMBEDDED,
         "method": best["method"],
@@ -77,13 +82,13 @@ def run_demo(folder: Path, threads: int, progress: common.Bars, start: float) ->
     }
 
 
-def export(loaded: Any, about: dict[str, Any], path: Path) -> Path:
-    """Exports a model, compressed or not; returns the path of the file."""
+def export(loaded: Any, about: dict[str, Any], path: Path, int8: bool = False) -> Path:
+    """Exports a model, compressed or not, possibly rounded to int8; returns the path of the file."""
     from vitoats.export.onnx_file import described_by, export_onnx
     from vitoats.loading.names import EMBEDDED
 
     common.log.info("exporting the %s model to ONNX", path.stem)
-    export_onnx(loaded, path, about=described_by(about, EMBEDDED))
+    export_onnx(loaded, path, about=described_by(about, EMBEDDED), int8=int8)
     return path
 
 
@@ -110,7 +115,7 @@ def print_rows(rows: list[dict[str, Any]], about: dict[str, Any], seconds: float
     )
     native = rows[-1]["native_nodes"]
     if native:
-        print(f"{native} of {len(about['layers'])} layers run in the native sparse operator, with kernels for {library.isa()}.")
+        print(f"{native} nodes of {rows[-1]['method']} run in the native library, with kernels for {library.isa()}.")
     else:
         print("The native library is missing: ONNX Runtime unpacks the sparse weights and runs at dense speed.")
     print(f"{rows[0]['img_size']} px are only 50 tokens: tools/benchmark.py model shows more. {seconds:.0f} seconds in all.")

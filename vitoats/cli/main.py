@@ -13,6 +13,7 @@ COMMANDS = {
     "model_card": "put evaluation results into a compressed folder's model card",
     "benchmark": "measure side by side",
     "compare": "methods on the same images: accuracy, fidelity, size",
+    "front": "accuracy against milliseconds and bytes of exported files",
     "train_linear_probe": "train a linear head on frozen features",
     "demo": "the main job on embedded weights and images",
 }
