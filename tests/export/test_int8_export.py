@@ -133,7 +133,7 @@ MORE = [
     ("vit_small_patch16_dinov3", ROTARY, {NORM: 2, ADD: 4, GELU: 2}, "2 of 2 .* transformed"),
     ("eva02_tiny_patch14_224", {"img_size": 28, **ROTARY}, {NORM: 4, ADD: 4}, "2 of 2 .* transformed"),
     # q, k and v in three layers, and a gate in two
-    ("eva02_base_patch14_224", {"img_size": 28, **ROTARY}, {PLAIN: 10, ADD: 4}, "2 of 2"),
+    ("eva02_base_patch14_224", {"img_size": 28, **ROTARY}, {PLAIN: 10, "LayerNormMatMulInt8Add": 2, ADD: 2}, "2 of 2"),
     # two blocks side by side, whose outputs are stacked before they are added
     ("vit_small_patch16_18x2_224", VIT, {NORM: 4, ATTENTION: 4, PLAIN: 8, GELU: 4}, None),
     ("samvit_base_patch16_224", VIT, {PLAIN: 4, GELU: 2, ADD: 2}, "2 of 2 .* added to its scores"),
