@@ -9,8 +9,8 @@ where f interpolates linearly between the measured densities of S, and g is a st
 low-rank terms. A layer whose values and mask would take as many bytes as the matrix is exported as a matrix
 (``vitoats.format.layers``), and then costs a dense MatMul.
 
-With int8 weights the bytes are those of the int8 operators' constants and scales, padded to whole strips of 16 rows and quads of
-4 columns:
+With int8 weights the bytes are those of the int8 operators' constants and scales, padded to whole strips of 16 rows and quads
+of 4 columns:
 
     bytes = nnz(S) + d_out d_in / 8 + r (d_out + parts d_in) + 4 (2 d_out + parts r)       or d_out d_in + 4 d_out as a matrix
 """
@@ -75,9 +75,7 @@ def exported_int8_bytes(shape: LayerShape, kept: LayerFootprint) -> float:
     rows, columns = _padded(shape.d_out, 16), _padded(shape.d_in, 4)
     if not bitmask.saves(shape.d_out, shape.d_in, kept.parameters, each=1):
         return rows * columns + 4 * shape.d_out
-    rank = max(
-        1, kept.low_rank // shape.low_rank_parameters(1)
-    )  # a layer without a low-rank term is exported with one of zeros
+    rank = max(1, kept.low_rank // shape.low_rank_parameters(1))  # where there is no low-rank term, one of zeros is exported
     low_rank = rows * _padded(rank, 4) + shape.parts * _padded(rank, 16) * columns
     return kept.nonzeros + rows * columns / 8 + low_rank + 4 * (2 * shape.d_out + shape.parts * rank)
 
