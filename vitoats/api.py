@@ -52,6 +52,7 @@ def compress(
     calibration_mix: Literal["none", "synthetic", "general", "both"] | None = None,
     general_images: str | None = None,
     fused_qkv: bool = False,
+    weights: Literal["float32", "int8"] = "float32",
     nsamples: int | None = None,
     seed: int = 42,
     checkpoint: Path | None = None,
@@ -86,6 +87,7 @@ def compress(
         cost_table: a cost table measured on another machine (``tools/benchmark.py op --model``).
         rank_ratio, iterations, pattern, solver, tolerance, options: settings of the method's config.
         target, refit_bias, allocation, calibration_mix, general_images, fused_qkv: how the method is applied to the model.
+        weights: "int8" rounds the weights of compressed layers to int8; these layers also quantize their inputs.
         nsamples, seed: number of calibration images, and the seed that draws them.
         checkpoint, random_weights, pos_resample, head, head_layers: how a model is loaded by name.
         img_size, crop_mode: preprocessing of the images.
@@ -117,6 +119,7 @@ def compress(
         img_size=img_size,
         crop_mode=crop_mode,
         fused_qkv=fused_qkv,
+        weights=weights,
         seed=seed,
         batch_size=batch_size,
         workers=workers,

@@ -30,6 +30,7 @@ def make(adapter, method="oats-h", config=None, **settings):
         "fused_qkv": False,
         "target": "block",
         "refit_bias": False,
+        "int8": False,
         "budgets": None,
         "memory_limit": None,
         "scratch": None,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.common.errors import InputError
+from vitoats.format.int8 import fake_quantized
 from vitoats.methods.statistics import InputStatistics, StatisticsLevel
 from vitoats.models.blocks import Block
 from vitoats.models.hooks import watch_inputs
@@ -48,7 +49,11 @@ class RunningMeans:
 
 @torch.inference_mode()
 def input_statistics(
-    hidden: HiddenStates, block: Block, level: StatisticsLevel = "diagonal", layers: list[str] | None = None
+    hidden: HiddenStates,
+    block: Block,
+    level: StatisticsLevel = "diagonal",
+    layers: list[str] | None = None,
+    int8: bool = False,
 ) -> dict[str, InputStatistics]:
     """Runs a block over all images and measures the inputs of its linear layers.
 
@@ -59,6 +64,7 @@ def input_statistics(
         block: the block in its current state.
         level: which statistics to collect.
         layers: names of the layers, all still dense; those of ``block.linears`` by default.
+        int8: measure the inputs as a layer with int8 weights quantizes them.
 
     Returns:
         statistics by layer name, on the CPU.
@@ -71,6 +77,7 @@ def input_statistics(
 
     def measure(name: str, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
+        x = fake_quantized(x) if int8 else x
         sums = [gram(x), x.sum(dim=0)] if level == "full" else [x.square().sum(dim=0)]
         running.setdefault(name, RunningMeans()).add(sums, len(x))
 

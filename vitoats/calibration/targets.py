@@ -18,6 +18,9 @@ the mean. Every method then approximates W + dW.
 In the field's terms, "sequential" is *true sequential*, as in the code of GPTQ and SparseGPT. Both "block" and "sequential"
 are *symmetric calibration*: dense and compressed weights are compared on the same inputs. "dense" and "residual" are
 *asymmetric calibration* (GPTAQ, arXiv 2504.02692); the residual stream's term and the refitted bias are ours.
+
+A layer with int8 weights quantizes its input, and x is the quantized one: the targets from the dense path then also make up for
+what that loses.
 """
 
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from torch import Tensor
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.moments import RunningMeans, full_statistics, gram, input_statistics
 from vitoats.calibration.paths import CompressedPath, DensePath
+from vitoats.format.int8 import fake_quantized
 from vitoats.methods.hessian import cholesky
 from vitoats.methods.statistics import InputStatistics, StatisticsLevel
 from vitoats.models.blocks import Block, LinearLayer
@@ -65,10 +69,10 @@ def token_stride(tokens: int, d_in: int) -> int:
 class SymmetricCalibration:
     """For the targets "block" and "sequential": only the compressed path is needed."""
 
-    def __init__(self, hidden: HiddenStates, target: Target, level: StatisticsLevel):
-        """``hidden`` starts before the first block and is advanced in place."""
+    def __init__(self, hidden: HiddenStates, target: Target, level: StatisticsLevel, int8: bool):
+        """``hidden`` starts before the first block and is advanced in place; ``int8``: layers quantize their inputs."""
         self.hidden = hidden
-        self._target, self._level = target, level
+        self._target, self._level, self._int8 = target, level, int8
         self._block: Block
         self._linears: list[LinearLayer] = []
         self._measured: dict[str, InputStatistics] = {}
@@ -81,7 +85,8 @@ class SymmetricCalibration:
         """The statistics of a layer's input; all layers before it are compressed."""
         if layer.name not in self._measured:
             layers = self._linears if self._target == "block" else [layer]
-            self._measured = input_statistics(self.hidden, self._block, self._level, [x.name for x in layers])
+            names = [x.name for x in layers]
+            self._measured = input_statistics(self.hidden, self._block, self._level, names, self._int8)
         return self._measured.pop(layer.name), None
 
     def finish(self, layer: LinearLayer) -> None:
@@ -95,12 +100,15 @@ class SymmetricCalibration:
 class AsymmetricCalibration:
     """For the targets "dense" and "residual": the compressed path is compared with the dense one."""
 
-    def __init__(self, hidden: HiddenStates, target: Target, keep: bool):
-        """``hidden`` starts before the first block and is advanced in place; ``keep`` avoids computing things twice."""
+    def __init__(self, hidden: HiddenStates, target: Target, keep: bool, int8: bool):
+        """``hidden`` starts before the first block and is advanced in place.
+
+        ``keep`` avoids computing things twice; ``int8``: layers quantize their inputs.
+        """
         self.hidden = hidden
         self._compressed = CompressedPath(hidden, keep)
         self._dense = DensePath(hidden.copy(hidden.spill_to), keep)
-        self._residual = target == "residual"
+        self._residual, self._int8 = target == "residual", int8
         self._block: Block
         self._pending: list[LinearLayer] = []
         self._tokens = 0
@@ -130,7 +138,8 @@ class AsymmetricCalibration:
             got, wanted = (
                 {k: v.reshape(-1, v.shape[-1])[batch % stride :: stride].float() for k, v in path.items()} for path in paths
             )
-            x, lost = got[inner], wanted[inner] - got[inner]
+            x = fake_quantized(got[inner]) if self._int8 else got[inner]
+            lost = wanted[inner] - x
             if addition is None:  # e = W lost: its moments are W times those of lost, which are smaller
                 e = lost
             else:
@@ -157,7 +166,9 @@ class AsymmetricCalibration:
 Calibration = SymmetricCalibration | AsymmetricCalibration
 
 
-def calibration_for(target: Target, hidden: HiddenStates, level: StatisticsLevel, keep: bool) -> Calibration:
+def calibration_for(
+    target: Target, hidden: HiddenStates, level: StatisticsLevel, keep: bool, int8: bool = False
+) -> Calibration:
     """Makes the calibration of a model that is compressed for a target.
 
     Args:
@@ -165,10 +176,11 @@ def calibration_for(target: Target, hidden: HiddenStates, level: StatisticsLevel
         hidden: the hidden states before the first block.
         level: which statistics of each layer's input to collect; "full" for the targets from the dense path.
         keep: keep intermediate results instead of computing them again, for these targets.
+        int8: whether the compressed layers will quantize their inputs.
     """
     if target in FROM_DENSE_PATH:
-        return AsymmetricCalibration(hidden, target, keep)
-    return SymmetricCalibration(hidden, target, level)
+        return AsymmetricCalibration(hidden, target, keep, int8)
+    return SymmetricCalibration(hidden, target, level, int8)
 
 
 def corrected(

@@ -120,6 +120,7 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
         "rank_ratio": about["config"].get("rank_ratio"),
         "pattern": about["config"].get("pattern"),
         "format": format,
+        "weights": job.weights,
         **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
         "param_count_before": round(about["counts_before"]["parameters"] / 1e6, 3),
         "param_count": round(parameter_count(compressed.loaded.timm_model) / 1e6, 3),

@@ -12,7 +12,7 @@ from vitoats.cli.flags import positive, positive_number
 ALWAYS = ("preset", "cost_table", "general_images")
 SETTINGS = (
     *("method", "nsamples", "compression", "speedup", "max_ms", "max_mb", "rank_ratio", "iterations", "pattern", "solver"),
-    *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv"),
+    *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv", "weights"),
 )
 SHARED = (*MODEL_FLAGS, "batch_size", "workers", "device", "threads", "seed", "memory_limit")  # by several commands
 
@@ -107,6 +107,11 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "on images unlike yours (default: none; synthetic for oats-h)",
     )
     parser.add_argument("--general-images", metavar="DIR", help="varied images to calibrate on beside your own")
+    method(
+        "--weights",
+        choices=("float32", "int8"),
+        help="of the compressed layers; with int8, these also round their inputs while the model runs (default: float32)",
+    )
     parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
 
 

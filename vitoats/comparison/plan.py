@@ -45,6 +45,7 @@ class Run:
             "method": job.method,
             "method_digest": job.method_digest,
             "fused_qkv": job.fused_qkv,
+            "weights": job.weights,
             "general_images": job.data.general_images,
             "limit": job.to_dict()["limit"],
             **dataclasses.asdict(job.recipe),

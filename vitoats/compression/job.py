@@ -107,6 +107,7 @@ class CompressionJob:
         recipe: how the method is used on the whole model.
         limit: cost limit of the exported model; None if the config's compression decides how much is removed.
         fused_qkv: decompose a fused qkv as one matrix, not q, k and v separately.
+        weights: how the weights of compressed layers are stored; with int8, these layers also quantize their inputs.
         resources: the resources it may use.
     """
 
@@ -118,7 +119,17 @@ class CompressionJob:
     recipe: Recipe
     limit: CostLimit | None = None
     fused_qkv: bool = False
+    weights: Literal["float32", "int8"] = "float32"
     resources: Resources = Resources()
+
+    def __post_init__(self):
+        if self.weights not in ("float32", "int8"):
+            raise InputError(f"{self.weights!r} is wrong: `weights` takes float32, int8")
+
+    @property
+    def int8(self) -> bool:
+        """Whether weights are rounded to int8."""
+        return self.weights == "int8"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything the result depends on, as plain values for JSON; resources are left out."""

@@ -7,12 +7,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitoats.calibration.targets import OutputError, corrected
 from vitoats.common.errors import InputError
+from vitoats.format import bitmask
 from vitoats.format.decomposition import Decomposition
+from vitoats.format.factored import Layer
+from vitoats.format.int8_layers import Int8Linear, Int8SparseLowRankLinear
 from vitoats.format.layers import SparseLowRankLinear
+from vitoats.methods.hessian import DAMPING
+from vitoats.methods.quantization import Int8Decomposition, quantized
 from vitoats.methods.registry import Method, measured
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.blocks import LinearLayer
@@ -89,7 +94,8 @@ def compress_layer(
     method: Method,
     config: Any,
     refit_bias: bool,
-) -> tuple[SparseLowRankLinear, LayerRow]:
+    int8: bool = False,
+) -> tuple[Layer, LayerRow]:
     """Compresses a layer without replacing it in the model.
 
     Args:
@@ -99,6 +105,7 @@ def compress_layer(
         method: the method that solves it.
         config: the method's config.
         refit_bias: let the bias, if any, absorb the mean of the lost output.
+        int8: round the weights to int8. The statistics are those of the quantized input.
 
     Returns:
         the layer that replaces it, and its figures.
@@ -115,21 +122,32 @@ def compress_layer(
         weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
     problem = LayerProblem(weight, bias, layer.parts, statistics, refit_bias)
 
-    def solve(part: Tensor, moments: InputStatistics) -> Decomposition:
-        if method.needs == "diagonal":
-            moments = InputStatistics(moments.second_moment)
-        if config.total_compression() > 0:
-            return method.solve(part, moments, config)
-        return measured(part, moments, part)  # the result of any method if nothing is removed
+    def known(moments: InputStatistics) -> InputStatistics:
+        return InputStatistics(moments.second_moment) if method.needs == "diagonal" else moments
 
+    def keep_all(part: Tensor, moments: InputStatistics) -> Decomposition:
+        return measured(part, known(moments), part)
+
+    def solve(part: Tensor, moments: InputStatistics) -> Decomposition:
+        return method.solve(part, known(moments), config)
+
+    removes, rounded = config.total_compression() > 0, []
     try:
-        parts = problem.solve(solve)
+        parts = problem.solve(solve if removes else keep_all)
+        if int8:
+            if removes and not bitmask.saves(len(weight), weight.shape[1], sum(p.kept_parameters for p in parts), each=1):
+                removes, parts = False, problem.solve(keep_all)  # a dense matrix is smaller
+            damping = getattr(config, "damping", DAMPING)
+            rounded = [
+                quantized(w, known(problem.moments), p, damping) for w, p in zip(weight.chunk(layer.parts), parts, strict=True)
+            ]
+            parts = [p.error for p in rounded]
     except InputError as refusal:
         raise InputError(f"{layer.name}: {refusal}") from None
     if refit_bias:
         lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.chunk(layer.parts), parts, strict=True)])
         bias = problem.refitted_bias(lost)
-    compressed = SparseLowRankLinear.from_decompositions(parts, bias)
+    compressed = int8_layer(rounded, bias, removes) if int8 else SparseLowRankLinear.from_decompositions(parts, bias)
     total = sum(p.objective / p.relative_error**2 for p in parts if p.relative_error)
     return compressed, LayerRow(
         name=layer.name,
@@ -142,3 +160,20 @@ def compress_layer(
         steps=max(p.steps for p in parts),
         seconds=time.perf_counter() - start,
     )
+
+
+def int8_layer(parts: list[Int8Decomposition], bias: Tensor | None, factored: bool) -> Layer:
+    """The layer of rounded parts, in the order of their rows: ``factored``, or dense if S is all there is."""
+    S = torch.cat([p.S[0] for p in parts]), torch.cat([p.S[1] for p in parts])
+    if not factored:
+        return Int8Linear(S, bias)
+    return Int8SparseLowRankLinear(S, [p.U for p in parts], [p.V for p in parts], bias)
+
+
+@torch.inference_mode()
+def int8_linear(linear: nn.Linear, statistics: InputStatistics) -> Int8Linear:
+    """Rounds a dense layer, of which nothing is removed, for its quantized input of these full statistics."""
+    weight = linear.weight.detach().float()
+    problem = LayerProblem(weight, linear.bias, 1, statistics.to(weight.device), refit_bias=linear.bias is not None)
+    found = quantized(weight, problem.moments, measured(weight, problem.moments, weight))
+    return Int8Linear(found.S, problem.refitted_bias(weight - found.error.S) if problem.refit_bias else None)

@@ -60,6 +60,7 @@ def compress(
     fused_qkv: bool = False,
     target: Target = "block",
     refit_bias: bool = False,
+    int8: bool = False,
     budgets: dict[str, Budget] | None = None,
     memory_limit: float | None = None,
     scratch: Path | None = None,
@@ -79,6 +80,7 @@ def compress(
         fused_qkv: decompose a fused qkv as one matrix; by default q, k and v separately, as in the paper.
         target: the reconstruction target (``vitoats.calibration.targets``).
         refit_bias: let the bias absorb the mean of a layer's lost output, so its weights only have to fit the variation.
+        int8: round the weights of the compressed layers to int8; these layers quantize their inputs.
         budgets: settings of single layers by name, which override the config's.
         memory_limit: bytes; if the estimate is above it, hidden states go to a file in ``scratch`` instead.
         scratch: a folder with room for that file.
@@ -100,6 +102,7 @@ def compress(
         fused_qkv=fused_qkv,
         target=target,
         refit_bias=refit_bias,
+        int8=int8,
         budgets=budgets,
         memory_limit=memory_limit,
         scratch=scratch,
@@ -129,7 +132,7 @@ def compress_blocks(
     """
     rows: list[LayerRow] = []
     n_blocks = len(plan.blocks)
-    calibration = calibration_for(plan.target, hidden, plan.level, plan.keep)
+    calibration = calibration_for(plan.target, hidden, plan.level, plan.keep, plan.int8)
     for index, block in enumerate(walk(plan.blocks, calibration)):
         finished = state.load(index, [layer.name for layer in block.linears]) if state else None
         calibration.enter(block, [] if finished else block.linears)
@@ -160,7 +163,8 @@ def _compress_block(
     for layer in block.linears:
         statistics, error = calibration.measure(layer)
         progress(layer.name)
-        compressed, row = compress_layer(layer, statistics, error, plan.method, plan.configs[layer.name], plan.refit_bias)
+        config = plan.configs[layer.name]
+        compressed, row = compress_layer(layer, statistics, error, plan.method, config, plan.refit_bias, plan.int8)
         replace_module(block.model, layer.name, compressed.to(calibration.hidden.device))
         calibration.finish(layer)
         layers[layer.name] = compressed

@@ -33,6 +33,7 @@ class CompressionPlan:
         refit_bias: whether biases absorb the mean of a layer's lost output.
         level: which statistics of a layer's input are collected.
         keep: whether intermediate results are kept instead of computed again.
+        int8: whether weights are rounded to int8, and layers quantize their inputs.
         spill_to: the folder for a file of hidden states; None keeps them in memory.
     """
 
@@ -44,6 +45,7 @@ class CompressionPlan:
     refit_bias: bool
     level: StatisticsLevel
     keep: bool
+    int8: bool
     spill_to: Path | None
 
 
@@ -57,6 +59,7 @@ def plan_compression(
     fused_qkv: bool,
     target: Target,
     refit_bias: bool,
+    int8: bool,
     budgets: dict[str, Budget] | None,
     memory_limit: float | None,
     scratch: Path | None,
@@ -83,7 +86,8 @@ def plan_compression(
     spill_to = plan_memory(memory if keep else replace(memory, kept=0), memory_limit, scratch)
     passes = count_passes(blocks, target, keep)
     log.info("arithmetic: %s", estimate_work(adapter, blocks, configs, nsamples, level, passes, two_paths))
-    return CompressionPlan(blocks, adapter.skipped + left_dense, solver, configs, target, refit_bias, level, keep, spill_to)
+    skipped = adapter.skipped + left_dense
+    return CompressionPlan(blocks, skipped, solver, configs, target, refit_bias, level, keep, int8, spill_to)
 
 
 def chosen_blocks(

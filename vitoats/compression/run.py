@@ -178,6 +178,7 @@ def described(
         "goal": goal,
         "recipe": dataclasses.asdict(job.recipe),
         "fused_qkv": job.fused_qkv,
+        **({"weight_type": job.weights} if job.int8 else {}),
         "preprocessing": loaded.preprocessing.to_dict(),
         "calibration": {
             "data": data.images,
@@ -211,6 +212,7 @@ def _compressed(
         "batch_size": resources.batch_size,
         "memory_limit": None if resources.memory_limit is None else resources.memory_limit * 1e9,
         "scratch": scratch,
+        "int8": job.int8,
         "progress": progress,
     }
     images = drawn.batches(resources.batch_size, resources.workers)

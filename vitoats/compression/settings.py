@@ -37,8 +37,9 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
     Args:
         model: a name or folder, as ``loading.load.load_model`` takes it.
         images: a folder of images; None uses the embedded sample, with the embedded model only.
-        settings: any of method, preset, seed, nsamples, general_images, fused_qkv, cost_table, ``CONFIG_SETTINGS``,
-            ``RECIPE_SETTINGS``, one of ``LIMITS``, ``MODEL_SETTINGS``, ``RESOURCES``, and other fields of the method's config.
+        settings: any of method, preset, seed, nsamples, general_images, fused_qkv, weights, cost_table,
+            ``CONFIG_SETTINGS``, ``RECIPE_SETTINGS``, one of ``LIMITS``, ``MODEL_SETTINGS``, ``RESOURCES``, and other fields of
+            the method's config.
 
     Raises:
         InputError: the method or a setting is unknown, or settings contradict each other.
@@ -66,7 +67,7 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
     if "compression" in settings and (asked := [name for name in LIMITS if name in settings]):
         raise InputError(f"`compression` and `{asked[0]}` exclude each other: leave one of them out")
     limit = _limit(_taken(given, LIMITS), given.pop("cost_table", None), free_rank_ratio="rank_ratio" not in settings)
-    fused_qkv = given.pop("fused_qkv", False)
+    fused_qkv, weights = given.pop("fused_qkv", False), given.pop("weights", "float32")
     config = _config(name, method, given, recipe, seed)
     job = CompressionJob(
         model=ModelSource(name=model, **taken["model"]),
@@ -77,6 +78,7 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
         recipe=recipe,
         limit=limit,
         fused_qkv=fused_qkv,
+        weights=weights,
         resources=Resources(**taken["resources"]),
     )
     _check_allocation(job, "allocation" in settings)
@@ -181,6 +183,10 @@ def _check_allocation(job: CompressionJob, asked: bool) -> None:
         InputError: the pattern or the allocation fixes what is removed.
     """
     pattern, allocation = getattr(job.config, "pattern", ""), job.recipe.allocation
+    if job.int8 and job.limit and job.limit.kind != "max_mb":
+        raise InputError(
+            f"`{job.limit.kind}` is out of place, the cost of int8 weights is not measured: give `max_mb`, or `compression`"
+        )
     if job.limit and ":" in pattern:
         raise InputError(
             f"`{job.limit.kind}` is out of place, {pattern} fixes what is removed: leave it out, or give `pattern='row'`"

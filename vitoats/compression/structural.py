@@ -4,13 +4,15 @@ There are two walks over the blocks. The first, on the dense model, scores all h
 model then decides which of them stay. The second shrinks each block and refits the output layers by least squares, the
 attention's first and then the MLP's behind it, on inputs from the pruned blocks before.
 
+With int8 weights, a third walk rounds the layers that were left smaller, on inputs from the rounded blocks before.
+
 Memory is that of ``vitoats.calibration`` with two copies of the hidden states: the second walk starts at the first block again.
 """
 
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common.errors import InputError
 from vitoats.compression.estimates import estimate_memory
+from vitoats.compression.layer import int8_linear
 from vitoats.compression.pipeline import Progress
 from vitoats.compression.plan import plan_memory
+from vitoats.format.layers import replace_module
 from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
 from vitoats.methods.statistics import InputStatistics
@@ -96,6 +100,7 @@ def prune(
     inputs: ImageInputs,
     nsamples: int,
     batch_size: int = 64,
+    int8: bool = False,
     memory_limit: float | None = None,
     scratch: Path | None = None,
     progress: Progress = lambda *_: None,
@@ -110,6 +115,7 @@ def prune(
         inputs: the kind of images that the model takes.
         nsamples: maximum number of images that ``images`` yields.
         batch_size: how many images a block runs on at a time.
+        int8: round the weights of all attentions and MLPs that were considered to int8; their layers quantize their inputs.
         memory_limit: bytes; if the estimate is above it, hidden states go to files in ``scratch`` instead.
         scratch: a folder with room for these files.
         progress: called with what is being done.
@@ -124,15 +130,19 @@ def prune(
     estimate = estimate_memory(adapter, nsamples, batch_size, 0, config.compression, "full")
     spill_to = plan_memory(dataclasses.replace(estimate, hidden=2 * estimate.hidden), memory_limit, scratch)
     n_blocks = len(adapter.blocks)
-    progress(0, 2 * n_blocks, "reading images")
+    steps = (3 if int8 else 2) * n_blocks
+    progress(0, steps, "reading images")
     hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
     found, skipped = _removable(adapter, hidden.values[:TRIAL_IMAGES].to(hidden.device))
-    scores = _scores(adapter, hidden.copy(spill_to), found, solver, config, progress)
+    scores = _scores(adapter, hidden.copy(spill_to), found, solver, config, lambda index, what: progress(index, steps, what))
     flat = [units for modules in found for units in modules]
     kept = iter(cut(scores, [units.weights for units in flat], config))
 
-    rows = _prune_blocks(adapter, hidden, found, kept, config, progress)
-    progress(2 * n_blocks, 2 * n_blocks, "done")
+    again = hidden.copy(spill_to) if int8 else None
+    rows = _prune_blocks(adapter, hidden, found, kept, config, lambda index, what: progress(n_blocks + index, steps, what))
+    if again is not None:
+        _round_blocks(adapter, again, found, lambda index, what: progress(2 * n_blocks + index, steps, what))
+    progress(steps, steps, "done")
     total = sum(units.count * units.weights for units in flat)
     return PruningReport(
         modules=rows,
@@ -150,7 +160,7 @@ def _prune_blocks(
     found: list[list[Units]],
     kept: Iterator[Tensor],
     config: Any,
-    progress: Progress,
+    progress: Callable[[int, str], None],
 ) -> list[ModuleRow]:
     """Shrinks all modules, and refits their output layers on inputs behind pruned blocks, or behind dense ones.
 
@@ -160,23 +170,42 @@ def _prune_blocks(
         found: the units of each block.
         kept: for each module in order, which of its n units stay, [n].
         config: the method's config.
-        progress: called with what is being done.
+        progress: called with the block's index and what is being done.
     """
-    n_blocks = len(adapter.blocks)
     rows: list[ModuleRow] = []
     if config.compensation == "dense":
         for index, (block, modules) in enumerate(zip(adapter.blocks, found, strict=True)):
-            progress(n_blocks + index, 2 * n_blocks, "pruning")
+            progress(index, "pruning")
             statistics = _output_inputs(hidden, block, modules)
             hidden.advance(block)  # before the block is changed
             rows += [_shrink(adapter.model, units, next(kept), statistics, config) for units in modules]
         return rows
     for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
-        progress(n_blocks + index, 2 * n_blocks, "pruning")
+        progress(index, "pruning")
         for units in modules:
             statistics = _output_inputs(hidden, block, [units])
             rows.append(_shrink(adapter.model, units, next(kept), statistics, config))
     return rows
+
+
+def _round_blocks(
+    adapter: ModelAdapter, hidden: HiddenStates, found: list[list[Units]], progress: Callable[[int, str], None]
+) -> None:
+    """Rounds the layers of all modules to int8, one after another, each for what it gets from those before.
+
+    Args:
+        adapter: the pruned model.
+        hidden: the hidden states before the first block; advanced in place.
+        found: the units of each block.
+        progress: called with the block's index and what is being done.
+    """
+    for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
+        progress(index, "rounding")
+        for units in modules:
+            for names in (units.inputs, (units.output,)):
+                statistics = input_statistics(hidden, block, "full", list(names), int8=True)
+                for name in names:
+                    replace_module(adapter.model, name, int8_linear(linear(adapter.model, name), statistics[name]))
 
 
 def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]], list[tuple[str, str]]]:
@@ -217,12 +246,12 @@ def _scores(
     found: list[list[Units]],
     method: StructuralMethod,
     config: Any,
-    progress: Progress,
+    progress: Callable[[int, str], None],
 ) -> list[Tensor]:
     """Scores all units of the model on its dense activations, module by module; advances ``hidden`` in place."""
     scores = []
     for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
-        progress(index, 2 * len(found), "scoring")
+        progress(index, "scoring")
         statistics = _output_inputs(hidden, block, modules)
         for units in modules:
             weight = linear(adapter.model, units.output).weight.detach()

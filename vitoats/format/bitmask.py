@@ -15,14 +15,14 @@ def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(matrix[kept]), np.packbits(kept, axis=1, bitorder="little")
 
 
-def packed_bytes(d_out: int, d_in: int, values: int) -> int:
-    """Bytes of the mask of a [d_out, d_in] matrix and of ``values`` float32 values."""
-    return 4 * values + d_out * -(-d_in // 8)
+def packed_bytes(d_out: int, d_in: int, values: int, each: int = 4) -> int:
+    """Bytes of the mask of a [d_out, d_in] matrix and of its ``values``, which take 4 bytes each (float32), or 1 (int8)."""
+    return each * values + d_out * -(-d_in // 8)
 
 
-def saves(d_out: int, d_in: int, values: int) -> bool:
-    """Whether the mask and ``values`` float32 values take fewer bytes than the dense matrix [d_out, d_in]."""
-    return packed_bytes(d_out, d_in, values) < 4 * d_out * d_in
+def saves(d_out: int, d_in: int, values: int, each: int = 4) -> bool:
+    """Whether the mask and the values take fewer bytes than the dense matrix [d_out, d_in]."""
+    return packed_bytes(d_out, d_in, values, each) < each * d_out * d_in
 
 
 def unpack(values: np.ndarray, mask: np.ndarray, n_columns: int) -> np.ndarray:

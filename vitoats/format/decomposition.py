@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, count_nonzero
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,8 @@ class Decomposition:
     objective: float
     relative_error: float
     steps: int
+
+    @property
+    def kept_parameters(self) -> int:
+        """nnz(S), and the elements of U and V."""
+        return int(count_nonzero(self.S)) + self.U.numel() + self.V.numel()

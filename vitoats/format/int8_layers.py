@@ -92,6 +92,16 @@ class Int8Linear(nn.Module):
     def weight(self) -> Tensor:
         return dequantized(self.weight_int8, self.weight_scale)
 
+    @property
+    def nonzeros(self) -> int:
+        """Number of weights that are not zero."""
+        return int(torch.count_nonzero(self.weight_int8))
+
+    @property
+    def kept_parameters(self) -> int:
+        """Number of weights."""
+        return self.weight_int8.numel()
+
     def folded(self) -> nn.Linear:
         """A dense layer with the same weights."""
         return linear(self.weight, self.bias)

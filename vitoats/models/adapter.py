@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
+from vitoats.format.int8_layers import int8_linears
 from vitoats.format.layers import compressed_layers
 from vitoats.models.blocks import Block, BlockCall, LinearLayer, ModelAdapter
 from vitoats.models.hooks import first_input, watch_calls, watch_inputs
@@ -34,7 +35,7 @@ def adapt(model: nn.Module, inputs: ImageInputs) -> ModelAdapter:
     Raises:
         InputError: the model is already compressed or has no chain of blocks, with the reason.
     """
-    if compressed_layers(model):
+    if compressed_layers(model) or int8_linears(model):
         raise InputError("the model is compressed already: start from the dense one")
     kind = type(model).__name__
     call_fused_qkv(model)

@@ -21,7 +21,7 @@ def count_flops(model: nn.Module, inputs: ImageInputs) -> int:
 
     A fused multiply-add counts as one. fvcore counts products (linear layers, convolutions, attention), and five for each
     element of a layer norm; biases, activations and softmax are not counted. A dense linear layer takes d_out * d_in per token.
-    A ``SparseLowRankLinear`` takes its kept parameters, nnz(S) + sum of r_i (d_i + d_in), the work of a kernel that skips all
+    A compressed layer takes its kept parameters, nnz(S) + sum of r_i (d_i + d_in), the work of a kernel that skips all
     zeros.
 
     Args:
@@ -35,7 +35,7 @@ def count_flops(model: nn.Module, inputs: ImageInputs) -> int:
         warnings.simplefilter("ignore")  # the tracer warns that the image size becomes fixed, and that it is deprecated itself
         total, by_module = analysis.total(), analysis.by_module()
     for name, layer in compressed_layers(model).items():  # fvcore counts S as dense
-        zeros = layer.S.numel() - layer.nonzeros
+        zeros = layer.in_features * layer.out_features - layer.nonzeros
         tokens = by_module[name] // (layer.kept_parameters + zeros)
         total -= tokens * zeros
     return int(total)
