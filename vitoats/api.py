@@ -138,7 +138,13 @@ _DECIDED = (  # settings that the preset or the method decides if they are None
 
 
 def export_onnx(
-    model: Model, output: str | Path, *, form: Form = "sparse", float16: bool = False, overwrite: bool = False
+    model: Model,
+    output: str | Path,
+    *,
+    form: Form = "sparse",
+    float16: bool = False,
+    int8: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Writes a model as ONNX, as ``tools/export_onnx.py`` does.
 
@@ -147,6 +153,7 @@ def export_onnx(
         output: the .onnx file.
         form: "sparse"; "matmul" has low-rank terms as separate nodes, "inline" standard operators only, "dense" S + U V.
         float16: store S, U and V as float16.
+        int8: round the weights of compressed layers to int8, or those of all blocks of a dense model.
         overwrite: replace the file if it exists.
 
     Raises:
@@ -155,7 +162,7 @@ def export_onnx(
     """
     check_output_file(Path(output), overwrite)
     loaded, about = _opened(model)
-    write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16)
+    write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16, int8)
     return Path(output)
 
 

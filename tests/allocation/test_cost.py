@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_tiny
 from vitoats.allocation.constraint import Constraint
-from vitoats.allocation.cost import CostTable, LayerFootprint, exported_bytes, exported_dense, footprint
+from vitoats.allocation.cost import CostTable, LayerFootprint, exported_bytes, exported_dense, exported_int8_bytes, footprint
 from vitoats.allocation.lagrange import LEAST_KEPT
 from vitoats.allocation.sensitivity import RATES, Sensitivity
 from vitoats.common.errors import InputError
@@ -112,6 +112,22 @@ def test_the_times_of_int8_are_read_from_the_same_table():
     assert exported_dense(SHAPE, LayerFootprint(edge, 0), int8=True)
     assert not exported_dense(SHAPE, LayerFootprint(edge - 1, 0), int8=True)
     assert found.ms(SHAPE, LayerFootprint(edge, 0)) == 1.0
+
+
+def test_int8_bytes_by_hand():
+    """96 x 48 in three parts, as the operator's constants: strips of 16 rows, quads of 4 columns."""
+    rank = 5
+    kept = LayerFootprint(1000, SHAPE.low_rank_parameters(rank))
+    U, V, mask = 96 * 8, 3 * 16 * 48, 96 * 48 // 8
+    assert exported_int8_bytes(SHAPE, kept) == 1000 + mask + U + V + 4 * (96 + 96 + 3 * rank)
+    without = exported_int8_bytes(SHAPE, LayerFootprint(1000, 0))  # a low-rank term of zeros, of rank 1
+    assert without == 1000 + mask + 96 * 4 + 3 * 16 * 48 + 4 * (96 + 96 + 3)
+    assert exported_int8_bytes(SHAPE, LayerFootprint(SHAPE.size, 0)) == SHAPE.size + 4 * 96
+    edge = SHAPE.size - mask
+    assert exported_int8_bytes(SHAPE, LayerFootprint(edge, 0)) == SHAPE.size + 4 * 96  # dense, as it is no larger
+    uneven = LayerShape(d_out=10, d_in=7, parts=1, tokens=3)
+    assert exported_int8_bytes(uneven, LayerFootprint(20, 0)) == 20 + 16 * 8 // 8 + 16 * 4 + 16 * 8 + 4 * (10 + 10 + 1)
+    assert exported_int8_bytes(uneven, LayerFootprint(70, 0)) == 16 * 8 + 40
 
 
 @given(st.floats(0.02, 0.95), st.floats(0.001, 0.04), st.integers(0, 8))

@@ -8,9 +8,11 @@ import torch
 import vitoats
 from tests.conftest import write_image
 from tests.jobs import weights
-from vitoats.allocation.cost import CostTable, LayerFootprint, LayerShape
+from vitoats.allocation.cost import CostTable, LayerFootprint, LayerShape, exported_int8_bytes
 from vitoats.cli.compress import main as compress
 from vitoats.cli.export_onnx import main as export_onnx
+from vitoats.compression.constraints import GRAPH_BYTES, NODE_BYTES
+from vitoats.format import factored
 from vitoats.format.int8_layers import int8_linears
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import about
@@ -121,6 +123,31 @@ def test_megabytes_of_the_exported_file(succeed, job, tmp_path):
     assert 0.24 < result["predicted_mb"] <= 0.25
     exported = succeed(export_onnx, tmp_path / "out", "-o", tmp_path / "m.onnx")
     assert 0.2 < exported["onnx_mb"] <= result["predicted_mb"]
+
+
+@pytest.mark.parametrize("method", ["wanda", "oats"])
+def test_megabytes_with_int8_weights(succeed, refuse, job, tmp_path, method):
+    """The folder holds the same numbers as the exported file, without the padding of its layout and without its graph."""
+    flags = [*job, "--method", method, "--iterations", "2"] if method == "oats" else [*job, "--method", method]
+    flags += ["--weights", "int8"]
+    dense = refuse(compress, *flags, "--max-mb", "10").split("the dense int8 model takes ")[1].split(" ")[0]
+    limit = 0.9 * float(dense)
+    result = succeed(compress, *flags, "--max-mb", limit)
+    assert 0.97 * limit < result["predicted_mb"] <= limit
+    layers = compressed_layers(vitoats.load(tmp_path / "out"))
+    shapes = {(shape.d_out, shape.d_in): shape for shape in SHAPES}
+    padded = sum(
+        exported_int8_bytes(shapes[x.out_features, x.in_features], LayerFootprint(x.nonzeros, x.kept_parameters - x.nonzeros))
+        for x in layers.values()
+    )
+    stored = sum(sum(t.nbytes for t in factored.pack("", layer).values()) - layer.bias.nbytes for layer in layers.values())
+    exported = about(tmp_path / "out")["counts"]["bytes"] + padded - stored + GRAPH_BYTES + 12 * NODE_BYTES
+    assert result["predicted_mb"] == pytest.approx(exported / 1e6, rel=0.02)
+
+
+@pytest.mark.parametrize("flag", ["--speedup", "--max-ms"])
+def test_no_time_is_promised_for_int8_weights(refuse, job, flag):
+    assert "give --max-mb, or --compression" in refuse(compress, *job, "--weights", "int8", flag, "2")
 
 
 def test_goals_come_from_a_recipe_and_flags_beat_it(succeed, refuse, job, costs, tmp_path):

@@ -39,6 +39,7 @@ class Constraint:
         config: the method's config; the constraint decides its compression.
         free_rank_ratio: whether layers may also do without a low-rank term.
         int8: whether these layers have int8 weights, also where nothing is removed.
+        dense_name: what messages call the dense model.
     """
 
     asked: dict[str, float]
@@ -51,6 +52,7 @@ class Constraint:
     config: Any
     free_rank_ratio: bool
     int8: bool = False
+    dense_name: str = "the dense model"
 
     @cached_property
     def rank_ratios(self) -> tuple[float | None, ...]:
@@ -99,7 +101,7 @@ class Constraint:
         flag, value = next(iter(self.asked.items()))
         words = f"`{flag}={value:g}`"
         if self.limit >= self.dense:
-            raise InputError(f"{words} asks for nothing: the dense model takes {self.dense:.4g} {self.unit}")
+            raise InputError(f"{words} asks for nothing: {self.dense_name} takes {self.dense:.4g} {self.unit}")
         if self.limit < least:
             most = (
                 f"at most {math.floor(100 * self.dense / least) / 100:g}"
@@ -108,7 +110,7 @@ class Constraint:
             )
             raise InputError(
                 f"{words} cannot be reached, as each layer keeps {LEAST_KEPT:.0%} of its weights or more: "
-                f"ask for {most} (the dense model takes {self.dense:.4g} {self.unit}, all but the layers {self.rest:.4g})"
+                f"ask for {most} ({self.dense_name} takes {self.dense:.4g} {self.unit}, all but the layers {self.rest:.4g})"
             )
 
     def uniform(self) -> float:

@@ -7,8 +7,12 @@ With nnz(S) values, r (d_out + parts d_in) values in U and V, and one bit per we
 
 where f interpolates linearly between the measured densities of S, and g is a straight line fitted to the measured extra time of
 low-rank terms. A layer whose values and mask would take as many bytes as the matrix is exported as a matrix
-(``vitoats.format.layers``), and then costs a dense product. With int8 weights values take one byte, and f, g and the dense
-product are those of the int8 operators.
+(``vitoats.format.layers``), and then costs a dense product.
+
+With int8 weights f, g and the dense product are those of the int8 operators. The bytes are those of their constants and scales,
+padded to whole strips of 16 rows and quads of 4 columns:
+
+    bytes = nnz(S) + d_out d_in / 8 + r (d_out + parts d_in) + 4 (2 d_out + parts r)       or d_out d_in + 4 d_out as a matrix
 """
 
 from dataclasses import dataclass
@@ -64,6 +68,20 @@ def exported_dense(shape: LayerShape, kept: LayerFootprint, int8: bool = False) 
 def exported_bytes(shape: LayerShape, kept: LayerFootprint) -> float:
     """Bytes of a layer's exported float32 weights."""
     return 4 * shape.size if exported_dense(shape, kept) else bitmask.packed_bytes(shape.d_out, shape.d_in, kept.parameters)
+
+
+def exported_int8_bytes(shape: LayerShape, kept: LayerFootprint) -> float:
+    """Bytes of a layer's exported int8 weights and their scales, with the padding of their layout."""
+    rows, columns = _padded(shape.d_out, 16), _padded(shape.d_in, 4)
+    if exported_dense(shape, kept, int8=True):
+        return rows * columns + 4 * shape.d_out
+    rank = max(1, kept.low_rank // shape.low_rank_parameters(1))  # where there is no low-rank term, one of zeros is exported
+    low_rank = rows * _padded(rank, 4) + shape.parts * _padded(rank, 16) * columns
+    return kept.nonzeros + rows * columns / 8 + low_rank + 4 * (2 * shape.d_out + shape.parts * rank)
+
+
+def _padded(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
     python tools/export_onnx.py runs/vitb14 -o vitb14.onnx
     python tools/export_onnx.py --model vit_base_patch16_224 -o dense.onnx
 
-A compressed layer becomes a SparseMatMul node; the file defines it as a function of standard operators. --inline writes
-standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. The batch size is dynamic, the
-image size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
+A compressed layer becomes a SparseMatMul node, or one with int8 weights; the file defines it as a function of standard
+operators. --inline writes standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. --int8
+rounds weights to int8 without looking at images; compress --weights int8 does it better. The batch size is dynamic, the image
+size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
 """
 
 import time
@@ -33,6 +34,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     forms.add_argument("--dense", action="store_true", help="fold S + UV into plain weights")
     parser.add_argument("--float16", action="store_true", help="store S, U and V as float16; the arithmetic stays float32")
     parser.add_argument(
+        "--int8", action="store_true", help="int8 weights: compressed layers', or all of a dense model's blocks"
+    )
+    parser.add_argument(
         "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
     )
     flags.add_data_flags(parser, batch_size=50)
@@ -55,26 +59,28 @@ def main(argv: list[str]) -> dict[str, Any]:
     check_output_file(args.output, args.overwrite)
     set_threads(args.threads)
 
+    from vitoats.export.int8_layers import rounded
     from vitoats.export.onnx_file import Form, described_by, export_onnx
-    from vitoats.format.operator import DOMAIN
+    from vitoats.format.operator import LINEAR
 
     start = time.perf_counter()
     args.model = name
     loaded = common.load(args)
     form: Form = "inline" if args.inline else "matmul" if args.matmul else "dense" if args.dense else "sparse"
     common.log.info("tracing")
-    proto = export_onnx(loaded, args.output, form, described_by(loaded.about, name), args.float16)
+    proto = export_onnx(loaded, args.output, form, described_by(loaded.about, name), args.float16, args.int8)
     result = {
         "model": name,
         "output": str(args.output),
         "form": form,
         "float16": args.float16,
+        "int8": any(tensor.data_type == tensor.INT8 for tensor in proto.graph.initializer),
         "onnx_mb": round(args.output.stat().st_size / 1e6, 3),
-        "sparse_nodes": sum(node.domain == DOMAIN for node in proto.graph.node),
+        "sparse_nodes": sum(node.op_type in LINEAR for node in proto.graph.node),
         "img_size": loaded.preprocessing.img_size,
     }
     if args.verify:
-        result |= verified(loaded, args)
+        result |= verified(rounded(loaded) if args.int8 else loaded, args)
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 

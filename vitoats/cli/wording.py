@@ -2,6 +2,7 @@
 
 give `images` a folder         ->  give --data-dir a folder
 use `allocation='uniform'`     ->  use --allocation uniform
+use `form='dense'`             ->  use --dense
 raise it (`damping=0.01`)      ->  raise it (--method-options damping=0.01)
 """
 
@@ -18,6 +19,8 @@ def in_flags(message: str) -> str:
 
     def flag(match: re.Match[str]) -> str:
         name, value = match["name"], (match["value"] or "").strip("'")
+        if name == "form":  # each form has a flag
+            return f"--{value}"
         if name in METHOD_OPTIONS:
             return f"--method-options {name}={value}" if value else f"{name} in --method-options"
         return " ".join([f"--{FLAGS.get(name, name).replace('_', '-')}", *([value] if value else [])])

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from vitoats.allocation.constraint import Budgets, Constraint
-from vitoats.allocation.cost import CostTable, exported_bytes
+from vitoats.allocation.cost import CostTable, dense, exported_bytes, exported_int8_bytes
 from vitoats.benchmark.costs import measure_costs
 from vitoats.common.cache import cached
 from vitoats.common.fingerprint import json_sha256
@@ -55,12 +55,14 @@ def make_constraint(
     if limit.kind == "max_mb":
         others = sum(p.numel() for p in loaded.model.parameters()) - sum(shapes[name].size for name in chosen)
         rest = (4 * others + GRAPH_BYTES + NODE_BYTES * len(shapes)) / 1e6
+        layer_bytes = exported_int8_bytes if job.int8 else exported_bytes
         constraint = Constraint(
             unit="MB",
             limit=limit.value,
-            dense=rest + sum(4 * shape.size for shape in own.values()) / 1e6,
+            dense=rest + sum(layer_bytes(shape, dense(shape)) for shape in own.values()) / 1e6,
             rest=rest,
-            cost=lambda shape, kept: exported_bytes(shape, kept) / 1e6,
+            cost=lambda shape, kept: layer_bytes(shape, kept) / 1e6,
+            dense_name="the dense int8 model" if job.int8 else "the dense model",
             **shared,
         )
     else:

@@ -1,5 +1,7 @@
 """The exported form of layers with int8 weights, and the rounding of a whole model."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -7,8 +9,8 @@ from vitoats.format import tiles
 from vitoats.format.int8_layers import Int8Linear, Int8SparseLowRankLinear, to_int8
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers, replace_module
 from vitoats.format.operator import DENSE_INT8, DOMAIN, DOMAIN_VERSION, INT8_OPERATORS, SPARSE_INT8
+from vitoats.loading.loaded import LoadedModel
 from vitoats.models.adapter import adapt
-from vitoats.models.inputs import ImageInputs
 
 Int8Layer = Int8SparseLowRankLinear | Int8Linear
 
@@ -52,18 +54,22 @@ def int8_layers(model: nn.Module) -> dict[str, Int8Layer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, (Int8SparseLowRankLinear, Int8Linear))}
 
 
-def round_weights(timm_model: nn.Module, inputs: ImageInputs) -> None:
-    """Rounds the compressed layers of a model in place, or all linear layers of its blocks if it has no compressed ones.
+def rounded(loaded: LoadedModel) -> LoadedModel:
+    """A copy of a model with its compressed layers rounded to int8, or all linear layers of its blocks if none is compressed.
 
     Raises:
         InputError: the model is not compressed and has no chain of blocks, or a weight is not finite.
     """
-    layers: dict[str, nn.Module] = dict(compressed_layers(timm_model))
-    if not layers:
-        layers = {layer.name: layer.module for block in adapt(timm_model, inputs).blocks for layer in block.linears}
-    for name, layer in layers.items():
-        if isinstance(layer, (SparseLowRankLinear, nn.Linear)):
-            replace_module(timm_model, name, to_int8(layer))
+    copied = copy.deepcopy(loaded)
+    model = copied.timm_model
+    if not int8_layers(model):
+        layers: dict[str, nn.Module] = dict(compressed_layers(model))
+        if not layers:
+            layers = {layer.name: layer.module for block in adapt(model, copied.inputs).blocks for layer in block.linears}
+        for name, layer in layers.items():
+            if isinstance(layer, (SparseLowRankLinear, nn.Linear)):
+                replace_module(model, name, to_int8(layer))
+    return copied
 
 
 def _mask_saves(layer: Int8SparseLowRankLinear) -> bool:

@@ -23,7 +23,7 @@ from vitoats.export.fuse_attention import fuse_attention
 from vitoats.export.fuse_int8 import fuse_int8
 from vitoats.export.gelu import gelu
 from vitoats.export.graph import layer_name
-from vitoats.export.int8_layers import int8_layers, round_weights
+from vitoats.export.int8_layers import int8_layers, rounded
 from vitoats.export.prepare import fold, prepare
 from vitoats.format.layers import compressed_counts, parameter_count
 from vitoats.format.operator import DOMAIN, OPSET
@@ -66,10 +66,8 @@ def export_onnx(
             int8 weights but is to be written in a form without them.
         RunError: the file cannot be written.
     """
-    copied = copy.deepcopy(loaded)
+    copied = rounded(loaded) if int8 else copy.deepcopy(loaded)
     model = copied.model.cpu().eval()
-    if int8:
-        round_weights(copied.timm_model, copied.inputs)
     has_int8 = bool(int8_layers(model))
     if has_int8 and (float16 or form == "matmul" or (int8 and form == "dense")):
         raise InputError(

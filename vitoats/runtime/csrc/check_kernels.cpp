@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "isa.h"
 #include "product.h"
 
 namespace {
@@ -133,12 +134,13 @@ int main(int argc, char** argv) {
   std::mt19937 random(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0);
   const double zeros[] = {0, 0.3, 0.5, 0.625, 0.75, 0.9, 1};
   int failed = 0, done = 0;
-  for (const vitoats::Kernels* const* kernels = vitoats::available_kernels(); *kernels; ++kernels)
+  for (const char* const* isa = vitoats::supported_isas(); *isa; ++isa)
     for (int i = 0; i < cases; ++i, ++done) {
       const int64_t parts = 1 + random() % (i % 11 ? 3 : 200), rank = i % 4 ? random() % 20 : random() % 150;
       const int64_t rows = parts * (1 + random() % (parts > 3 ? 3 : i % 7 ? 20 : 150)), columns = 1 + random() % (i % 5 ? 150 : 400);
       const int64_t tokens = i % 3 ? 1 + random() % 20 : random() % 260;
-      failed += check(**kernels, random, rows, columns, tokens, zeros[random() % 7], random() % 2, parts, rank);
+      const auto type = i % 2 ? vitoats::ValueType::kFloat16 : vitoats::ValueType::kFloat32;
+      failed += check(vitoats::float_row(type, *isa), random, rows, columns, tokens, zeros[random() % 7], random() % 2, parts, rank);
     }
   std::printf("%d passed, %d failed\n", done - failed, failed);
   return failed != 0;

@@ -1,20 +1,15 @@
-// The custom operator vitoats::SparseMatMul for ONNX Runtime, and the functions that the library exports:
-//
-//   SparseMatMul(x[..., K], values[nnz], mask[N, ceil(K/8)] uint8, bias[N], U[B, N/B, r], V[B, r, K]) -> y[..., N]
-//
-// y = x (S + U V)^T + bias, attribute in_features = K, with U V [B, N/B, K] reshaped to [N, K]. bias is optional; U and V are
-// optional together. The constants in a model file are checked when the session is created; x and a bias that is not a constant
-// are checked at each call.
+// The custom operators of the domain vitoats for ONNX Runtime, and the functions that the library exports.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "node.h"
+#include "isa.h"
+#include "kernels.h"
+#include "operators.h"
 #include "status.h"
 
 #if defined(_WIN32)
@@ -27,50 +22,58 @@ namespace vitoats {
 namespace {
 
 constexpr const char* kDomain = "vitoats";
-constexpr const char* kName = "SparseMatMul";
 
 // The nodes for which this thread creates kernels while watching is on, one per line.
 thread_local bool watching = false;
 thread_local std::string made_nodes;
 
-// The operator for one ONNX Runtime library; a process may load several.
+// An operator for one ONNX Runtime library; a process may load several.
 struct Operator : OrtCustomOp {
+  const OperatorKind& kind;
   ort::Api api;
+  std::string full_name;  // for messages
 
-  explicit Operator(const OrtApi* table) : OrtCustomOp{}, api(table) {
+  Operator(const OperatorKind& of_kind, const OrtApi* table)
+      : OrtCustomOp{}, kind(of_kind), api(table), full_name(std::string(kDomain) + "::" + of_kind.name) {
     version = ort::kApiVersion;
-    GetName = [](const OrtCustomOp*) { return kName; };
+    GetName = [](const OrtCustomOp* op) { return self(op).kind.name.c_str(); };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 6; };
-    GetInputType = [](const OrtCustomOp*, size_t i) -> int {
-      constexpr int types[] = {ort::kFloat, ort::kAny, ort::kUint8, ort::kFloat, ort::kAny, ort::kAny};
-      return types[i];
-    };
+    GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).kind.input_types.size(); };
+    GetInputType = [](const OrtCustomOp* op, size_t i) { return self(op).kind.input_types[i]; };
     GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
     GetOutputType = [](const OrtCustomOp*, size_t) -> int { return ort::kFloat; };
-    GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int { return i < 3 ? ort::kRequired : ort::kOptional; };
+    GetInputCharacteristic = [](const OrtCustomOp* op, size_t i) -> int {
+      return i < self(op).kind.required ? ort::kRequired : ort::kOptional;
+    };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return ort::kRequired; };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };  // CPU memory
-    GetStartVersion = [](const OrtCustomOp*) { return 1; };
-    GetEndVersion = [](const OrtCustomOp*) { return std::numeric_limits<int>::max(); };
+    GetStartVersion = [](const OrtCustomOp* op) { return self(op).kind.since_version; };
+    GetEndVersion = [](const OrtCustomOp*) { return kDomainVersion; };
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-      const ort::Api& api = static_cast<const Operator*>(op)->api;
-      return guarded(api, [&] {
-        auto node = std::make_unique<Node>(api, info);
-        note_node(api, info);
+      const Operator& made_by = self(op);
+      return guarded(made_by.api, made_by.full_name.c_str(), [&] {
+        auto node = std::make_unique<Made>(Made{made_by, made_by.kind.create(made_by.api, info)});
+        note_node(made_by.api, info);
         *kernel = node.release();
       });
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-      const auto* self = static_cast<const Node*>(kernel);
-      return guarded(self->api(), [&] { self->compute(context); });
+      const auto* made = static_cast<const Made*>(kernel);
+      return guarded(made->by.api, made->by.full_name.c_str(), [&] { made->node->compute(context); });
     };
-    KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
+    KernelDestroy = [](void* kernel) { delete static_cast<Made*>(kernel); };
     InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
-      const ort::Api& api = static_cast<const Operator*>(op)->api;
-      return guarded(api, [&] { infer_shape(api, context); });
+      return guarded(self(op).api, self(op).full_name.c_str(), [&] { self(op).infer_shape(context); });
     };
   }
+
+ private:
+  struct Made {
+    const Operator& by;
+    std::unique_ptr<Node> node;
+  };
+
+  static const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
   static void note_node(const ort::Api& api, const OrtKernelInfo* info) {
     if (!watching) return;
@@ -80,26 +83,30 @@ struct Operator : OrtCustomOp {
     made_nodes.append(name).append("\n");
   }
 
-  // y has the dimensions of x except for the last, which is the first of the mask. Unknown shapes stay unknown.
-  static void infer_shape(const ort::Api& api, OrtShapeInferContext* context) {
-    OrtTensorTypeAndShapeInfo *x = nullptr, *mask = nullptr, *y = nullptr;
-    check(api.ShapeInferContext_GetInputTypeShape(context, 0, &x));
-    check(api.ShapeInferContext_GetInputTypeShape(context, 2, &mask));
-    size_t rank = 0, mask_rank = 0;
-    check(api.GetDimensionsCount(x, &rank));
-    check(api.GetDimensionsCount(mask, &mask_rank));
-    if (rank < 1 || mask_rank != 2) return;
-    std::vector<int64_t> dims(rank);
+  // Unknown shapes stay unknown.
+  void infer_shape(OrtShapeInferContext* context) const {
+    std::vector<Dimensions> inputs;
+    OrtTensorTypeAndShapeInfo *x = nullptr, *y = nullptr;
+    for (size_t i = 0; i < kind.required; ++i) {
+      OrtTensorTypeAndShapeInfo* info = nullptr;
+      check(api.ShapeInferContext_GetInputTypeShape(context, i, &info));
+      if (i == 0) x = info;
+      size_t rank = 0;
+      check(api.GetDimensionsCount(info, &rank));
+      Dimensions& dimensions = inputs.emplace_back(rank);
+      check(api.GetDimensions(info, dimensions.data(), rank));
+    }
+    Dimensions& dimensions = inputs[0];
+    const size_t rank = dimensions.size();
+    const int64_t last = kind.last_dimension(inputs);
+    if (rank < 1 || last < 0) return;
     std::vector<const char*> symbols(rank);
-    int64_t mask_dims[2];
-    check(api.GetDimensions(x, dims.data(), rank));
     check(api.GetSymbolicDimensions(x, symbols.data(), rank));
-    check(api.GetDimensions(mask, mask_dims, 2));
-    dims.back() = mask_dims[0];
+    dimensions.back() = last;
     symbols.back() = "";
     check(api.CreateTensorTypeAndShapeInfo(&y));
     OrtStatus* status = api.SetTensorElementType(y, ort::kFloat);
-    if (!status) status = api.SetDimensions(y, dims.data(), rank);
+    if (!status) status = api.SetDimensions(y, dimensions.data(), rank);
     if (!status) status = api.SetSymbolicDimensions(y, symbols.data(), rank);
     if (!status) status = api.ShapeInferContext_SetOutputTypeShape(context, 0, y);
     api.ReleaseTensorTypeAndShapeInfo(y);
@@ -107,17 +114,17 @@ struct Operator : OrtCustomOp {
   }
 };
 
-// One operator and domain for each ONNX Runtime library. They must outlive all sessions, so they are never freed.
+// The operators and domain for each ONNX Runtime library. They must outlive all sessions, so they are never freed.
 OrtCustomOpDomain* domain_of(const OrtApi* table) {
   static std::mutex mutex;
   static std::map<const OrtApi*, OrtCustomOpDomain*> domains;
   const std::lock_guard<std::mutex> lock(mutex);
   OrtCustomOpDomain*& domain = domains[table];
   if (!domain) {
-    auto* op = new Operator(table);
+    const ort::Api api(table);
     OrtCustomOpDomain* made = nullptr;
-    check(op->api.CreateCustomOpDomain(kDomain, &made));
-    check(op->api.CustomOpDomain_Add(made, op));
+    check(api.CreateCustomOpDomain(kDomain, &made));
+    for (const OperatorKind& kind : operators()) check(api.CustomOpDomain_Add(made, new Operator(kind, table)));
     domain = made;
   }
   return domain;
@@ -132,8 +139,8 @@ VITOATS_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
   const OrtApi* table = base->GetApi(ort::kApiVersion);
   if (!table) return ort::status_of_old_runtime(base, "vitoats needs ONNX Runtime 1.17 or newer");
   const ort::Api api(table);
-  return guarded(api, [&] {
-    chosen_kernels();  // refuses an invalid VITOATS_ISA early
+  return guarded(api, kDomain, [&] {
+    checked_isa();  // refuses an invalid VITOATS_ISA early
     check(api.AddCustomOpDomain(options, domain_of(table)));
   });
 }
@@ -142,21 +149,21 @@ VITOATS_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
 
 // The instruction set of the kernels in new sessions; empty if VITOATS_ISA names none that this processor supports.
 VITOATS_EXPORT const char* vitoats_isa() {
-  const vitoats::Kernels* kernels = vitoats::choose_kernels(vitoats::ValueType::kFloat32);
-  return kernels ? kernels->isa : "";
+  const char* isa = vitoats::chosen_isa();
+  return isa ? isa : "";
 }
 
 // The i-th instruction set that this processor supports, best first; null past the last.
 VITOATS_EXPORT const char* vitoats_available_isa(int i) {
-  for (const vitoats::Kernels* const* k = vitoats::available_kernels(); *k; ++k)
-    if ((*k)->value_type == vitoats::ValueType::kFloat32 && i-- == 0) return (*k)->isa;
-  return nullptr;
+  const char* const* isa = vitoats::supported_isas();
+  for (; *isa && i > 0; --i) ++isa;
+  return *isa;
 }
 
 // Does fused multiply-adds on registers only; returns the number of floating-point operations. The caller measures the time.
 VITOATS_EXPORT double vitoats_fma(int64_t rounds) {
-  const vitoats::Kernels* kernels = vitoats::choose_kernels(vitoats::ValueType::kFloat32);
-  return kernels ? kernels->fma(rounds) : 0;
+  const char* isa = vitoats::chosen_isa();
+  return isa ? vitoats::float_row(vitoats::ValueType::kFloat32, isa).fma(rounds) : 0;
 }
 
 // Starts recording the nodes for which this thread creates kernels; forgets earlier records.

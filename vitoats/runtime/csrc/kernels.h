@@ -61,10 +61,7 @@ struct Kernels {
   double (*fma)(int64_t rounds);
 };
 
-// The rows that this processor supports, best first, terminated by nullptr.
-const Kernels* const* available_kernels();
-
-// The best row for a type, or the row of the instruction set in the environment variable VITOATS_ISA; nullptr if there is none.
-const Kernels* choose_kernels(ValueType type);
+// The best row for an instruction set that this processor supports (isa.h).
+const Kernels& float_row(ValueType type, const char* isa);
 
 }  // namespace vitoats

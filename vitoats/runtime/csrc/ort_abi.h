@@ -58,7 +58,7 @@ constexpr uint32_t kApiVersion = 17;
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
 enum Characteristic { kRequired = 0, kOptional = 1 };
-enum ElementType { kAny = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10 };
+enum ElementType { kAny = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kFloat16 = 10 };
 
 // An error status for an ONNX Runtime whose table is too short for Api.
 inline OrtStatus* status_of_old_runtime(const OrtApiBase* base, const char* message) {
@@ -81,6 +81,7 @@ struct Api {
   OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t);
   OrtStatus* (*GetSymbolicDimensions)(const OrtTensorTypeAndShapeInfo*, const char**, size_t);
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue*, OrtTensorTypeAndShapeInfo**);
+  OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo*, const char*, float*);
   OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo*, const char*, int64_t*);
   OrtStatus* (*KernelContext_GetInputCount)(const OrtKernelContext*, size_t*);
   OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext*, size_t, const OrtValue**);
@@ -109,6 +110,7 @@ struct Api {
     take(62, GetDimensions);
     take(63, GetSymbolicDimensions);
     take(65, GetTensorTypeAndShape);
+    take(85, KernelInfoGetAttribute_float);
     take(86, KernelInfoGetAttribute_int64);
     take(88, KernelContext_GetInputCount);
     take(90, KernelContext_GetInput);

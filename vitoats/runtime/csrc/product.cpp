@@ -10,15 +10,13 @@
 #include <unistd.h>
 #endif
 
-#include "flush_subnormals.h"
+#include "tasks.h"
 
 namespace vitoats {
 namespace {
 
 constexpr int64_t kPackColumns = 128;  // columns in a packing task
 constexpr int64_t kRankGroup = 4;      // rows of V that are computed together
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t first_level_cache() {
 #ifdef _SC_LEVEL1_DCACHE_SIZE
@@ -48,22 +46,6 @@ struct RowTasks {
   int64_t begin(int64_t task) const { return task * of_task; }
   int64_t end(int64_t task) const { return std::min(rows, begin(task) + of_task); }
 };
-
-// Runs body(i) for all i in [0, n), with subnormal numbers treated as zero.
-template <class Body>
-void run_tasks(const Parallel& parallel, int64_t n, const Body& body) {
-  const auto call = [](void* context, size_t i) {
-    const FlushSubnormals flush;
-    (*static_cast<const Body*>(context))(static_cast<int64_t>(i));
-  };
-  if (n > 0) parallel.run(call, static_cast<size_t>(n), const_cast<Body*>(&body));
-}
-
-// Runs body(tile, task) for each task of each tile.
-template <class Body>
-void run_tasks(const Parallel& parallel, int64_t tiles, int64_t tasks, const Body& body) {
-  run_tasks(parallel, tiles * tasks, [&](int64_t i) { body(i / tasks, i % tasks); });
-}
 
 // Splits tokens into tiles of as many vectors as fit into the L1 cache, and into chunks of as many tiles as fit into the
 // scratch memory.

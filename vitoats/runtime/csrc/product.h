@@ -7,22 +7,14 @@
 //   * subnormal numbers count as zero: in x, in float32 weights, and in all intermediate results.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 
 #include "kernels.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace vitoats {
-
-// Runs call(context, i) for all i in [0, n), in any order, on any threads.
-struct Parallel {
-  virtual void run(void (*call)(void* context, size_t i), size_t n, void* context) const = 0;
-
- protected:
-  ~Parallel() = default;
-};
 
 class Product {
  public:

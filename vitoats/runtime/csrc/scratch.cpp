@@ -1,5 +1,6 @@
 #include "scratch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <utility>
@@ -21,8 +22,13 @@ ScratchPool::Buffer ScratchPool::take(size_t bytes) {
   Buffer buffer;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!buffers_.empty()) {
-      buffer = std::move(buffers_.back());
+    const auto better = [bytes](const Buffer& a, const Buffer& b) {  // the smallest that is large enough, else the largest
+      return (a.bytes >= bytes) != (b.bytes >= bytes) ? a.bytes >= bytes : (a.bytes < b.bytes) == (a.bytes >= bytes);
+    };
+    const auto best = std::min_element(buffers_.begin(), buffers_.end(), better);
+    if (best != buffers_.end()) {
+      buffer = std::move(*best);
+      *best = std::move(buffers_.back());
       buffers_.pop_back();
     }
   }

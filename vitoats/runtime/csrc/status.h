@@ -16,7 +16,7 @@ struct Error {
 };
 
 [[noreturn]] inline void refuse(const std::string& message) {
-  throw Error{ort::kInvalidArgument, "vitoats::SparseMatMul: " + message};
+  throw Error{ort::kInvalidArgument, message};
 }
 
 // An error status from ONNX Runtime as an exception.
@@ -28,18 +28,18 @@ inline void check(OrtStatus* status) {
   if (status) throw StatusError{status};
 }
 
-// Runs body and converts any exception to a status.
+// Runs body and converts any exception to a status; messages of our own begin with name.
 template <class Body>
-OrtStatus* guarded(const ort::Api& api, Body body) noexcept {
+OrtStatus* guarded(const ort::Api& api, const char* name, Body body) noexcept {
   try {
     body();
     return nullptr;
   } catch (const StatusError& error) {
     return error.status;
   } catch (const Error& error) {
-    return api.CreateStatus(error.code, error.message.c_str());
+    return api.CreateStatus(error.code, (std::string(name) + ": " + error.message).c_str());
   } catch (const std::bad_alloc&) {
-    return api.CreateStatus(ort::kFail, "vitoats::SparseMatMul: out of memory");
+    return api.CreateStatus(ort::kFail, (std::string(name) + ": out of memory").c_str());
   } catch (const std::exception& error) {
     return api.CreateStatus(ort::kFail, error.what());
   }

@@ -1,48 +1,9 @@
-#include "constants.h"
+#include "sparse_matmul_constants.h"
+
+#include "node_inputs.h"
 
 namespace vitoats {
 namespace {
-
-// The inputs and attributes of a node in the model.
-class Inputs {
- public:
-  Inputs(const ort::Api& api, const OrtKernelInfo* info) : api_(api), info_(info) {
-    check(api.KernelInfo_GetInputCount(info, &count_));
-  }
-
-  size_t count() const { return count_; }
-
-  int64_t in_features() const {
-    int64_t found = 0;
-    if (OrtStatus* status = api_.KernelInfoGetAttribute_int64(info_, "in_features", &found)) {
-      api_.ReleaseStatus(status);
-      refuse("the attribute in_features (an integer) is missing");
-    }
-    if (found < 1) refuse("in_features is " + std::to_string(found) + ", not 1 or more");
-    return found;
-  }
-
-  // Null if the input is left out or not a constant.
-  const OrtValue* find_constant(size_t input) const {
-    int is_constant = 0;
-    const OrtValue* value = nullptr;
-    if (input < count_) check(api_.KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value));
-    return is_constant ? value : nullptr;
-  }
-
-  Tensor constant(size_t input, const char* name) const {
-    const OrtValue* value = find_constant(input);
-    if (!value) refuse(std::string(name) + " is not a constant of the model");
-    return {api_, value};
-  }
-
-  Tensor tensor(const OrtValue* value) const { return {api_, value}; }
-
- private:
-  const ort::Api& api_;
-  const OrtKernelInfo* info_;
-  size_t count_ = 0;
-};
 
 void check_finite(const Tensor& numbers, ValueType type, const char* name) {
   const Dimensions& d = numbers.dimensions();
@@ -81,7 +42,7 @@ SparseMatrix checked_sparse(const Tensor& values, const Tensor& mask, int64_t co
   return S;
 }
 
-LowRank checked_low_rank(const Inputs& inputs, const Tensor& values, const SparseMatrix& S) {
+LowRank checked_low_rank(const NodeInputs& inputs, const Tensor& values, const SparseMatrix& S) {
   if (inputs.count() < 6) refuse("there is U without V");
   const Tensor U = inputs.constant(4, "U"), V = inputs.constant(5, "V");
   if (U.type() != values.type() || V.type() != values.type()) refuse("U and V are not of the type of values");
@@ -99,8 +60,8 @@ LowRank checked_low_rank(const Inputs& inputs, const Tensor& values, const Spars
 
 // Sizes do not overflow: each product of two of them is zero or the number of elements of a tensor in memory.
 Weights checked_weights(const ort::Api& api, const OrtKernelInfo* info) {
-  const Inputs inputs(api, info);
-  const int64_t columns = inputs.in_features();
+  const NodeInputs inputs(api, info);
+  const int64_t columns = inputs.integer("in_features");
   const Tensor values = inputs.constant(1, "values"), mask = inputs.constant(2, "mask");
   const ValueType type = checked_type(values);
   const SparseMatrix S = checked_sparse(values, mask, columns);

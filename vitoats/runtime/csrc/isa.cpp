@@ -1,0 +1,68 @@
+#include "isa.h"
+
+#include <cstdlib>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace vitoats {
+
+#if defined(__x86_64__)
+bool amx_available();  // in a file of its own, compiled for AMX
+#endif
+
+namespace {
+
+struct Supported {
+  const char* list[8] = {};
+
+  Supported() {
+    int n = 0;
+    const auto add = [&](bool supported, const char* isa) {
+      if (supported) list[n++] = isa;
+    };
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+    unsigned a = 0, b, c, d;
+    const bool avx_vnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+    add(vnni && amx_available(), "amx");
+    add(vnni, "avx512_vnni");
+    add(avx512, "avx512");
+    add(avx_vnni, "avx_vnni");
+    add(avx2, "avx2");
+#elif defined(__aarch64__)
+#if defined(__linux__)
+    const bool dotprod = getauxval(AT_HWCAP) >> 20 & 1, i8mm = getauxval(AT_HWCAP2) >> 13 & 1;
+    add(dotprod && i8mm, "neon_i8mm");
+    add(dotprod, "neon_dotprod");
+#endif
+    add(true, "neon");
+#endif
+    add(true, "portable");
+  }
+};
+
+}  // namespace
+
+const char* const* supported_isas() {
+  static const Supported supported;
+  return supported.list;
+}
+
+const char* chosen_isa() {
+  const char* wanted = std::getenv("VITOATS_ISA");
+  if (!wanted || !*wanted) return supported_isas()[0];
+  for (const char* const* isa = supported_isas(); *isa; ++isa)
+    if (!std::strcmp(*isa, wanted)) return *isa;
+  return nullptr;
+}
+
+}  // namespace vitoats

@@ -1,0 +1,59 @@
+#include "operators.h"
+
+#include "int8_node.h"
+#include "sparse_matmul_node.h"
+
+namespace vitoats {
+namespace {
+
+OperatorKind sparse_matmul() {
+  OperatorKind kind;
+  kind.name = "SparseMatMul";
+  kind.since_version = 1;
+  kind.input_types = {ort::kFloat, ort::kAny, ort::kUint8, ort::kFloat, ort::kAny, ort::kAny};
+  kind.required = 3;
+  kind.create = [](const ort::Api& api, const OrtKernelInfo* info) { return std::make_unique<SparseMatMulNode>(api, info); };
+  kind.last_dimension = [](const std::vector<Dimensions>& inputs) { return inputs[2].size() == 2 ? inputs[2][0] : -1; };
+  return kind;
+}
+
+OperatorKind int8_matmul(const Int8Form& form) {
+  OperatorKind kind;
+  kind.name = form.name();
+  kind.since_version = 2;
+  kind.input_types = {ort::kFloat};
+  const auto add = [&kind](std::initializer_list<int> types) { kind.input_types.insert(kind.input_types.end(), types); };
+  if (form.layer_norm) add({ort::kFloat, ort::kFloat});
+  add({ort::kInt8});
+  if (form.sparse) add({ort::kUint8});
+  add({ort::kFloat, ort::kFloat});
+  if (form.sparse) add({ort::kInt8, ort::kFloat, ort::kInt8, ort::kFloat});
+  if (form.add) add({ort::kFloat});
+  kind.required = kind.input_types.size();
+  kind.create = [form](const ort::Api& api, const OrtKernelInfo* info) { return std::make_unique<Int8Node>(api, info, form); };
+  kind.last_dimension = [form](const std::vector<Dimensions>& inputs) {
+    const Dimensions& scale = inputs[form.scale()];
+    return scale.size() == 1 ? scale[0] : -1;
+  };
+  return kind;
+}
+
+std::vector<OperatorKind> all() {
+  std::vector<OperatorKind> kinds{sparse_matmul()};
+  for (const bool layer_norm : {false, true})
+    for (const bool sparse : {false, true}) {
+      kinds.push_back(int8_matmul({layer_norm, sparse, false, false}));
+      kinds.push_back(int8_matmul({layer_norm, sparse, true, false}));
+      kinds.push_back(int8_matmul({layer_norm, sparse, false, true}));
+    }
+  return kinds;
+}
+
+}  // namespace
+
+const std::vector<OperatorKind>& operators() {
+  static const auto* kinds = new std::vector<OperatorKind>(all());  // never freed: sessions may outlive static objects
+  return *kinds;
+}
+
+}  // namespace vitoats
