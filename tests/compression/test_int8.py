@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import vitoats
 from tests.calibration.states import collect
@@ -14,11 +15,14 @@ from vitoats.common.errors import InputError
 from vitoats.compression.layer import compress_layer, int8_linear
 from vitoats.compression.pipeline import compress
 from vitoats.compression.resume import BlockStore
+from vitoats.compression.run import draw_images
+from vitoats.compression.settings import make_job
 from vitoats.compression.smoothing import smooth
 from vitoats.compression.structural import prune
+from vitoats.evaluation.fidelity import relative_error
 from vitoats.format.int8 import fake_quantized
 from vitoats.format.int8_layers import Int8Linear, Int8SparseLowRankLinear, int8_linears, to_int8
-from vitoats.format.layers import compressed_layers
+from vitoats.format.layers import SparseLowRankLinear, compressed_layers
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import from_memory, load_model
 from vitoats.methods.magnitude import MagnitudeConfig
@@ -254,3 +258,26 @@ def test_a_dense_model_rounded_without_data_is_close():
         model.set_submodule(name, to_int8(model.get_submodule(name)))
     with torch.inference_mode():
         assert (model(IMAGES) - dense(IMAGES)).norm() < 0.05 * dense(IMAGES).norm()
+
+
+@torch.inference_mode()
+def test_int8_on_a_real_backbone():
+    """The embedded DINOv2-S-derived one, on images of the sample: dense, and with half of all weights, of the same support."""
+    loaded = load_model("dinov2s_derived", with_head=False)
+    held_out = draw_images(make_job("dinov2s_derived", nsamples=4), loaded).held_out["own"]
+    images = torch.stack([held_out[i][0] for i in range(16)])
+    forms: dict[str, list[nn.Module]] = {"dense": [], "sparse": []}
+    for form, models in forms.items():
+        model = copy.deepcopy(loaded.timm_model)
+        for layer in adapt(model, loaded.inputs).linears if form == "sparse" else ():
+            weight = layer.module.weight.detach()
+            S = torch.where(weight.abs() > weight.abs().median(), weight, 0)
+            none = [torch.zeros(len(S), 0)], [torch.zeros(0, S.shape[1])]
+            model.set_submodule(layer.name, SparseLowRankLinear(S, *none, layer.module.bias))
+        rounded = copy.deepcopy(model)
+        for name in [x.name for x in adapt(copy.deepcopy(loaded.timm_model), loaded.inputs).linears]:
+            rounded.set_submodule(name, to_int8(rounded.get_submodule(name)))
+        models += [model, rounded]
+    for form, models in forms.items():
+        float32, int8 = (model(images).numpy() for model in models)
+        assert relative_error(int8, float32) < 0.02, form
