@@ -176,6 +176,18 @@ def test_int8_weights_of_a_folder_and_of_a_dense_model(succeed, job, tiny_folder
         assert result["relative_error"] < 0.05
 
 
+def test_a_folder_with_int8_weights_keeps_them(succeed, refuse, job, image_tree, tmp_path):
+    folder = tmp_path / "out"
+    succeed(compress, *job, "--weights", "int8")
+    result = succeed(export_onnx, folder, "-o", tmp_path / "m.onnx", "--verify", "--data-dir", image_tree)
+    assert (result["int8"], result["sparse_nodes"]) == (True, 12)
+    assert result["relative_error"] < 0.05
+    for flag in ("--float16", "--matmul"):
+        assert flag in refuse(export_onnx, folder, "-o", tmp_path / "other.onnx", flag)
+    result = succeed(export_onnx, folder, "-o", tmp_path / "dense.onnx", "--dense")
+    assert (result["int8"], result["sparse_nodes"]) == (False, 0)
+
+
 def test_an_export_that_cannot_be_written_says_so_before_the_work(call, succeed, job, tmp_path):
     succeed(compress, *job)
     (tmp_path / "file").write_text("mine")

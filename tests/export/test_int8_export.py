@@ -17,9 +17,10 @@ from tests.models.test_architectures import ROTARY, STAGES, VIT, tiny_architectu
 from vitoats.common.errors import InputError
 from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
-from vitoats.export.int8_layers import _stacked, int8_layers, rounded
+from vitoats.export.int8_layers import ExportedInt8Layer, _stacked, int8_layers, rounded
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.int8 import dequantized
+from vitoats.format.int8_layers import Int8Linear
 from vitoats.format.layers import replace_module
 from vitoats.format.operator import ATTENTION, DOMAIN, INT8_OPERATORS
 from vitoats.format.tiles import untiled
@@ -332,6 +333,12 @@ def test_forms_without_int8_are_refused(sparse, tmp_path, arguments, said):
     with pytest.raises(InputError, match=said):
         export_onnx(sparse, tmp_path / "model.onnx", **arguments, int8=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_too_many_inputs_are_refused():
+    weight = torch.zeros(1, 70_000, dtype=torch.int8), torch.ones(1)
+    with pytest.raises(InputError, match="70000 inputs"):
+        ExportedInt8Layer(Int8Linear(weight))
 
 
 def test_a_layer_without_low_rank_that_keeps_most_weights_is_dense(sparse, tmp_path):
