@@ -122,6 +122,15 @@ def test_an_export_is_that_of_the_command_line(succeed, small, tmp_path, form):
     assert (tmp_path / "memory.onnx").stat().st_size > 1000
 
 
+def test_an_int8_export_is_that_of_the_command_line(succeed, small, tmp_path):
+    compressed, folder = small
+    succeed(export_onnx, folder, "-o", tmp_path / "cli.onnx", "--int8")
+    vitoats.export_onnx(compressed, tmp_path / "memory.onnx", int8=True)
+    vitoats.export_onnx(folder, tmp_path / "folder.onnx", int8=True)
+    assert filecmp.cmp(tmp_path / "cli.onnx", tmp_path / "folder.onnx", shallow=False)
+    assert (tmp_path / "memory.onnx").stat().st_size > 1000
+
+
 def test_an_evaluation_is_that_of_the_command_line(succeed, small, image_tree, tmp_path):
     compressed, folder = small
     said = succeed(eval_imagenet, "--model", folder, "--data-dir", image_tree, "-j", "0")

@@ -115,6 +115,9 @@ def test_a_results_file_that_cannot_be_written(call, job, tmp_path):
         (export_onnx, ["x", "-o", "m.onnx", "--inline", "--dense"], "--dense"),
         (export_onnx, ["x", "-o", "m.onnx", "--float16", "--dense"], "--float16"),
         (export_onnx, ["x", "-o", "m.onnx", "--data-dir", "y"], "--verify"),
+        (export_onnx, ["x", "-o", "m.onnx", "--int8", "--float16"], "--float16"),
+        (export_onnx, ["x", "-o", "m.onnx", "--int8", "--matmul"], "--matmul"),
+        (export_onnx, ["x", "-o", "m.onnx", "--int8", "--dense"], "--dense"),
         (eval_imagenet, [], "--model"),
         (eval_imagenet, ["--model", "vit_tiny_patch16_225", "--data-dir", "x"], "vit_tiny_patch16_224"),
         (eval_imagenet, ["--model", "x", "--num-samples", "0"], "--num-samples"),
@@ -162,6 +165,27 @@ def test_verify_compares_with_torch(succeed, job, image_tree, tmp_path, flags):
     assert result["native_nodes"] == result["sparse_nodes"]
     assert result["n_images"] > 0
     assert all(image["margin"] <= 2 * result["logit_error"] for image in result["differing"])
+
+
+def test_int8_weights_of_a_folder_and_of_a_dense_model(succeed, job, tiny_folder, image_tree, tmp_path):
+    succeed(compress, *job)
+    for name, source in {"sparse": [tmp_path / "out"], "dense": ["--model", f"local-dir:{tiny_folder}"]}.items():
+        file = tmp_path / f"{name}.onnx"
+        result = succeed(export_onnx, *source, "-o", file, "--int8", "--verify", "--data-dir", image_tree)
+        assert (result["int8"], result["float16"], result["sparse_nodes"]) == (True, False, 12)
+        assert result["relative_error"] < 0.05
+
+
+def test_a_folder_with_int8_weights_keeps_them(succeed, refuse, job, image_tree, tmp_path):
+    folder = tmp_path / "out"
+    succeed(compress, *job, "--weights", "int8")
+    result = succeed(export_onnx, folder, "-o", tmp_path / "m.onnx", "--verify", "--data-dir", image_tree)
+    assert (result["int8"], result["sparse_nodes"]) == (True, 12)
+    assert result["relative_error"] < 0.05
+    for flag in ("--float16", "--matmul"):
+        assert flag in refuse(export_onnx, folder, "-o", tmp_path / "other.onnx", flag)
+    result = succeed(export_onnx, folder, "-o", tmp_path / "dense.onnx", "--dense")
+    assert (result["int8"], result["sparse_nodes"]) == (False, 0)
 
 
 def test_an_export_that_cannot_be_written_says_so_before_the_work(call, succeed, job, tmp_path):

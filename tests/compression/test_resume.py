@@ -165,8 +165,9 @@ def test_whatever_happens_to_kept_blocks_the_result_is_that_of_a_whole_run(left,
 def test_a_block_of_other_layers_is_made_anew(left):
     """As after an update, by which another choice of layers would come out of the same settings."""
     store = BlockStore(left, "same", resume=True)
-    layers, rows = store.load(0, [f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")])
+    layers, rows, norms = store.load(0, [f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")])
     assert len(layers) == len(rows) == 4
+    assert norms == {}
     assert store.load(0, ["blocks.0.attn.qkv"]) is None
 
 

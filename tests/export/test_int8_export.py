@@ -17,9 +17,10 @@ from tests.models.test_architectures import ROTARY, STAGES, VIT, tiny_architectu
 from vitoats.common.errors import InputError
 from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
-from vitoats.export.int8_layers import _stacked, int8_layers, rounded
+from vitoats.export.int8_layers import ExportedInt8Layer, _stacked, int8_layers, rounded
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.int8 import dequantized
+from vitoats.format.int8_layers import Int8Linear
 from vitoats.format.layers import replace_module
 from vitoats.format.operator import ATTENTION, DOMAIN, INT8_OPERATORS
 from vitoats.format.tiles import untiled
@@ -166,6 +167,33 @@ def test_architectures_compute_the_same_whatever_is_fused(name, arguments, expec
         assert said is None or re.search(said, lines[0])
 
 
+@pytest.mark.parametrize("architecture", ["sparse", "layer scale", "windows"])
+def test_native_operators_compute_what_torch_simulates(sparse, architecture, tmp_path):
+    """Up to ties that rounding breaks differently: far closer than activations that are not quantized at all."""
+    if architecture == "layer scale":
+        sparse = tiny_architecture("deit3_small_patch16_224", {"img_size": 32, **VIT})
+    elif architecture == "windows":
+        name, arguments, *_ = next(row for row in ARCHITECTURES if "swin" in row[0])
+        sparse = tiny_architecture(name, {"img_size": 32, **arguments})
+    proto = export_onnx(sparse, tmp_path / "model.onnx", int8=True)
+    for node in proto.graph.node:  # attention in float32, as in torch
+        for attribute in node.attribute:
+            if attribute.name == "bfloat16":
+                attribute.i = 0
+    onnx.save(proto, tmp_path / "model.onnx")
+    loaded = rounded(sparse)
+    images = torch.randn(7, 3, 32, 32)
+    with torch.inference_mode():
+        expected = loaded.model(images).numpy()
+    native, functions = session(tmp_path / "model.onnx"), session(tmp_path / "model.onnx", native=False)
+    assert set(int8_layers(loaded.model)) <= set(native.native_nodes)
+
+    def error(opened) -> float:
+        return float(np.sqrt(((opened.run(None, {"images": images.numpy()})[0] - expected) ** 2).mean()))
+
+    assert error(native) < 0.5 * error(functions)
+
+
 def test_a_layer_scale_of_any_sign_is_folded(tmp_path):
     loaded = tiny_architecture("vit_small_patch14_reg4_dinov2", {"img_size": 28, **VIT, "depth": 1})
     for name, parameter in loaded.model.named_parameters():
@@ -305,6 +333,12 @@ def test_forms_without_int8_are_refused(sparse, tmp_path, arguments, said):
     with pytest.raises(InputError, match=said):
         export_onnx(sparse, tmp_path / "model.onnx", **arguments, int8=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_too_many_inputs_are_refused():
+    weight = torch.zeros(1, 70_000, dtype=torch.int8), torch.ones(1)
+    with pytest.raises(InputError, match="70000 inputs"):
+        ExportedInt8Layer(Int8Linear(weight))
 
 
 def test_a_layer_without_low_rank_that_keeps_most_weights_is_dense(sparse, tmp_path):

@@ -51,6 +51,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError(f"{args.output} does not end in .onnx: give --output a file such as model.onnx")
     if args.float16 and args.dense:
         raise InputError("--float16 stores S, U and V, which --dense folds: leave one of them out")
+    if args.int8 and (args.float16 or args.matmul or args.dense):
+        raise InputError("--int8 weights have no form for --float16, --matmul and --dense: leave one of them out")
     if args.data_dir and not args.verify:
         raise InputError("--data-dir is for --verify: add that, or leave it out")
     from vitoats.common.devices import set_threads

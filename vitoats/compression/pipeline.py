@@ -16,6 +16,7 @@ from vitoats.common.memory import return_freed_memory
 from vitoats.compression.layer import LayerRow, compress_layer
 from vitoats.compression.plan import Budget, CompressionPlan, plan_compression
 from vitoats.compression.resume import BlockStore
+from vitoats.compression.smoothing import smooth
 from vitoats.format.factored import Layer
 from vitoats.format.layers import replace_module
 from vitoats.models.adapter import adapt
@@ -134,18 +135,22 @@ def compress_blocks(
     n_blocks = len(plan.blocks)
     calibration = calibration_for(plan.target, hidden, plan.level, plan.keep, plan.int8)
     for index, block in enumerate(walk(plan.blocks, calibration)):
-        finished = state.load(index, [layer.name for layer in block.linears]) if state else None
+        names = [layer.name for layer in block.linears]
+        norms = smooth(block, hidden, names) if plan.int8 and names else {}
+        finished = state.load(index, names) if state else None
         calibration.enter(block, [] if finished else block.linears)
         return_freed_memory()
         if finished:
             progress(index, n_blocks, "resuming")
-            layers, block_rows = finished
+            layers, block_rows, norms = finished
+            for name, norm in norms.items():
+                block.model.get_parameter(name).data.copy_(norm)
             for name, layer in layers.items():
                 replace_module(block.model, name, layer.to(hidden.device))
         else:
             layers, block_rows = _compress_block(plan, block, calibration, partial(progress, index, n_blocks))
             if state:
-                state.save(index, layers, block_rows)
+                state.save(index, layers, block_rows, norms)
         rows += block_rows
         if index + 1 < n_blocks:
             progress(index, n_blocks, "propagating")

@@ -18,6 +18,7 @@ from vitoats.loading.checkpoint import about
 log = logging.getLogger("vitoats")
 
 STATE = "state.json"
+NORM = "norm of "  # begins the names of changed parameters of norms
 
 
 class BlockStore:
@@ -53,16 +54,16 @@ class BlockStore:
             self.remove()
             raise
 
-    def save(self, index: int, layers: dict[str, Layer], rows: list[LayerRow]) -> None:
-        """Writes a finished block."""
-        tensors: dict[str, Tensor] = {}
+    def save(self, index: int, layers: dict[str, Layer], rows: list[LayerRow], norms: dict[str, Tensor]) -> None:
+        """Writes a finished block; ``norms`` are parameters of its norms that were changed, by name."""
+        tensors = {NORM + name: norm for name, norm in norms.items()}
         for name, layer in layers.items():
             tensors |= factored.pack(name, layer)
         tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
         path, key = self.folder / _file_name(index), _key(index, self.fingerprint)
         write_tensors(path, key, tensors, [asdict(row) for row in rows], "free some space, then add `resume`")
 
-    def load(self, index: int, names: list[str]) -> tuple[dict[str, Layer], list[LayerRow]] | None:
+    def load(self, index: int, names: list[str]) -> tuple[dict[str, Layer], list[LayerRow], dict[str, Tensor]] | None:
         """Reads a finished block; None if there is none, or if this run did not write it.
 
         Args:
@@ -75,7 +76,8 @@ class BlockStore:
             rows = [_row(value) for value in values]
             if [row.name for row in rows] != names:
                 raise UnfitError("it has other layers")
-            return {row.name: _layer(row, tensors) for row in rows}, rows
+            norms = {name.removeprefix(NORM): tensor for name, tensor in tensors.items() if name.startswith(NORM)}
+            return {row.name: _layer(row, tensors) for row in rows}, rows, norms
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AssertionError) as error:

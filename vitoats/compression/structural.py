@@ -28,6 +28,7 @@ from vitoats.compression.estimates import estimate_memory
 from vitoats.compression.layer import int8_linear
 from vitoats.compression.pipeline import Progress
 from vitoats.compression.plan import plan_memory
+from vitoats.compression.smoothing import smooth
 from vitoats.format.layers import replace_module
 from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
@@ -201,6 +202,7 @@ def _round_blocks(
     """
     for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
         progress(index, "rounding")
+        smooth(block, hidden, [name for units in modules for name in units.inputs])
         for units in modules:
             for names in (units.inputs, (units.output,)):
                 statistics = input_statistics(hidden, block, "full", list(names), int8=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitoats.common.errors import InputError
 from vitoats.data.images import batches
 from vitoats.evaluation.accuracy import evaluate
-from vitoats.format.layers import compressed_layers
+from vitoats.format.layers import SparseLowRankLinear, compressed_layers
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.hooks import watch_inputs, watch_outputs
 from vitoats.models.inputs import ImageInputs
@@ -123,7 +123,9 @@ class Fidelity:
 
 @torch.inference_mode()
 def layer_error(dense: nn.Module, compressed: nn.Module, batches: Iterator[Tensor]) -> float | None:
-    """Mean over layers of ||y' - y||^2 / ||y - b||^2, None if no layer was replaced by a sparse + low-rank one.
+    """Mean over layers of ||y' - y||^2 / ||y - b||^2, None if no layer was replaced by a sparse + low-rank one in float32.
+
+    (Inputs of int8 layers are scaled, channel by channel: the dense layers do not fit them.)
 
     x is the layer's input in the compressed model; y' is the layer's output and y that of the dense layer, of bias b, for x.
 
@@ -132,7 +134,7 @@ def layer_error(dense: nn.Module, compressed: nn.Module, batches: Iterator[Tenso
         compressed: the model after.
         batches: images [b, 3, h, w].
     """
-    layers = compressed_layers(compressed)
+    layers = {name: layer for name, layer in compressed_layers(compressed).items() if isinstance(layer, SparseLowRankLinear)}
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
 
     def measure(name: str, x: Tensor, y: Tensor) -> None:

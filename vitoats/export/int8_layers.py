@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from vitoats.common.errors import InputError
 from vitoats.format import tiles
 from vitoats.format.int8_layers import Int8Linear, Int8SparseLowRankLinear, to_int8
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers, replace_module
@@ -12,6 +13,7 @@ from vitoats.format.operator import DENSE_INT8, DOMAIN, DOMAIN_VERSION, INT8_OPE
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.adapter import adapt
 
+MOST_INPUTS = 65_536
 Int8Layer = Int8SparseLowRankLinear | Int8Linear
 
 
@@ -23,7 +25,14 @@ class ExportedInt8Layer(nn.Module):
     """
 
     def __init__(self, layer: Int8Layer):
+        """Converts a layer.
+
+        Raises:
+            InputError: the layer has too many inputs for exact sums of int32.
+        """
         super().__init__()
+        if layer.in_features > MOST_INPUTS:
+            raise InputError(f"a layer has {layer.in_features} inputs, and int8 weights allow {MOST_INPUTS}: export in float32")
         self.in_features, self.out_features = layer.in_features, layer.out_features
         bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
         if isinstance(layer, Int8Linear):

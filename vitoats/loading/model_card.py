@@ -53,6 +53,8 @@ def _summary(about: Mapping[str, Any], source: str) -> str:
         return f"{source}, compressed with vitoats {version}."
     what = f"{len(about['layers'])} linear layers" if "layers" in about else f"{len(about['modules'])} attentions and MLPs"
     removed = f"{about['compression']:.2%} of the weights of {what} are removed"
+    if about.get("weight_type") == "int8":
+        removed += ", the others are int8"
     return f"{source}, compressed with vitoats {version} by the method {about['method']}: {removed}, without training."
 
 

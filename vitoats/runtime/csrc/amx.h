@@ -67,6 +67,13 @@ void load(const void* source, int64_t stride) {
 }
 
 template <int tile>
+void load_unordered(const void* source, int64_t stride) {
+  load<tile>(source, stride);
+}
+
+inline void fence() {}
+
+template <int tile>
 void store(void* target, int64_t stride) {
   for (int i = 0; i < state.configuration.rows[tile]; ++i)
     std::memcpy(static_cast<char*>(target) + i * stride, state.data[tile][i], state.configuration.row_bytes[tile]);
@@ -147,6 +154,14 @@ template <int tile>
 VITOATS_TILE void load(const void* source, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(tile) : "memory");
 }
+
+// The same, but the compiler may move other accesses to memory across it, up to the next fence or store.
+template <int tile>
+VITOATS_TILE void load_unordered(const void* source, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(tile));
+}
+
+VITOATS_TILE void fence() { asm volatile("" ::: "memory"); }
 
 template <int tile>
 VITOATS_TILE void store(void* target, int64_t stride) {

@@ -13,8 +13,8 @@ struct Amx : Vnni512 {
   };
 };
 
-// Two tiles of tokens by two strips. All tiles are whole: x is padded with zeros to whole steps, and rows of tokens that do not
-// exist are computed and ignored.
+// Up to two tiles of tokens by up to two strips, of which the second may be the first again. All tiles are whole: x is padded
+// with zeros to whole steps, and rows of tokens that do not exist are computed and ignored.
 template <>
 struct BlockProduct<Amx> {
   static int64_t steps(int64_t quads) { return divide_up(quads, kStepQuads); }
@@ -22,38 +22,46 @@ struct BlockProduct<Amx> {
   template <class SideWork>
   static void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
                   SideWork&& side_work) {
-    constexpr int64_t row = kPanelRows * sizeof(int32_t), step_bytes = kStepQuads * kQuadBytes, half = amx::kRows;
-    const int64_t end = steps(quads);
-    amx::zero<0>();
-    amx::zero<1>();
-    if (count <= half) {
-      for (int64_t i = 0; i < end; ++i) {
-        amx::load<4>(x + i * amx::kRowBytes, stride);
-        amx::load<6>(w0 + i * step_bytes, kQuadBytes);
-        amx::dpbusd<0, 4, 6>();
-        amx::load<7>(w1 + i * step_bytes, kQuadBytes);
-        amx::dpbusd<1, 4, 7>();
-        side_work();
-      }
+    if (count > amx::kRows) {
+      w0 == w1 ? product<2, 1>(x, stride, w0, w1, quads, sums, side_work) : product<2, 2>(x, stride, w0, w1, quads, sums, side_work);
     } else {
-      amx::zero<2>();
-      amx::zero<3>();
-      for (int64_t i = 0; i < end; ++i) {
-        amx::load<4>(x + i * amx::kRowBytes, stride);
-        amx::load<6>(w0 + i * step_bytes, kQuadBytes);
-        amx::dpbusd<0, 4, 6>();
-        amx::load<7>(w1 + i * step_bytes, kQuadBytes);
+      w0 == w1 ? product<1, 1>(x, stride, w0, w1, quads, sums, side_work) : product<1, 2>(x, stride, w0, w1, quads, sums, side_work);
+    }
+  }
+
+  template <int token_tiles, int strips, class SideWork>
+  static VITOATS_INLINE void product(const uint8_t* x, int64_t stride, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
+                                     SideWork&& side_work) {
+    constexpr int64_t row = kPanelRows * sizeof(int32_t), below = amx::kRows * kPanelRows;
+    const uint8_t* lower = x + amx::kRows * stride;
+    amx::fence();
+    amx::zero<0>();
+    if constexpr (strips > 1) amx::zero<1>();
+    if constexpr (token_tiles > 1) amx::zero<2>();
+    if constexpr (token_tiles > 1 && strips > 1) amx::zero<3>();
+    for (int64_t i = steps(quads); i > 0; --i) {
+      amx::load_unordered<4>(x, stride);
+      amx::load_unordered<6>(w0, kQuadBytes);
+      amx::dpbusd<0, 4, 6>();
+      if constexpr (strips > 1) {
+        amx::load_unordered<7>(w1, kQuadBytes);
         amx::dpbusd<1, 4, 7>();
-        amx::load<5>(x + half * stride + i * amx::kRowBytes, stride);
-        amx::dpbusd<2, 5, 6>();
-        amx::dpbusd<3, 5, 7>();
-        side_work();
       }
-      amx::store<2>(sums + half * kPanelRows, row);
-      amx::store<3>(sums + half * kPanelRows + kStripRows, row);
+      if constexpr (token_tiles > 1) {
+        amx::load_unordered<5>(lower, stride);
+        amx::dpbusd<2, 5, 6>();
+        if constexpr (strips > 1) amx::dpbusd<3, 5, 7>();
+      }
+      x += amx::kRowBytes;
+      lower += amx::kRowBytes;
+      w0 += kStepQuads * kQuadBytes;
+      w1 += kStepQuads * kQuadBytes;
+      side_work();
     }
     amx::store<0>(sums, row);
-    amx::store<1>(sums + kStripRows, row);
+    if constexpr (strips > 1) amx::store<1>(sums + kStripRows, row);
+    if constexpr (token_tiles > 1) amx::store<2>(sums + below, row);
+    if constexpr (token_tiles > 1 && strips > 1) amx::store<3>(sums + below + kStripRows, row);
   }
 };
 

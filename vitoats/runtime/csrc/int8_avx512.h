@@ -17,18 +17,19 @@ struct Int8Vector {
   static VITOATS_INLINE void storeu(float* p, T v) { _mm512_storeu_ps(p, v); }
   static VITOATS_INLINE T set1(float f) { return _mm512_set1_ps(f); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
+  static VITOATS_INLINE T fnmadd(T a, T b, T c) { return _mm512_fnmadd_ps(a, b, c); }
   static VITOATS_INLINE T add(T a, T b) { return _mm512_add_ps(a, b); }
   static VITOATS_INLINE T sub(T a, T b) { return _mm512_sub_ps(a, b); }
   static VITOATS_INLINE T mul(T a, T b) { return _mm512_mul_ps(a, b); }
   static VITOATS_INLINE T min(T a, T b) { return _mm512_min_ps(a, b); }
   static VITOATS_INLINE T max(T a, T b) { return _mm512_max_ps(a, b); }
-  static VITOATS_INLINE T round(T v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static VITOATS_INLINE __m512i set1_int(int32_t n) { return _mm512_set1_epi32(n); }
   static VITOATS_INLINE float sum(T v) { return _mm512_reduce_add_ps(v); }
   static VITOATS_INLINE float reduce_min(T v) { return _mm512_reduce_min_ps(v); }
   static VITOATS_INLINE float reduce_max(T v) { return _mm512_reduce_max_ps(v); }
   static VITOATS_INLINE T from_int(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
-  static VITOATS_INLINE void store_bytes(uint8_t* p, T v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+  static VITOATS_INLINE void store_bytes(uint8_t* p, T v, __m512i n) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(v), n)));
   }
 };
 

@@ -1,6 +1,7 @@
 // The int8 kernels, written once over an engine E, which an instruction set defines:
 //
-//   V                          a vector of floats (simd.h, quantize.h), which also has from_int(p): int32 lanes as floats
+//   V                          a vector of floats (simd.h, quantize.h), which also has from_int(p): int32 lanes as floats,
+//                              and fnmadd(a, b, c) = c - a b
 //   Weights, Sums              64 bytes of a strip (16 outputs of 4 inputs), and 16 sums in int32
 //   load(p), expand(mask, p)   Weights from memory; expand takes as many bytes as the mask has bits, and reads 64
 //   store(p, w)                Weights to memory
@@ -88,116 +89,196 @@ struct BlockProduct {
   }
 };
 
-// Expands the strips of a panel, a few quads at a time.
+// Makes the strips of a panel ready, a few quads at a time: expands sparse ones into memory of our own, and fetches dense ones
+// into the cache. Weights come from memory more slowly than AMX multiplies, so they are spread over the products of the panel
+// before. An odd last strip stands for both.
 template <class E>
-class Expansion {
+class Panel {
  public:
-  Expansion() = default;
-  Expansion(const SparseStrips& S, int64_t strip, int64_t strips, int8_t* target)
-      : quads_(S.quads), padded_(divide_up(S.quads, kStepQuads) * kStepQuads), strips_(strips), target_(target) {
-    for (int64_t i = 0; i < strips; ++i) {
-      masks_[i] = S.masks + 8 * (strip + i) * S.quads;
-      values_[i] = S.values[static_cast<size_t>(strip + i)];
+  Panel() = default;
+  Panel(const Int8Weights& weights, int64_t strip, int64_t second, int8_t* target) {
+    const size_t strips[] = {static_cast<size_t>(strip), static_cast<size_t>(second)};
+    quads_ = weights.sparse ? weights.S.quads : weights.dense.quads;
+    const int64_t padded = divide_up(quads_, kStepQuads) * kStepQuads * kQuadBytes;
+    for (int i = 0; i < kPanelStrips; ++i) {
+      if (!weights.sparse) {
+        strip_[i] = weights.dense.strip[strips[i]];
+        continue;
+      }
+      strip_[i] = target_[i] = target + (second == strip ? 0 : i * padded);
+      masks_[i] = weights.S.masks + 8 * static_cast<int64_t>(strips[i]) * quads_;
+      values_[i] = weights.S.values[strips[i]];
     }
   }
 
-  // Quads of each strip, the next ones.
-  VITOATS_INLINE void advance(int64_t n) {
-    const int64_t end = smaller(quad_ + n, quads_);
-    for (; quad_ < end; ++quad_)
-      for (int64_t i = 0; i < strips_; ++i) {
-        const uint64_t mask = mask_at(masks_[i], quad_);
-        E::store(target_ + (i * padded_ + quad_) * kQuadBytes, E::expand(mask, values_[i]));
-        values_[i] += __builtin_popcountll(mask);
-      }
+  // The next n quads of both strips.
+  VITOATS_NOINLINE void advance(int64_t n) {
+    const int64_t begin = quad_, end = quad_ = smaller(quad_ + n, quads_);
+    if (!target_[0]) {
+      for (int64_t quad = begin; quad < end; ++quad)
+        for (const int8_t* strip : strip_) __builtin_prefetch(strip + quad * kQuadBytes);
+      return;
+    }
+    const int8_t *first = values_[0], *second = values_[1];
+    const uint8_t *first_masks = masks_[0], *second_masks = masks_[1];
+    int8_t *first_target = target_[0] + begin * kQuadBytes, *second_target = target_[1] + begin * kQuadBytes;
+    for (int64_t quad = begin; quad < end; ++quad) {
+      const uint64_t mask = mask_at(first_masks, quad), second_mask = mask_at(second_masks, quad);
+      __builtin_prefetch(first + kFetchAhead);
+      __builtin_prefetch(second + kFetchAhead);
+      E::store(first_target, E::expand(mask, first));
+      E::store(second_target, E::expand(second_mask, second));
+      first += __builtin_popcountll(mask);
+      second += __builtin_popcountll(second_mask);
+      first_target += kQuadBytes;
+      second_target += kQuadBytes;
+    }
+    values_[0] = first;
+    values_[1] = second;
   }
 
   // All that is left; zeros up to a whole step.
   void finish() {
+    if (!target_[0]) return;
     advance(quads_);
-    for (int64_t i = 0; i < strips_; ++i)
-      std::memset(target_ + (i * padded_ + quads_) * kQuadBytes, 0, static_cast<size_t>((padded_ - quads_) * kQuadBytes));
+    const int64_t padded = divide_up(quads_, kStepQuads) * kStepQuads;
+    for (int8_t* target : target_) std::memset(target + quads_ * kQuadBytes, 0, static_cast<size_t>((padded - quads_) * kQuadBytes));
   }
 
-  const int8_t* strip(int64_t i) const { return target_ + smaller(i, strips_ - 1) * padded_ * kQuadBytes; }
+  const int8_t* strip(int i) const { return strip_[i]; }
 
  private:
-  int64_t quads_ = 0, padded_ = 0, strips_ = 0, quad_ = 0;
-  int8_t* target_ = nullptr;
+  static constexpr int64_t kFetchAhead = 1024;  // bytes
+
+  int64_t quads_ = 0, quad_ = 0;
+  const int8_t* strip_[kPanelStrips] = {};
+  int8_t* target_[kPanelStrips] = {};  // null for dense strips
   const uint8_t* masks_[kPanelStrips] = {};
   const int8_t* values_[kPanelStrips] = {};
 };
 
-// Outputs of a block from its sums: scales, bias, activation, residual. Rows are finished a few at a time.
-template <class E, bool with_gelu>
+// The outputs of a block from its sums: scales, bias, activation, residual. Tokens are finished a few at a time. The flags say
+// what there is to do.
+template <class E, bool with_gelu, bool with_z, bool with_residual>
 class Finish {
  public:
   Finish() = default;
-  Finish(const Int8Weights& weights, const Int8Tokens& tokens, const Int8Output& output, int64_t strip, int64_t strips, int64_t token,
+  Finish(const Int8Weights& w, const Int8Tokens& tokens, const Int8Output& output, int64_t strip, int64_t second, int64_t token,
          int64_t count, const BlockSums& sums)
-      : weights_(&weights), tokens_(&tokens), output_(&output), strip_(strip), strips_(strips), token_(token), count_(count),
-        sums_(&sums) {}
+      : left_(count),
+        width_(smaller(w.rows - strip * kStripRows, (second - strip + 1) * kStripRows)),
+        rows_(w.rows),
+        parts_(w.parts),
+        constants_{w.S_sum.data(), w.scale.data(), w.bias.data(), w.U_sum.data(), w.U_scale.data()},
+        scale_(tokens.quantized.scale + token),
+        zero_(tokens.quantized.zero + token),
+        S_(sums.S),
+        U_(sums.U),
+        y_(output.y + token * w.rows + strip * kStripRows),
+        residual_(with_residual ? output.residual + token * w.rows + strip * kStripRows : nullptr) {
+    for (const float*& constant : constants_) constant += strip * kStripRows;
+    const int64_t strips[] = {strip, second};
+    for (int i = 0; i < kPanelStrips && with_z; ++i) {
+      z_scale_[i] = tokens.quantized_z.scale + token * parts_ + w.part_of(strips[i]);
+      z_zero_[i] = tokens.quantized_z.zero + token * parts_ + w.part_of(strips[i]);
+    }
+  }
 
-  int64_t rows_left() const { return count_ - done_; }
+  int64_t tokens_left() const { return left_; }
 
-  VITOATS_INLINE void advance(int64_t n) {
-    const int64_t end = smaller(done_ + n, count_);
-    for (; done_ < end; ++done_)
-      for (int64_t i = 0; i < strips_; ++i) finish(done_, i);
+  void advance(int64_t n) {
+    n = smaller(n, left_);
+    if (n == 0) return;
+    if (width_ == kPanelRows) {
+      finish<kPanelRows>(n, y_, rows_, residual_, rows_);
+    } else {
+      finish_part(n);
+    }
+    left_ -= n;
+    scale_ += n;
+    zero_ += n;
+    for (int i = 0; i < kPanelStrips; ++i) {
+      z_scale_[i] += n * parts_;
+      z_zero_[i] += n * parts_;
+    }
+    S_ += n * kPanelRows;
+    U_ += n * kPanelRows;
+    y_ += n * rows_;
+    if (with_residual) residual_ += n * rows_;
   }
 
  private:
   using V = typename E::V;
+  enum Constant { kS_sum, kScale, kBias, kU_sum, kU_scale };
 
-  VITOATS_INLINE void finish(int64_t row, int64_t i) const {
-    const Int8Weights& w = *weights_;
-    const int64_t first = (strip_ + i) * kStripRows, token = token_ + row, part = w.part_of(strip_ + i);
-    const auto scale = V::set1(tokens_->quantized.scale[token]), zero = V::set1(-tokens_->quantized.zero[token]);
-    const int32_t *S = sums_->S + row * kPanelRows + i * kStripRows, *U = sums_->U + row * kPanelRows + i * kStripRows;
-    const int64_t at = token * w.parts + part, left = w.rows - first;
-    float* y = output_->y + token * w.rows + first;
-    alignas(64) float padded[kStripRows], residual[kStripRows];
-    const bool whole = left >= kStripRows;
-    const float* added = output_->residual ? output_->residual + token * w.rows + first : nullptr;
-    if (added && !whole) {
-      std::memcpy(residual, added, static_cast<size_t>(left) * sizeof(float));
-      added = residual;
-    }
-    float* target = whole ? y : padded;
-#pragma GCC unroll 4
-    for (int j = 0; j < kStripRows; j += V::lanes) {
-      const float* constants = w.scale.data() + first + j;
-      auto sum = V::fmadd(zero, V::loadu(w.S_sum.data() + first + j), V::from_int(S + j));
-      sum = V::fmadd(V::mul(sum, V::loadu(constants)), scale, V::loadu(w.bias.data() + first + j));
-      if (w.rank) {
-        const auto z_scale = V::set1(tokens_->quantized_z.scale[at]), z_zero = V::set1(-tokens_->quantized_z.zero[at]);
-        const auto z_sum = V::fmadd(z_zero, V::loadu(w.U_sum.data() + first + j), V::from_int(U + j));
-        sum = V::fmadd(V::mul(z_sum, V::loadu(w.U_scale.data() + first + j)), z_scale, sum);
+  // The first rows outputs of the next n tokens.
+  template <int rows>
+  VITOATS_NOINLINE void finish(int64_t n, float* y, int64_t y_stride, const float* residual, int64_t residual_stride) const {
+    constexpr int vectors = rows / V::lanes, of_strip = kStripRows / V::lanes;
+    const int32_t *S = S_, *U = U_;
+    const float *z_scale[] = {z_scale_[0], z_scale_[1]}, *z_zero[] = {z_zero_[0], z_zero_[1]};
+    const int64_t parts = parts_;
+    const float *S_sum = constants_[kS_sum], *scales = constants_[kScale], *bias = constants_[kBias], *U_sum = constants_[kU_sum],
+                *U_scale = constants_[kU_scale];
+    for (int64_t t = 0; t < n; ++t) {
+      const auto scale = V::set1(scale_[t]), zero = V::set1(zero_[t]);
+#pragma GCC unroll 8
+      for (int i = 0; i < vectors; ++i) {
+        const int j = i * V::lanes;
+        auto sum = V::fnmadd(zero, V::loadu(S_sum + j), V::from_int(S + j));
+        sum = V::fmadd(V::mul(sum, V::loadu(scales + j)), scale, V::loadu(bias + j));
+        if constexpr (with_z) {
+          const auto of_z = V::fnmadd(V::set1(*z_zero[i / of_strip]), V::loadu(U_sum + j), V::from_int(U + j));
+          sum = V::fmadd(V::mul(of_z, V::loadu(U_scale + j)), V::set1(*z_scale[i / of_strip]), sum);
+        }
+        if constexpr (with_gelu) sum = gelu<V>(sum);
+        if constexpr (with_residual) sum = V::add(sum, V::loadu(residual + j));
+        V::storeu(y + j, sum);
       }
-      if constexpr (with_gelu) sum = gelu<V>(sum);
-      if (added) sum = V::add(sum, V::loadu(added + j));
-      V::storeu(target + j, sum);
+      S += kPanelRows;
+      U += kPanelRows;
+      y += y_stride;
+      if constexpr (with_residual) residual += residual_stride;
+      if constexpr (with_z)
+        for (int i = 0; i < kPanelStrips; ++i) {
+          z_scale[i] += parts;
+          z_zero[i] += parts;
+        }
     }
-    if (!whole) std::memcpy(y, padded, static_cast<size_t>(left) * sizeof(float));
   }
 
-  const Int8Weights* weights_ = nullptr;
-  const Int8Tokens* tokens_ = nullptr;
-  const Int8Output* output_ = nullptr;
-  int64_t strip_ = 0, strips_ = 0, token_ = 0, count_ = 0, done_ = 0;
-  const BlockSums* sums_ = nullptr;
+  // The last outputs, where they are no whole panel. The constants are padded to whole strips.
+  VITOATS_NOINLINE void finish_part(int64_t n) const {
+    float padded[kMaxBlock * kPanelRows], residual[kMaxBlock * kPanelRows] = {};
+    const auto bytes = static_cast<size_t>(width_) * sizeof(float);
+    for (int64_t t = 0; t < n && with_residual; ++t) std::memcpy(residual + t * kPanelRows, residual_ + t * rows_, bytes);
+    if (width_ > kStripRows) {
+      finish<kPanelRows>(n, padded, kPanelRows, residual, kPanelRows);
+    } else {
+      finish<kStripRows>(n, padded, kPanelRows, residual, kPanelRows);
+    }
+    for (int64_t t = 0; t < n; ++t) std::memcpy(y_ + t * rows_, padded + t * kPanelRows, bytes);
+  }
+
+  int64_t left_ = 0, width_ = 0, rows_ = 0, parts_ = 0;
+  const float* constants_[5] = {};
+  const float *scale_ = nullptr, *zero_ = nullptr;
+  const float *z_scale_[kPanelStrips] = {}, *z_zero_[kPanelStrips] = {};
+  const int32_t *S_ = nullptr, *U_ = nullptr;
+  float* y_ = nullptr;
+  const float* residual_ = nullptr;
 };
 
 // What a product does between its steps.
-template <class E, bool with_gelu>
+template <class E, class FinishOf>
 struct SideWork {
-  Finish<E, with_gelu>& finish;
-  Expansion<E>& expansion;
-  int64_t rows, quads;  // at each call
+  FinishOf& finish;
+  Panel<E>& next;
+  int64_t tokens, quads;  // at each call
 
   VITOATS_INLINE void operator()() const {
-    finish.advance(rows);
-    expansion.advance(quads);
+    finish.advance(tokens);
+    next.advance(quads);
   }
 };
 
@@ -247,42 +328,44 @@ struct Int8KernelsOf {
 
   static void multiply(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end, const Int8Output& output,
                        int8_t* expanded) {
-    const auto run = weights.activation == Activation::kGelu ? multiply_by<true> : multiply_by<false>;
-    run(weights, tokens, strip, strip_end, output, expanded);
+    using Run = void (*)(const Int8Weights&, const Int8Tokens&, int64_t, int64_t, const Int8Output&, int8_t*);
+    constexpr Run runs[] = {multiply_to<Finish<E, false, false, false>>, multiply_to<Finish<E, false, false, true>>,
+                            multiply_to<Finish<E, false, true, false>>,  multiply_to<Finish<E, false, true, true>>,
+                            multiply_to<Finish<E, true, false, false>>,  multiply_to<Finish<E, true, false, true>>,
+                            multiply_to<Finish<E, true, true, false>>,   multiply_to<Finish<E, true, true, true>>};
+    const int index = (weights.activation == Activation::kGelu) * 4 + (weights.rank != 0) * 2 + (output.residual != nullptr);
+    runs[index](weights, tokens, strip, strip_end, output, expanded);
   }
 
-  template <bool with_gelu>
-  static void multiply_by(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end,
+  template <class FinishOf>
+  static void multiply_to(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end,
                           const Int8Output& output, int8_t* expanded) {
     const typename E::Scope scope;
-    if (weights.sparse && tokens.count <= kDotTokens) return multiply_few<with_gelu>(weights, tokens, strip, strip_end, output);
+    if (weights.sparse && tokens.count <= kDotTokens) return multiply_few<FinishOf>(weights, tokens, strip, strip_end, output);
     const int64_t quads = weights.sparse ? weights.S.quads : weights.dense.quads, blocks = divide_up(tokens.count, E::kTokens);
     const int64_t steps = BlockProduct<E>::steps(quads), half = expanded_bytes(weights) / 2;
     const auto panel = [&](int64_t s, int i) {
-      return weights.sparse && s < strip_end ? Expansion<E>(weights.S, s, smaller(kPanelStrips, strip_end - s), expanded + i * half)
-                                             : Expansion<E>();
+      return s < strip_end ? Panel<E>(weights, s, smaller(s + 1, strip_end - 1), expanded + i * half) : Panel<E>();
     };
     BlockSums sums[2];
     int turn = 0, side = 0;
-    Finish<E, with_gelu> finish;
-    Expansion<E> current = panel(strip, side);
+    FinishOf finish;
+    Panel<E> current = panel(strip, side);
     for (int64_t s = strip; s < strip_end; s += kPanelStrips) {
-      const int64_t strips = smaller(kPanelStrips, strip_end - s), second = s + strips - 1;
+      const int64_t second = smaller(s + 1, strip_end - 1);
       current.finish();
       side ^= 1;
-      Expansion<E> next = panel(s + kPanelStrips, side);
-      const int8_t* w0 = weights.sparse ? current.strip(0) : weights.dense.strip[static_cast<size_t>(s)];
-      const int8_t* w1 = weights.sparse ? current.strip(1) : weights.dense.strip[static_cast<size_t>(second)];
+      Panel<E> next = panel(s + kPanelStrips, side);
       const int64_t part = weights.part_of(s), part_end = weights.part_of(second);
       for (int64_t t = 0; t < tokens.count; t += E::kTokens) {
         const int64_t count = smaller(E::kTokens, tokens.count - t);
         BlockSums& block = sums[turn ^= 1];
-        const SideWork<E, with_gelu> side_work{finish, next, divide_up(finish.rows_left(), steps), divide_up(quads, steps * blocks)};
-        BlockProduct<E>::run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, w0, w1, quads, block.S,
-                        side_work);
+        const SideWork<E, FinishOf> side_work{finish, next, divide_up(finish.tokens_left(), steps), divide_up(quads, steps * blocks)};
+        BlockProduct<E>::run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, current.strip(0), current.strip(1),
+                             quads, block.S, side_work);
         finish.advance(kMaxBlock);
         if (weights.rank) multiply_z(weights, tokens, s, second, part, part_end, t, count, block.U);
-        finish = Finish<E, with_gelu>(weights, tokens, output, s, strips, t, count, block);
+        finish = FinishOf(weights, tokens, output, s, second, t, count, block);
       }
       current = next;
     }
@@ -307,7 +390,7 @@ struct Int8KernelsOf {
   }
 
   // Few tokens: the weights are multiplied as they are expanded, without a panel in memory.
-  template <bool with_gelu>
+  template <class FinishOf>
   static void multiply_few(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end,
                            const Int8Output& output) {
     BlockSums sums;
@@ -317,7 +400,7 @@ struct Int8KernelsOf {
       for (int64_t t = 0; weights.rank && t < tokens.count; t += E::kTokens)
         multiply_z(weights, tokens, s, s, weights.part_of(s), weights.part_of(s), t, smaller(E::kTokens, tokens.count - t),
                    sums.U + t * kPanelRows);
-      Finish<E, with_gelu>(weights, tokens, output, s, 1, 0, tokens.count, sums).advance(tokens.count);
+      FinishOf(weights, tokens, output, s, s, 0, tokens.count, sums).advance(tokens.count);
     }
   }
 

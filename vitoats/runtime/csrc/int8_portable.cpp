@@ -13,17 +13,20 @@ struct Scalar {
   static void storeu(float* p, T v) { *p = v; }
   static T set1(float f) { return f; }
   static T fmadd(T a, T b, T c) { return __builtin_fmaf(a, b, c); }
+  static T fnmadd(T a, T b, T c) { return __builtin_fmaf(-a, b, c); }
   static T add(T a, T b) { return a + b; }
   static T sub(T a, T b) { return a - b; }
   static T mul(T a, T b) { return a * b; }
   static T min(T a, T b) { return a < b ? a : b; }
   static T max(T a, T b) { return a > b ? a : b; }
-  static T round(T v) { return __builtin_nearbyintf(v); }
+  static int32_t set1_int(int32_t n) { return n; }
   static float sum(T v) { return v; }
   static float reduce_min(T v) { return v; }
   static float reduce_max(T v) { return v; }
   static T from_int(const int32_t* p) { return static_cast<float>(*p); }
-  static void store_bytes(uint8_t* p, T v) { *p = static_cast<uint8_t>(v); }
+  static void store_bytes(uint8_t* p, T v, int32_t n) {
+    *p = static_cast<uint8_t>(smaller(static_cast<int32_t>(__builtin_nearbyintf(v)) + n, 255));
+  }
 };
 
 struct Portable {

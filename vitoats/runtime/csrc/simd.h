@@ -15,6 +15,7 @@
 #include "float_weights.h"
 
 #define VITOATS_INLINE inline __attribute__((always_inline))
+#define VITOATS_NOINLINE __attribute__((noinline))
 
 namespace vitoats {
 namespace {
