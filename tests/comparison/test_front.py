@@ -81,6 +81,12 @@ def test_a_folder_of_something_else_is_left_alone(refuse, tiny_folder, data, tmp
     assert str(tmp_path) in refuse(front, *flags(tiny_folder, data, tmp_path)[:-1], tmp_path, warnings=True)
 
 
+@pytest.mark.parametrize("label", ["native", "wanda-int8"])
+def test_labels_of_its_own_rows_are_refused(refuse, tiny_folder, data, tmp_path, label):
+    argv = ["--model", f"local-dir:{tiny_folder}", "--data-dir", data, "--output", tmp_path / "out"]
+    assert label in refuse(front, *argv, "--methods", f"wanda,{label}=wanda")
+
+
 def rows_of(lost):
     """Rows with these points lost at 40 to 70 %, twice as fast each time."""
     rows = [

@@ -49,6 +49,8 @@ def make_front(args: Namespace) -> Any:
     options = read_options(args)
     settings: dict[str, dict[str, Any]] = {}
     for label, method in args.methods.items():
+        if label == "native" or label.endswith("-int8"):
+            raise InputError(f"--methods {label}: the front names a row like this itself: write another LABEL={method}")
         own = settings_of(args, label, method, options.get(label, {}))
         settings |= {label: own, f"{label}-int8": own | {"weights": "int8"}}
     runs, _ = plan(shared, settings, [OWN], args.compressions)
