@@ -27,6 +27,7 @@ namespace attention {
 
 constexpr int64_t kKeys = 512;                  // in a block
 constexpr int64_t kScoreStride = kKeys + 16;    // not a multiple of a page, or rows would compete for cache sets
+constexpr int64_t kAhead = 12;                  // rows from the one that is packed to the one that is prefetched
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kLowest = -3.402823466e38f;
 
@@ -89,11 +90,18 @@ VITOATS_INLINE typename A::V::T load_steps(const float* p, int64_t n, typename A
   return A::pack(first, second);
 }
 
+// Rows of one head are far apart, so that the processor does not foresee which is next.
+template <int write = 0>
+VITOATS_INLINE void prefetch_row(const Head& head, const float* part, int64_t stride, int64_t token) {
+  if (token >= head.tokens) return;
+  for (int64_t i = 0; i < head.width; i += 16) __builtin_prefetch(part + token * stride + i, write);
+}
+
 template <class A>
-void pack_queries(const Head& head, const Packed<A>& packed) {
+void pack_queries(const Head& head, const Packed<A>& packed, int64_t query) {
   using V = typename A::V;
   const auto factor = V::set1(head.scale * kLog2E);
-  for (int64_t i = 0; i < packed.queries; ++i) {
+  for (int64_t i = query; i < query + A::kQueries; ++i) {
     auto check = V::zero();
     for (int64_t s = 0; s < packed.steps; s += V::lanes) {
       const int64_t left = i < head.tokens ? head.width - s * A::kSteps : 0;
@@ -114,6 +122,7 @@ void pack_keys(const Head& head, const Packed<A>& packed) {
     const int64_t panel = key / (kPanel<V> * L) * (kPanel<V> * L);
     const int64_t panel_lanes = smaller(kPanel<V> * L, packed.key_lanes - panel);
     float* target = packed.k + panel * packed.steps + (key - panel);
+    for (int64_t i = 0; i < L; ++i) prefetch_row(head, head.k, head.stride, key + L + i);
     for (int64_t s = 0; s < packed.steps; s += L) {
       for (int64_t i = 0; i < L; ++i) {
         const int64_t left = key + i < head.tokens ? head.width - s * A::kSteps : 0;
@@ -135,22 +144,27 @@ void pack_keys(const Head& head, const Packed<A>& packed) {
 template <class A>
 void pack_values(const Head& head, const Packed<A>& packed) {
   using V = typename A::V;
-  constexpr int L = V::lanes;
+  constexpr int64_t kLanes = kPanel<V> * V::lanes;
   auto check = V::zero();
-  for (int64_t column = 0; column < packed.width_lanes; column += L) {
-    const int64_t panel = column / (kPanel<V> * L) * (kPanel<V> * L);
-    const int64_t panel_lanes = smaller(kPanel<V> * L, packed.width_lanes - panel);
-    float* target = packed.v + panel * packed.key_steps + (column - panel);
-    for (int64_t s = 0; s < packed.key_steps; ++s) {
-      typename V::T numbers[2] = {V::zero(), V::zero()};
-      for (int i = 0; i < A::kSteps; ++i) {
-        const int64_t key = s * A::kSteps + i;
-        if (key >= head.tokens) continue;
-        const float* row = head.v + key * head.stride;
-        numbers[i] = load_values<V>(row + column, row + head.width);
-        check = V::fmadd(numbers[i], V::zero(), check);
+  for (int64_t s = 0; s < packed.key_steps; ++s) {
+    const float* rows[2] = {};
+    for (int i = 0; i < A::kSteps; ++i) {
+      const int64_t key = s * A::kSteps + i;
+      if (key < head.tokens) rows[i] = head.v + key * head.stride;
+      prefetch_row(head, head.v, head.stride, key + kAhead);
+    }
+    for (int64_t panel = 0; panel < packed.width_lanes; panel += kLanes) {
+      const int64_t lanes = smaller(kLanes, packed.width_lanes - panel);
+      float* target = packed.v + panel * packed.key_steps + s * lanes;
+      for (int64_t lane = 0; lane < lanes; lane += V::lanes) {
+        typename V::T numbers[2] = {V::zero(), V::zero()};
+        for (int i = 0; i < A::kSteps; ++i) {
+          if (!rows[i]) continue;
+          numbers[i] = load_values<V>(rows[i] + panel + lane, rows[i] + head.width);
+          check = V::fmadd(numbers[i], V::zero(), check);
+        }
+        V::store(target + lane, A::interleave(numbers[0], numbers[1]));
       }
-      V::store(target + s * panel_lanes, A::interleave(numbers[0], numbers[1]));
     }
   }
   *packed.value_check = V::sum(check);
@@ -244,6 +258,11 @@ template <class A>
 void attend_block(const Head& head, const Packed<A>& packed, int64_t query, int64_t rows) {
   using V = typename A::V;
   constexpr int64_t kLanes = kPanel<V> * V::lanes;
+  pack_queries(head, packed, query);
+  for (int64_t i = query; i < query + A::kQueries; ++i) {
+    prefetch_row<1>(head, head.y, head.y_stride, i);
+    prefetch_row(head, head.q, head.stride, i + A::kQueries);  // of the next block
+  }
   Softmax<A> softmax;
   alignas(64) float product[A::kQueries * kLanes];
   for (int64_t i = 0; i < softmax.kRows; ++i) {
@@ -274,14 +293,13 @@ int64_t packed_size(const Head& head) {
 template <class A>
 void pack(const Head& head, HeadPart part, float* target) {
   const Packed<A> packed(head, target);
-  if (part == HeadPart::kQueries) pack_queries(head, packed);
   if (part == HeadPart::kKeys) pack_keys(head, packed);
   if (part == HeadPart::kValues) pack_values(head, packed);
 }
 
 template <class A>
-void attend(const Head& head, const float* source, int64_t query, int64_t query_end) {
-  const Packed<A> packed(head, const_cast<float*>(source));
+void attend(const Head& head, float* source, int64_t query, int64_t query_end) {
+  const Packed<A> packed(head, source);
   [[maybe_unused]] const typename A::Context context;
   for (; query < query_end; query += A::kQueries) attend_block(head, packed, query, smaller(A::kQueries, query_end - query));
 }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kFairTasks = 3;  // for each core, or one of them is left alone at the end for too long
 
-constexpr HeadPart kParts[] = {HeadPart::kQueries, HeadPart::kKeys, HeadPart::kValues};
+constexpr HeadPart kParts[] = {HeadPart::kKeys, HeadPart::kValues};
 
 }  // namespace
 
@@ -39,8 +39,8 @@ void Attention::run(const float* qkv, int64_t batch, int64_t tokens, int64_t wid
   const Scratch packed(*scratch_, bytes(at_once));
   for (int64_t first = 0; first < all; first += at_once) {
     const int64_t heads = std::min(at_once, all - first);
-    run_tasks(parallel, heads * 3, [&](int64_t i) {
-      kernels_.pack(head(first + i / 3), kParts[i % 3], packed.data() + i / 3 * size);
+    run_tasks(parallel, heads * 2, [&](int64_t i) {
+      kernels_.pack(head(first + i / 2), kParts[i % 2], packed.data() + i / 2 * size);
     });
     run_tasks(parallel, heads * blocks, [&](int64_t i) {
       const int64_t query = i % blocks * kernels_.queries;

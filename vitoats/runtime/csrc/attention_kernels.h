@@ -1,7 +1,7 @@
 // The table of attention kernels: a row for each instruction set and type of the products.
 //
-// A head is packed first: its queries, keys and values are copied in the layouts that the products read. Then blocks of queries
-// attend to all keys, independently of each other.
+// Keys and values of a head are packed first: copied in the layouts that the products read. Then blocks of queries attend to all
+// keys, independently of each other.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct Head {
   float scale;
 };
 
-enum class HeadPart { kQueries, kKeys, kValues };
+enum class HeadPart { kKeys, kValues };
 
 struct AttentionKernels {
   const char* isa;
@@ -27,8 +27,8 @@ struct AttentionKernels {
   int64_t (*packed_size)(const Head& head);
   // Packs one part; each writes its own part of packed.
   void (*pack)(const Head& head, HeadPart part, float* packed);
-  // y[query..query_end); query is a multiple of queries.
-  void (*attend)(const Head& head, const float* packed, int64_t query, int64_t query_end);
+  // y[query..query_end); query is a multiple of queries. packed has room for the packed queries, too.
+  void (*attend)(const Head& head, float* packed, int64_t query, int64_t query_end);
 };
 
 // The best row for an instruction set that this processor supports (isa.h), with products in bfloat16 only if they are allowed.
