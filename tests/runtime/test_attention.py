@@ -38,7 +38,7 @@ def open_model(model: ModelProto, threads: int = 1) -> ort.InferenceSession:
 
 
 def attention(qkv: np.ndarray, heads: int, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """In float64: y [b, t, heads width], the same with the sizes of v, and the largest sum of a score's sizes, [b, t, heads, 1]."""
+    """In float64: y [b, t, heads width], the same with sizes of v, and the largest sum of a score's sizes, [b, t, heads, 1]."""
     b, t, columns = qkv.shape
     q, k, v = qkv.astype(np.float64).reshape(b, t, 3, heads, columns // 3 // heads).transpose(2, 0, 3, 1, 4)
     scores = scale * q @ k.swapaxes(-1, -2)
@@ -108,7 +108,7 @@ def test_bfloat16_is_as_exact_as_its_rounding(isa):
 
 
 def test_exp_is_exact_to_two_units_in_the_last_place(isa):
-    """Two tokens with scores x and 0, and values 1 and 0: y = 2^x / (1 + 2^x) for the first; division adds at most two units."""
+    """Two tokens with scores x and 0, and values 1 and 0: y = e^x / (1 + e^x) for the first; dividing adds two units."""
     x = -np.concatenate([np.linspace(0, 30, 40_001), np.geomspace(1e-7, 86, 40_001)]).astype(np.float32)
     qkv = np.zeros((len(x), 2, 3), np.float32)
     qkv[:, 0, 0], qkv[:, 0, 1], qkv[:, 0, 2] = x, 1, 1
