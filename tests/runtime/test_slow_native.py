@@ -31,7 +31,7 @@ def run(*argv, **kwargs) -> str:
 def build(folder: Path, *options: str) -> Path:
     cmake = shutil.which("cmake", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
     run(cmake, "-S", SOURCES, "-B", folder, *options)
-    run(cmake, "--build", folder, "--target", "vitoats_ops", "check_kernels", "--parallel", "2")
+    run(cmake, "--build", folder, "--target", "vitoats_ops", "check_kernels", "check_attention", "--parallel", "2")
     return folder
 
 
@@ -44,6 +44,16 @@ def test_kernels_under_sanitizers(sanitized):
     """Every instruction set and type of weights against double precision, on buffers without slack."""
     rows = 2 * len(library.available_isas())
     assert run(sanitized / "check_kernels", "250", "1").endswith(f"{250 * rows} passed, 0 failed\n")
+
+
+def test_attention_under_sanitizers(sanitized):
+    assert run(sanitized / "check_attention", "60", "1").endswith(" passed, 0 failed\n")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is of x86-64")
+def test_attention_by_emulated_amx_under_sanitizers(tmp_path):
+    folder = build(tmp_path, "-DVITOATS_EMULATE_AMX=ON", "-DVITOATS_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    assert run(folder / "check_attention", "60", "2").endswith(" passed, 0 failed\n")
 
 
 @pytest.mark.parametrize("isa", library.available_isas())
@@ -68,6 +78,7 @@ def test_neon_by_emulation(tmp_path):
     system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
     build(tmp_path, *system, f"-DCMAKE_CXX_COMPILER={ARM_COMPILER}")
     assert run(ARM_EMULATOR, tmp_path / "check_kernels", "100", "1").endswith("400 passed, 0 failed\n")
+    assert run(ARM_EMULATOR, tmp_path / "check_attention", "30", "1").endswith(" passed, 0 failed\n")
 
 
 def test_the_same_binary_in_the_oldest_onnx_runtime(tmp_path):

@@ -1,62 +1,11 @@
-// Plain C++: 4 lanes that the compiler may map to any vector instructions.
 #include "float_kernels.h"
+#include "vector_portable.h"
+#include "vector_product.h"
 
 namespace vitoats {
-namespace {
-
-struct Vector {
-  static constexpr int lanes = 4;
-  static constexpr int registers = 16;
-  struct T {
-    float lane[lanes];
-  };
-  using Tail = NoTail;
-  static VITOATS_INLINE T zero() { return {}; }
-  static VITOATS_INLINE T load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-  static VITOATS_INLINE T loadu(const float* p) { return load(p); }
-  static VITOATS_INLINE void store(float* p, T v) { std::memcpy(p, v.lane, sizeof v.lane); }
-  static VITOATS_INLINE void storeu(float* p, T v) { store(p, v); }
-  static VITOATS_INLINE T set1(float f) { return {{f, f, f, f}}; }
-  static VITOATS_INLINE Tail::T half(T) { return {}; }
-  static VITOATS_INLINE T fmadd(T a, T b, T c) {
-    for (int i = 0; i < lanes; ++i) c.lane[i] += a.lane[i] * b.lane[i];
-    return c;
-  }
-  static VITOATS_INLINE T add(T a, T b) {
-    for (int i = 0; i < lanes; ++i) a.lane[i] += b.lane[i];
-    return a;
-  }
-  static VITOATS_INLINE float sum(T v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }
-  static VITOATS_INLINE T expand(T packed, uint32_t bits) {
-    T v{};
-    for (int i = 0, next = 0; i < lanes; ++i)
-      if (bits >> i & 1) v.lane[i] = packed.lane[next++];
-    return v;
-  }
-
-  // IEEE 754 half to single precision, without arithmetic on subnormal floats: they may be treated as zero.
-  static VITOATS_INLINE float widen1(uint16_t half) {
-    const uint32_t magnitude = half & 0x7fff;
-    if (magnitude < 0x400) {  // subnormal as a half, but not as a float
-      const float value = static_cast<float>(magnitude) * 0x1p-24f;
-      return half & 0x8000 ? -value : value;
-    }
-    const uint32_t bits = static_cast<uint32_t>(half & 0x8000) << 16 | ((magnitude << 13) + (112u << 23));
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-  }
-  static VITOATS_INLINE T widen(const uint16_t* p) { return {{widen1(p[0]), widen1(p[1]), widen1(p[2]), widen1(p[3])}}; }
-
-  static void transpose(const float* source, int64_t source_stride, float* target, int64_t target_stride) {
-    for (int i = 0; i < lanes; ++i)
-      for (int j = 0; j < lanes; ++j) target[i * target_stride + j] = source[j * source_stride + i];
-  }
-};
-
-}  // namespace
 
 extern const Kernels kPortableFloat32 = float_kernels<Vector, float>("portable", ValueType::kFloat32);
 extern const Kernels kPortableFloat16 = float_kernels<Vector, uint16_t>("portable", ValueType::kFloat16);
+extern const AttentionKernels kAttentionPortable = attention::kernels<attention::Float32<Vector>>("portable");
 
 }  // namespace vitoats

@@ -14,14 +14,13 @@ class NodeInputs {
 
   size_t count() const { return count_; }
 
-  // At least 1.
-  int64_t integer(const char* attribute) const {
+  int64_t integer(const char* attribute, int64_t least = 1) const {
     int64_t found = 0;
     if (OrtStatus* status = api_.KernelInfoGetAttribute_int64(info_, attribute, &found)) {
       api_.ReleaseStatus(status);
       refuse("the attribute " + std::string(attribute) + " (an integer) is missing");
     }
-    if (found < 1) refuse(std::string(attribute) + " is " + std::to_string(found) + ", not 1 or more");
+    if (found < least) refuse(std::string(attribute) + " is " + std::to_string(found) + ", not " + std::to_string(least) + " or more");
     return found;
   }
 

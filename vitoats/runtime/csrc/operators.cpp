@@ -1,5 +1,6 @@
 #include "operators.h"
 
+#include "attention_node.h"
 #include "int8_node.h"
 #include "sparse_matmul_node.h"
 
@@ -38,8 +39,22 @@ OperatorKind int8_matmul(const Int8Form& form) {
   return kind;
 }
 
+OperatorKind qkv_attention() {
+  OperatorKind kind;
+  kind.name = "QKVAttention";
+  kind.since_version = 2;
+  kind.input_types = {ort::kFloat};
+  kind.required = 1;
+  kind.create = [](const ort::Api& api, const OrtKernelInfo* info) { return std::make_unique<AttentionNode>(api, info); };
+  kind.last_dimension = [](const std::vector<Dimensions>& inputs) {
+    const int64_t columns = inputs[0].size() == 3 ? inputs[0][2] : -1;
+    return columns >= 0 && columns % 3 == 0 ? columns / 3 : -1;
+  };
+  return kind;
+}
+
 std::vector<OperatorKind> all() {
-  std::vector<OperatorKind> kinds{sparse_matmul()};
+  std::vector<OperatorKind> kinds{sparse_matmul(), qkv_attention()};
   for (const bool layer_norm : {false, true})
     for (const bool sparse : {false, true}) {
       kinds.push_back(int8_matmul({layer_norm, sparse, false, false}));

@@ -1,9 +1,11 @@
 // Code shared by the kernels of all instruction sets: templates over a vector type V that each instruction set defines.
 //
 // V has: lanes; registers; T; zero(); load(p), loadu(p), store(p, v), storeu(p, v); set1(float); fmadd(a, b, c) = a b + c;
-// add(a, b); sum(v); expand(packed, bits): moves the packed lanes, in order, to the lanes whose bits are set, zero elsewhere;
-// widen(p): float16 lanes to float; transpose(source, source_stride, target, target_stride): transposes a square of lanes x
-// lanes; Tail: half a vector, or NoTail; half(v): the first half of v.
+// add(a, b), sub(a, b), mul(a, b); max(a, b), which is b if b is NaN; sum(v), largest(v); round(v): to the nearest whole number;
+// ldexp(v, n) = v 2^n for whole n <= 0: NaN if n is NaN, and zero may stand for a subnormal result; expand(packed, bits): moves
+// the packed lanes, in order, to the lanes whose bits are set, zero elsewhere; widen(p): float16 lanes to float;
+// transpose(source, source_stride, target, target_stride): transposes a square of lanes x lanes; Tail: half a vector, or NoTail;
+// half(v): the first half of v.
 //
 // Everything here has internal linkage and uses no function template of the standard library: the linker keeps only one copy of
 // those, possibly one with instructions that this processor lacks.
@@ -59,6 +61,15 @@ VITOATS_INLINE typename V::T load_values(const uint16_t* p, const uint16_t* end)
   alignas(64) uint16_t padded[V::lanes] = {};
   if (p < end) std::memcpy(padded, p, static_cast<size_t>(end - p) * sizeof(uint16_t));
   return V::widen(padded);
+}
+
+// Stores the first n lanes, at most all.
+template <class V>
+VITOATS_INLINE void store_values(float* p, int64_t n, typename V::T v) {
+  if (n >= V::lanes) return V::storeu(p, v);
+  alignas(64) float padded[V::lanes];
+  V::store(padded, v);
+  std::memcpy(p, padded, static_cast<size_t>(n) * sizeof(float));
 }
 
 // target [n] += bias [n].
