@@ -8,27 +8,37 @@ from torch import nn
 
 from tests.calibration.states import collect
 from tests.conftest import make_tiny
+from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.compression.pipeline import compress
 from vitoats.compression.resume import BlockStore
+from vitoats.compression.run import draw_images
+from vitoats.compression.settings import make_job
 from vitoats.compression.smoothing import smooth
+from vitoats.evaluation.fidelity import relative_error
 from vitoats.format.int8_layers import to_int8
+from vitoats.loading.load import load_model
 from vitoats.methods.mrp import MRPConfig
 from vitoats.models.adapter import adapt
 from vitoats.models.inputs import ImageInputs
 
 IMAGES = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+TINY_INPUTS = ImageInputs(32)
 PAIRS = (("norm1", "attn.qkv"), ("norm2", "mlp.fc1"))
 
 
 def with_outliers(factor=100.0, channel=7) -> nn.Module:
     """The tiny model with one channel behind each norm made larger, and its weights smaller: the same function."""
     model = make_tiny().requires_grad_(False)
+    enlarge(model, factor, channel)
+    return model
+
+
+def enlarge(model, factor, channel=7) -> None:
     for block in model.blocks:
         for norm, layer in PAIRS:
             for parameter in block.get_submodule(norm).parameters():
-                parameter[channel] *= factor
-            block.get_submodule(layer).weight[:, channel] /= factor
-    return model
+                parameter.data[channel] *= factor
+            block.get_submodule(layer).weight.data[:, channel] /= factor
 
 
 def smoothed(model) -> nn.Module:
@@ -39,9 +49,9 @@ def smoothed(model) -> nn.Module:
     return model
 
 
-def rounded(model) -> nn.Module:
+def rounded(model, inputs=TINY_INPUTS) -> nn.Module:
     model = copy.deepcopy(model)
-    for layer in adapt(model, ImageInputs(32)).linears:
+    for layer in adapt(model, inputs).linears:
         model.set_submodule(layer.name, to_int8(layer.module))
     return model
 
@@ -133,3 +143,28 @@ def test_compression_smooths_for_int8_alone(tmp_path, int8):
     again = make_tiny()
     compress(again, iter(IMAGES.split(3)), state=store, **options)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+@torch.inference_mode()
+def test_outliers_on_a_real_backbone():
+    """The figures of docs/methods.md, on fewer images: the embedded backbone, with a channel made 100 times as large."""
+    loaded = load_model("dinov2s_derived", with_head=False)
+    held_out = draw_images(make_job("dinov2s_derived", nsamples=4), loaded).held_out
+    images = torch.stack([kind[i][0] for kind in held_out.values() for i in range(8)])
+    dense = loaded.timm_model
+    outliers = copy.deepcopy(dense)
+    enlarge(outliers, 100.0)
+    remedied = copy.deepcopy(outliers)
+    adapter = adapt(remedied, loaded.inputs)
+    hidden = HiddenStates.collect(adapter, iter([images]), len(images), len(images))
+    for block in adapter.blocks:
+        smooth(block, hidden, [layer.name for layer in block.linears])
+        hidden.advance(block)
+    expected = dense(images).numpy()
+    for model in (outliers, remedied):
+        assert relative_error(model(images).numpy(), expected) < 1e-6
+    plain, spoilt, smoothed_again = (
+        relative_error(rounded(model, loaded.inputs)(images).numpy(), expected) for model in (dense, outliers, remedied)
+    )
+    assert spoilt > 5 * plain
+    assert smoothed_again < 1.1 * plain
