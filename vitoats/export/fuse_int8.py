@@ -58,7 +58,9 @@ def _with_constant(node: ir.Node) -> ir.Node | None:
     y = node.outputs[0]
     after = only_consumer(y, "Mul", "Add")
     values = None if after is None else constant(other_input(after, y))
-    if after is None or values is None or y.shape is None or values.shape[-1:] != (y.shape[-1],) or values.size != y.shape[-1]:
+    if after is None or values is None or y.shape is None or values.ndim > y.shape.rank():
+        return None
+    if values.shape[-1:] != (y.shape[-1],) or values.size != y.shape[-1]:
         return None
     values = values.reshape(-1)
     inputs = dict(zip(_operator(node).inputs, node.inputs, strict=True))
@@ -113,7 +115,7 @@ def _with_residual(node: ir.Node) -> ir.Node | None:
     y = node.outputs[0]
     after = only_consumer(y, "Add")
     residual = None if after is None else other_input(after, y)
-    if after is None or residual is None or y.shape is None or y.shape != residual.shape:
+    if after is None or residual is None or y.shape is None or y.shape != residual.shape or y.shape.has_unknown_dim():
         return None
     operator = int8_operator(_operator(node).weights, _operator(node).layer_norm, "Add")
     return replace([node, after], operator.name, node.name, [*node.inputs, residual], _attributes(node))

@@ -1,5 +1,6 @@
 """What the rewrites of a traced graph share: constants, uses, and the replacement of nodes by one of ours."""
 
+import ast
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -50,8 +51,7 @@ def permutation(node: ir.Node) -> tuple[int, ...]:
 
 def layer_name(node: ir.Node) -> str:
     """The name of the module whose forward the exporter was tracing when it made the node."""
-    scopes = node.metadata_props["pkg.torch.onnx.name_scopes"]
-    return scopes.strip("[]").split(", ")[-2].strip("'")
+    return ast.literal_eval(node.metadata_props["pkg.torch.onnx.name_scopes"])[-2]
 
 
 def replace(
