@@ -12,7 +12,7 @@ import numpy as np
 
 from vitoats.benchmark.onnx_models import dense_model, int8_model, sparse_model
 from vitoats.benchmark.products import Pattern, Product, copies_beyond_cache, product_ms, random_zeros
-from vitoats.benchmark.timing import Progress
+from vitoats.common.progress import StageProgress
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ProductTimes:
 
 
 def time_products(
-    grid: Grid, peak_gflops: float, float16: bool = False, seed: int = 0, progress: Progress = lambda *_: None
+    grid: Grid, peak_gflops: float, float16: bool = False, seed: int = 0, progress: StageProgress = lambda *_: None
 ) -> list[ProductTimes]:
     """Times all products of a grid.
 

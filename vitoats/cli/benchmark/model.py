@@ -82,16 +82,21 @@ def write_variants(loaded: "LoadedModel", configs: "list[OATSConfig]", seed: int
     """Exports the model dense, quantized, and compressed by OATS in all forms; the dense variant comes first."""
     from vitoats.benchmark.model import compressed_variants, dense_variants, openvino_variants
     from vitoats.compression.pipeline import compress
+    from vitoats.compression.plan import plan_compression
+    from vitoats.compression.settings import make_job
+    from vitoats.models.adapter import adapt
 
     common.log.info("exporting %s", loaded.name)
     dense, int8 = dense_variants(loaded, folder)
     variants = [dense, int8]
     noise = loaded.inputs.noise(N_IMAGES, seed)
+    job = make_job(loaded.name, "noise", method="oats")
     for config in configs:
         percent = 100 * config.total_compression()
         common.log.info("compressing by %g %%", percent)
         small = copy.deepcopy(loaded)
-        compress(small.timm_model, iter([noise]), method="oats", config=config, inputs=loaded.inputs, nsamples=len(noise))
+        adapter = adapt(small.timm_model, loaded.inputs)
+        compress(plan_compression(adapter, dataclasses.replace(job, config=config), len(noise)), iter([noise]))
         folded = config is configs[0]  # the speed of a dense matrix does not depend on the compression
         variants += compressed_variants(small, f"oats-{percent:g}", folder, folded)
     return variants + openvino_variants(dense, int8)
