@@ -186,6 +186,22 @@ class TestWhatCannotShrinkStays:
         with torch.inference_mode():
             assert model(torch.randn(2, 3, 32, 32)).shape == (2, 4)
 
+    @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+    def test_later_stages_are_tried_on_hidden_states_of_their_own_shape(self, name):
+        """Their width and number of tokens differ from the first stage's."""
+        sizes = {"img_size": 32, "embed_dim": 24, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4}
+        model, images = timm.create_model(name, num_classes=4, **sizes).eval(), torch.randn(6, 3, 32, 32)
+        report = run(model, images, compression=0.3)
+        assert [row.name for row in report.modules if row.kind == "neurons"] == [
+            "layers.0.blocks.0.mlp",
+            "layers.1.blocks.0.mlp",
+            "layers.1.blocks.1.mlp",
+        ]
+        assert all(row.kept < row.before for row in report.modules)
+        assert report.compression == pytest.approx(0.3, abs=report.unit)
+        with torch.inference_mode():
+            assert torch.isfinite(model(images)).all()
+
     def test_a_compressed_model(self):
         model, images = make_tiny(), torch.randn(4, 3, 32, 32)
         compress_in_place(model, images, job_of("oats", OATSConfig(iterations=2)))

@@ -169,6 +169,7 @@ def _prune_blocks(
     return rows
 
 
+@torch.inference_mode()
 def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]], list[tuple[str, str]]]:
     """The removable units of each block, and (name, reason) of all layers that stay unchanged.
 
@@ -196,6 +197,7 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
             else:
                 log.warning("%s stays as it is: %s", units.module, reason)
                 reasons |= dict.fromkeys(layers, reason)
+        hidden = block.run(hidden)
     if not any(found):
         raise InputError("the blocks have no attention or MLP whose heads or neurons can be removed: use another `method`")
     return found, adapter.skipped + list(reasons.items())
