@@ -162,6 +162,18 @@ def test_onnx_runtime_knows_the_gelu(exported, form, tmp_path):
     assert optimized_operators(exported[form][1], tmp_path)["Erf"] == 0
 
 
+def test_outputs_that_are_not_finite_do_not_agree(tiny_compressed, exported):
+    """The largest of 0 and NaN is 0."""
+    broken = copy.deepcopy(tiny_compressed)
+    broken.model.head.bias.data[0] = float("nan")
+    with pytest.raises(RunError, match="outputs of the torch model are not finite"):
+        verify(broken, session(exported["sparse"][1]))
+    images = IMAGES.clone()
+    images[2] = float("inf")
+    with pytest.raises(RunError, match="for 1 of the 7 images"):
+        verify(tiny_compressed, session(exported["sparse"][1]), [(images, torch.zeros(7))])
+
+
 def test_verify_measures_and_lists(tiny_compressed, exported):
     labels = torch.zeros(len(IMAGES), dtype=torch.long)
     right = verify(tiny_compressed, session(exported["sparse"][1]), [(IMAGES, labels)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitoats.calibration.targets import OutputError, corrected
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError
 from vitoats.format.decomposition import Decomposition
 from vitoats.format.layers import SparseLowRankLinear
 from vitoats.methods.registry import Method, measured
@@ -105,6 +105,7 @@ def compress_layer(
 
     Raises:
         InputError: the method refuses the layer; the message names it.
+        RunError: the result is not finite.
     """
     start = time.perf_counter()
     weight = layer.module.weight.detach().float()
@@ -126,6 +127,8 @@ def compress_layer(
         parts = problem.solve(solve)
     except InputError as refusal:
         raise InputError(f"{layer.name}: {refusal}") from None
+    if not all(torch.isfinite(x).all() for part in parts for x in (part.S, part.U, part.V)):
+        raise RunError(f"{layer.name}: the result is not finite (NaN or Inf): raise `damping`, or use another `method`")
     if refit_bias:
         lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.chunk(layer.parts), parts, strict=True)])
         bias = problem.refitted_bias(lost)
