@@ -25,9 +25,7 @@ METHOD = "oats-h"
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: values of settings that are not given
     "oats-h": {"fast": {"solver": "support", "iterations": 20, "allocation": "uniform", "nsamples": 128}},
 }
-# Damping if a method that mixes in images by default is called without a mix (docs/oats-h.md, Images of other kinds). Found by
-# trial. To compare: tools/compare.py --methods a=oats-h,b=oats-h --options a:calibration_mix=none
-# --options b:calibration_mix=none,damping=0.01
+# damping if a method that mixes in images by default is called without a mix; found by trial: docs/oats-h.md, Constants
 CLOSED_DOMAIN_DAMPING = 0.1
 
 
