@@ -12,13 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.allocation.constraint import Constraint
 from vitoats.allocation.cost import CostTable, LayerFootprint, exported_bytes, exported_dense, exported_int8_bytes, footprint
 from vitoats.allocation.lagrange import LEAST_KEPT
 from vitoats.allocation.sensitivity import RATES, Sensitivity
 from vitoats.common.errors import InputError
 from vitoats.compression.constraints import GRAPH_BYTES, NODE_BYTES
-from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import compressed_layers
@@ -271,7 +271,7 @@ METHODS = ["oats", "oats", "oats", "magnitude", "svd"]
 @pytest.mark.parametrize("fused", [False, True])
 def test_content_is_what_a_method_leaves(tiny, method, config, fused):
     shapes = layer_shapes(adapt(tiny, ImageInputs(32)), fused)
-    compress(tiny, iter([IMAGES]), method=method, config=config, inputs=ImageInputs(32), nsamples=6, fused_qkv=fused)
+    compress_in_place(tiny, IMAGES, job_of(method, config, fused_qkv=fused))
     for name, layer in compressed_layers(tiny).items():
         expected = footprint(shapes[name], config)
         assert (layer.nonzeros, layer.kept_parameters) == (expected.nonzeros, expected.parameters)
@@ -436,7 +436,7 @@ def test_predicted_bytes_are_those_of_the_exported_file(tmp_path, mixed):
     rest = (4 * others + GRAPH_BYTES + NODE_BYTES * len(names)) / 1e6
     wanted = goal(model=model, rest=rest)
     predicted = wanted.predicted(wanted.footprints(wanted.config, budgets))
-    compress(model, iter([IMAGES]), method="oats", config=wanted.config, inputs=ImageInputs(32), nsamples=6, budgets=budgets)
+    compress_in_place(model, IMAGES, job_of("oats", wanted.config), budgets)
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx")
     weights = sum(len(t.raw_data) for t in proto.graph.initializer if t.data_type != onnx.TensorProto.INT64) / 1e6
@@ -452,15 +452,7 @@ def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
     before = copy.deepcopy(model)
     names = [f"blocks.{i}.attn.qkv" for i in range(3)]
     budgets = {name: {"compression": 0.0, "rank_ratio": 0.0} for name in names}
-    compress(
-        model,
-        iter([IMAGES]),
-        method="oats-h",
-        config=OATSHConfig(iterations=5),
-        inputs=ImageInputs(32),
-        nsamples=6,
-        budgets=budgets,
-    )
+    compress_in_place(model, IMAGES, job_of("oats-h", OATSHConfig(iterations=5)), budgets)
     for name in names:
         assert torch.equal(compressed_layers(model)[name].weight, before.get_submodule(name).weight)
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
@@ -476,9 +468,7 @@ def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
 
 def test_a_model_of_dense_layers_alone_has_no_operator(tmp_path):
     model = make_tiny()
-    compress(
-        model, iter([IMAGES]), method="magnitude", config=MagnitudeConfig(compression=0.0), inputs=ImageInputs(32), nsamples=6
-    )
+    compress_in_place(model, IMAGES, job_of("magnitude", MagnitudeConfig(compression=0.0)))
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx")
     assert not proto.functions

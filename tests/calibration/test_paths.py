@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from tests.calibration.states import collect, scaled
+from tests.in_place import compress_in_place, job_of
 from vitoats.calibration.paths import CompressedPath, DensePath
-from vitoats.compression.pipeline import compress
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.hooks import inputs_of
-from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -40,17 +39,7 @@ def test_what_is_kept_changes_nothing(monkeypatch, name):
         for module in model.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 module.register_forward_hook(lambda *_, counted=counted: counted.append(1))
-        compress(
-            model,
-            iter(images.split(4)),
-            method="oats-h",
-            config=OATSHConfig(compression=0.5),
-            inputs=ImageInputs(32),
-            nsamples=8,
-            batch_size=4,
-            target="residual",
-            refit_bias=True,
-        )
+        compress_in_place(model, images, job_of("oats-h", OATSHConfig(compression=0.5), target="residual", refit_bias=True))
         found.append(model.state_dict())
         passes.append(len(counted))
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[1])

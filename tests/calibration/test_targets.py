@@ -7,31 +7,20 @@ import torch
 
 from tests.calibration.states import collect, scaled
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.calibration import targets
 from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.targets import OutputError, calibration_for, corrected
-from vitoats.compression.pipeline import compress
 from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.methods.statistics import InputStatistics
-from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
 
 def run(model, images, target, refit_bias=False, compression=0.5, method="magnitude"):
     config = {"magnitude": MagnitudeConfig, "oats-h": OATSHConfig}[method](compression=compression)
-    return compress(
-        model,
-        iter(images.split(4)),
-        method=method,
-        config=config,
-        inputs=ImageInputs(32),
-        nsamples=len(images),
-        batch_size=4,
-        target=target,
-        refit_bias=refit_bias,
-    )
+    return compress_in_place(model, images, job_of(method, config, target=target, refit_bias=refit_bias))
 
 
 def hidden_after(model, images, block):
@@ -136,16 +125,10 @@ def test_an_interrupted_run_goes_on_with_the_same_dense_path(tmp_path):
     whole = make_tiny()
     run(whole, images, "residual", refit_bias=True)
     store = BlockStore(tmp_path / "state", "x", resume=False)
+    job = job_of("magnitude", MagnitudeConfig(), target="residual", refit_bias=True)
     for _ in range(2):  # the second run finds the first one's blocks, and the last of them gone
         model = make_tiny()
-        arguments = {
-            "method": "magnitude",
-            "config": MagnitudeConfig(),
-            "inputs": ImageInputs(32),
-            "nsamples": 8,
-            "batch_size": 4,
-        }
-        compress(model, iter(images.split(4)), target="residual", refit_bias=True, state=store, **arguments)
+        compress_in_place(model, images, job, state=store)
         (tmp_path / "state" / "block_2.safetensors").unlink()
     for name, parameter in whole.state_dict().items():
         assert torch.allclose(parameter, model.state_dict()[name], atol=1e-5), name

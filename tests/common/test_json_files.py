@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitoats.common.errors import InputError
-from vitoats.common.json_files import DEEPEST, parse_json, read_json
+from vitoats.common.errors import InputError, RunError
+from vitoats.common.json_files import DEEPEST, parse_json, read_json, to_json
 
 texts = st.text(st.characters(exclude_categories=("C",)), max_size=20)
 numbers = st.integers(-(2**62), 2**62) | st.floats(-1e18, 1e18)
@@ -19,6 +19,13 @@ plain = st.recursive(
 @given(value=plain)
 def test_plain_values_are_read_as_they_were(value):
     assert parse_json(json.dumps(value)) == value
+    assert to_json(value) == json.dumps(value)
+
+
+def test_a_figure_that_is_no_number_is_not_written():
+    result = {"top1": 50.0, "rows": [{"error": 0.1}, {"error": float("nan")}], "speedup": float("inf")}
+    with pytest.raises(RunError, match=r"^rows\[1\].error, speedup is not finite"):
+        to_json(result)
 
 
 def test_figures_that_are_no_numbers_are_none():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.in_place import compress_in_place, job_of
 from vitoats.compression.estimates import PROCESS_BYTES, count_passes, estimate_memory
-from vitoats.compression.pipeline import compress
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
@@ -74,16 +74,7 @@ def test_arithmetic_is_an_upper_bound_and_not_a_wild_one(caplog, target, solver)
     config = OATSHConfig(compression=0.6, solver=solver, iterations=20)
     images = torch.randn(16, 3, 64, 64)
     with caplog.at_level(logging.INFO, "vitoats"), FlopCounterMode(display=False) as counter:
-        compress(
-            model,
-            iter(images.split(8)),
-            method="oats-h",
-            config=config,
-            inputs=ImageInputs(64),
-            nsamples=16,
-            target=target,
-            refit_bias=True,
-        )
+        compress_in_place(model, images, job_of("oats-h", config, batch_size=64, target=target, refit_bias=True))
     stated = float(re.search(r"at most ([\d.e-]+) T multiply-adds", caplog.text)[1]) * 1e12
     done = counter.get_total_flops() / 2  # torch counts multiplications and additions
     assert done < stated < 3 * done

@@ -10,10 +10,10 @@ from torch import nn
 import vitoats
 from tests.calibration.states import collect
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.cli.compress import main as compress_command
 from vitoats.common.errors import InputError
 from vitoats.compression.layer import compress_layer, int8_linear
-from vitoats.compression.pipeline import compress
 from vitoats.compression.resume import BlockStore
 from vitoats.compression.run import draw_images
 from vitoats.compression.settings import make_job
@@ -40,10 +40,10 @@ from vitoats.models.units import kept_units
 IMAGES = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def run(model, method="oats", config=None, **kwargs):
+def run(model, method="oats", config=None, *, int8=True, target="block", refit_bias=False, **work):
     config = config or OATSConfig(compression=0.5, rank_ratio=0.25, iterations=6)
-    options = {"inputs": ImageInputs(32), "nsamples": len(IMAGES), "batch_size": 4, "int8": True} | kwargs
-    return compress(model, iter(IMAGES.split(3)), method=method, config=config, **options)
+    job = job_of(method, config, int8=int8, target=target, refit_bias=refit_bias)
+    return compress_in_place(model, IMAGES, job, **work)
 
 
 def problem(bias=True, d_out=8, d_in=24):
@@ -195,9 +195,10 @@ def test_an_interrupted_run_goes_on_with_its_rounded_blocks(tmp_path, compressio
 @pytest.mark.parametrize("compensation", ["sequential", "dense"])
 def test_a_pruned_model_is_rounded_behind(tmp_path, compensation):
     loaded, float32 = from_memory(make_tiny()), make_tiny()
-    options = {"config": NumericalConfig(compression=0.4, compensation=compensation), "inputs": ImageInputs(32), "nsamples": 9}
-    report = prune(loaded.timm_model, iter(IMAGES.split(3)), method="numerical", int8=True, **options)
-    prune(float32, iter(IMAGES.split(3)), method="numerical", **options)
+    config = NumericalConfig(compression=0.4, compensation=compensation)
+    for model, int8 in ((float32, False), (loaded.timm_model, True)):
+        job = job_of("numerical", config, int8=int8)
+        report = prune(adapt(model, ImageInputs(32)), job, iter(IMAGES.split(3)), len(IMAGES))
     assert kept_units(loaded.timm_model) == kept_units(float32)
     assert len(int8_linears(loaded.timm_model)) == 12
     with torch.inference_mode():

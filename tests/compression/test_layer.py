@@ -1,14 +1,17 @@
 """One layer: what a solver is given, and what its bias takes up."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
 import vitoats.methods  # noqa: F401  (fills the table of methods)
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError
 from vitoats.compression.layer import LayerProblem, compress_layer
 from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.mrp import MRPConfig
-from vitoats.methods.registry import get_method, measured
+from vitoats.methods.registry import get_method, measured, output_energy
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.blocks import LinearLayer
 
@@ -72,3 +75,25 @@ def test_a_refusal_names_the_layer():
     layer.module.weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"^0: "):
         compress_layer(layer, InputStatistics.of(torch.randn(9, 6)), None, get_method("mrp"), MRPConfig(), refit_bias=False)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("part", ["S", "U", "V"])
+def test_a_result_that_is_not_finite_is_none(part, int8):
+    """A user's own method may give anything, and an error of NaN would be reported as 0."""
+
+    def solve(weight, statistics, _config):
+        found = measured(weight, statistics, weight.clone(), torch.ones(4, 1), torch.zeros(1, 6))
+        getattr(found, part)[0, 0] = float("nan")
+        return found
+
+    method = dataclasses.replace(get_method("mrp"), solve=solve)
+    layer = layer_of(torch.nn.Linear(6, 4))
+    with pytest.raises(RunError, match=r"^0: the result is not finite"):
+        compress_layer(layer, InputStatistics.of(torch.randn(9, 6)), None, method, MRPConfig(), False, int8)
+
+
+def test_an_energy_of_nan_is_not_zero():
+    statistics = InputStatistics.of(torch.randn(9, 6))
+    assert math.isnan(output_energy(torch.full((4, 6), float("nan"), dtype=torch.float64), statistics))
+    assert math.isnan(measured(torch.randn(4, 6), statistics, torch.full((4, 6), float("nan"))).relative_error)

@@ -6,23 +6,19 @@ import pytest
 import torch
 
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.compression.resume import BlockStore
 from vitoats.format.layers import compressed_layers
 from vitoats.methods.mrp import MRPConfig, mrp
 from vitoats.methods.oats import OATSConfig, oats
 from vitoats.methods.statistics import InputStatistics
-from vitoats.models.inputs import ImageInputs
 
 CONFIG = OATSConfig(compression=0.5, rank_ratio=0.25, iterations=6)
 
 
-def run(model, images, config=CONFIG, **kwargs):
-    stream = iter(images.split(3))
-    return compress(
-        model, stream, method="oats", config=config, inputs=ImageInputs(32), nsamples=len(images), batch_size=4, **kwargs
-    )
+def run(model, images, config=CONFIG, **work):
+    return compress_in_place(model, images, job_of("oats", config), **work)
 
 
 def statistics(model, names, images) -> dict[str, InputStatistics]:
@@ -82,8 +78,7 @@ def test_methods_that_need_the_full_second_moment_report_the_true_output_error()
     images = torch.randn(8, 3, 32, 32)
     model, dense = make_tiny(), make_tiny()
     config = MRPConfig(compression=0.5)
-    stream = iter(images.split(3))
-    report = compress(model, stream, method="mrp", config=config, inputs=ImageInputs(32), nsamples=8, batch_size=4)
+    report = compress_in_place(model, images, job_of("mrp", config))
     with torch.inference_mode():
         x = dense.blocks[0].norm1(dense._pos_embed(dense.patch_embed(images))).reshape(-1, 48).double()
     weight = dense.blocks[0].attn.qkv.weight.detach()
@@ -99,7 +94,7 @@ def test_q_k_and_v_apart_or_fused():
     images = torch.randn(8, 3, 32, 32)
     apart, fused = make_tiny(), make_tiny()
     run(apart, images)
-    run(fused, images, fused_qkv=True)
+    compress_in_place(fused, images, job_of("oats", CONFIG, fused_qkv=True))
     assert apart.blocks[0].attn.qkv.parts == [(48, 3)] * 3
     assert fused.blocks[0].attn.qkv.parts == [(144, int(0.25 * 0.5 * 144 * 48 / 192))]
 
@@ -108,7 +103,7 @@ def test_batch_size_and_a_mapped_file_change_nothing_that_matters(tmp_path):
     images = torch.randn(8, 3, 32, 32)
     first, second = make_tiny(), make_tiny()
     run(first, images)
-    run(second, images, memory_limit=1.0, scratch=tmp_path)
+    compress_in_place(second, images, job_of("oats", CONFIG, memory_limit=1e-9), scratch=tmp_path)
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 

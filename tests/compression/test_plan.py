@@ -6,6 +6,7 @@ import logging
 import pytest
 
 import vitoats.methods  # noqa: F401  (fills the table of methods)
+from tests.in_place import job_of
 from vitoats.common.errors import InputError
 from vitoats.compression import plan
 from vitoats.compression.estimates import estimate_memory
@@ -23,19 +24,8 @@ def adapter(tiny):
     return adapt(tiny, ImageInputs(32))
 
 
-def make(adapter, method="oats-h", config=None, **settings):
-    defaults = {
-        "nsamples": 8,
-        "batch_size": 4,
-        "fused_qkv": False,
-        "target": "block",
-        "refit_bias": False,
-        "int8": False,
-        "budgets": None,
-        "memory_limit": None,
-        "scratch": None,
-    }
-    return plan_compression(adapter, method=method, config=config or OATSHConfig(), **(defaults | settings))
+def make(adapter, method="oats-h", config=None, budgets=None, scratch=None, **settings):
+    return plan_compression(adapter, job_of(method, config or OATSHConfig(), **settings), 8, budgets, scratch)
 
 
 def test_budgets_of_single_layers_change_their_configs_alone(adapter):
@@ -55,7 +45,7 @@ def test_layers_that_the_method_leaves_dense_are_in_no_block(adapter):
 
 def test_a_fused_qkv_is_one_part_if_asked(adapter):
     for fused, parts in ((False, 3), (True, 1)):
-        assert make(adapter, fused_qkv=fused).blocks[0].linears[0].parts == parts
+        assert make(adapter, fused_qkv=fused).adapter.blocks[0].linears[0].parts == parts
 
 
 @pytest.mark.parametrize(
@@ -83,7 +73,7 @@ def test_what_would_run_again_is_kept_where_there_is_room(adapter, monkeypatch, 
     assert make(adapter, target="residual").keep
     monkeypatch.setattr(plan, "MEMORY_SHARE", 0.0)
     assert not make(adapter, target="residual").keep
-    limited = make(adapter, target="residual", memory_limit=1.0, scratch=tmp_path)
+    limited = make(adapter, target="residual", memory_limit=1e-9, scratch=tmp_path)
     assert (limited.keep, limited.spill_to) == (False, tmp_path)
 
 

@@ -10,11 +10,10 @@ import safetensors.torch
 import torch
 
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.compression.resume import STATE, BlockStore
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 
 CONFIG = OATSConfig(compression=0.5, rank_ratio=0.25, iterations=6)
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -29,8 +28,7 @@ def run(model, store=None, stop_at=None):
         if what == "calibrating" and block not in made:
             made.append(block)
 
-    stream = iter(IMAGES.split(4))
-    compress(model, stream, method="oats", config=CONFIG, inputs=ImageInputs(32), nsamples=8, state=store, progress=progress)
+    compress_in_place(model, IMAGES, job_of("oats", CONFIG), state=store, progress=progress)
     return made
 
 

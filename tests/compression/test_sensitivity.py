@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from tests.calibration.states import collect
+from tests.in_place import compress_in_place, job_of
 from vitoats.allocation.sensitivity import RATES
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.compression.sensitivity import measure_sensitivities
 from vitoats.evaluation.fidelity import relative_error
 from vitoats.methods.oats_h import OATSHConfig
-from vitoats.models.inputs import ImageInputs
 
 
 def test_layers_are_measured_one_at_a_time_and_the_model_stays_as_it_was(tiny):
@@ -40,17 +39,7 @@ def test_what_is_measured_is_what_compressing_that_layer_alone_does(tiny, refit_
         alone = copy.deepcopy(tiny)
         alone.load_state_dict(dense)
         budgets = {x: {"compression": 0.0, "rank_ratio": 0.0} for x in layers if x != name}
-        compress(
-            alone,
-            iter(images.split(4)),
-            method="oats-h",
-            config=quick,
-            inputs=ImageInputs(32),
-            nsamples=12,
-            batch_size=4,
-            refit_bias=refit_bias,
-            budgets=budgets,
-        )
+        compress_in_place(alone, images, job_of("oats-h", quick, refit_bias=refit_bias), budgets)
         with torch.inference_mode():
             features, reference = (adapter.inputs.features(m, images).numpy() for m in (alone, tiny))
         assert relative_error(features, reference) == pytest.approx(found[name][2], rel=1e-3)

@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.calibration.states import collect
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.compression.pipeline import compress
 from vitoats.compression.resume import BlockStore
 from vitoats.compression.run import draw_images
 from vitoats.compression.settings import make_job
@@ -133,15 +133,15 @@ def test_only_layers_that_quantize_are_smoothed():
 @pytest.mark.parametrize("int8", [False, True])
 def test_compression_smooths_for_int8_alone(tmp_path, int8):
     """And blocks that a run goes on from bring the norms that their layers were rounded for."""
-    options = {"method": "mrp", "config": MRPConfig(), "inputs": ImageInputs(32), "nsamples": 9, "int8": int8}
+    job = job_of("mrp", MRPConfig(), int8=int8)
     model, dense = make_tiny(), make_tiny()
-    compress(model, iter(IMAGES.split(3)), state=BlockStore(tmp_path / "state", "same", resume=False), **options)
+    compress_in_place(model, IMAGES, job, state=BlockStore(tmp_path / "state", "same", resume=False))
     assert torch.equal(model.blocks[0].norm1.weight, dense.blocks[0].norm1.weight) != int8
     store = BlockStore(tmp_path / "state", "same", resume=True)
     norms = store.load(0, [f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")])[2]
     assert len(norms) == (4 if int8 else 0)
     again = make_tiny()
-    compress(again, iter(IMAGES.split(3)), state=store, **options)
+    compress_in_place(again, IMAGES, job, state=store)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 

@@ -11,15 +11,16 @@ import torch
 import vitoats
 import vitoats.common.torchvision_ops  # (before timm)
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.cli import common
 from vitoats.cli.compress import main as compress_command
 from vitoats.cli.export_onnx import main as export_command
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.compression.structural import prune
 from vitoats.methods.numerical import NumericalConfig, compensated, cut, numerical
 from vitoats.methods.oats import OATSConfig
 from vitoats.methods.statistics import InputStatistics
+from vitoats.models.adapter import adapt
 from vitoats.models.flops import count_flops
 from vitoats.models.inputs import ImageInputs
 from vitoats.models.units import find_units, keep_units, kept_units
@@ -38,20 +39,9 @@ def create(name: str, img_size: int, **kwargs) -> torch.nn.Module:
     return model
 
 
-def run(model, images, compression=0.4, **kwargs):
-    options = {k: kwargs.pop(k) for k in list(kwargs) if k in NumericalConfig.__dataclass_fields__}
-    config = NumericalConfig(compression=compression, **options)
-    stream = iter(images.split(3))
-    return prune(
-        model,
-        stream,
-        method="numerical",
-        config=config,
-        inputs=ImageInputs(images.shape[-1]),
-        nsamples=len(images),
-        batch_size=4,
-        **kwargs,
-    )
+def run(model, images, compression=0.4, memory_limit=None, scratch=None, **options):
+    job = job_of("numerical", NumericalConfig(compression=compression, **options), memory_limit=memory_limit)
+    return prune(adapt(model, ImageInputs(images.shape[-1])), job, iter(images.split(3)), len(images), scratch)
 
 
 def inputs(model, names, images) -> dict[str, torch.Tensor]:
@@ -176,7 +166,7 @@ def test_a_mapped_file_changes_nothing(tmp_path):
     images = torch.randn(8, 3, 32, 32)
     first, second = make_tiny(), make_tiny()
     run(first, images)
-    run(second, images, memory_limit=1.0, scratch=tmp_path)
+    run(second, images, memory_limit=1e-9, scratch=tmp_path)
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -196,9 +186,25 @@ class TestWhatCannotShrinkStays:
         with torch.inference_mode():
             assert model(torch.randn(2, 3, 32, 32)).shape == (2, 4)
 
+    @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+    def test_later_stages_are_tried_on_hidden_states_of_their_own_shape(self, name):
+        """Their width and number of tokens differ from the first stage's."""
+        sizes = {"img_size": 32, "embed_dim": 24, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4}
+        model, images = timm.create_model(name, num_classes=4, **sizes).eval(), torch.randn(6, 3, 32, 32)
+        report = run(model, images, compression=0.3)
+        assert [row.name for row in report.modules if row.kind == "neurons"] == [
+            "layers.0.blocks.0.mlp",
+            "layers.1.blocks.0.mlp",
+            "layers.1.blocks.1.mlp",
+        ]
+        assert all(row.kept < row.before for row in report.modules)
+        assert report.compression == pytest.approx(0.3, abs=report.unit)
+        with torch.inference_mode():
+            assert torch.isfinite(model(images)).all()
+
     def test_a_compressed_model(self):
         model, images = make_tiny(), torch.randn(4, 3, 32, 32)
-        compress(model, iter([images]), method="oats", config=OATSConfig(iterations=2), inputs=ImageInputs(32), nsamples=4)
+        compress_in_place(model, images, job_of("oats", OATSConfig(iterations=2)))
         with pytest.raises(InputError, match="start from the dense one"):
             run(model, images)
 

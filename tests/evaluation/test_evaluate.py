@@ -14,7 +14,7 @@ from vitoats.cli.compress import main as compress
 from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.train_linear_probe import main as train_linear_probe
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError
 from vitoats.data.images import batches, open_images
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.accuracy import evaluate
@@ -158,6 +158,39 @@ def files(tiny_folder, flat_images, image_tree, tmp_path_factory):
     assert run(export_onnx, [str(root / "factored"), "-o", str(root / "sparse.onnx"), "--quiet"]) == 0
     assert run(export_onnx, [*flags[:2], *flags[-2:], "-o", str(root / "original.onnx"), "--quiet"]) == 0
     return root
+
+
+# ---- logits that are no numbers
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_no_answer(broken):
+    """Their largest would be found all the same."""
+    logits, labels = torch.randn(10, 4), torch.zeros(10, dtype=torch.long)
+    logits[5, 2] = logits[6, 0] = broken
+    with pytest.raises(RunError, match=r"logits are not finite .* for 2 of the 10 images"):
+        evaluate(lambda x: x, stream(logits, labels, 10))
+    assert evaluate(lambda x: x, stream(logits[:5], labels[:5], 5)).n_images == 5
+
+
+def test_outputs_that_do_not_count_may_be_anything():
+    logits, labels = torch.randn(4, 5), torch.tensor([0, 1, 0, 1])
+    logits[:, 3] = float("-inf")
+    assert evaluate(lambda x: x, stream(logits, labels, 4), valid_labels=[0, 4]).n_images == 4
+
+
+def test_what_overflows_in_float16_fails_and_names_the_type_that_does_not(image_tree, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **TINY)
+    torch.nn.init.normal_(model.head.weight, std=1e5)
+    save_for_hf(model, str(tmp_path / "large"), safe_serialization=True)
+    argv = ["--model", f"local-dir:{tmp_path / 'large'}", "--data-dir", image_tree, "--amp"]
+    status = run(eval_imagenet, [*map(str, argv), "--amp-dtype", "float16", "--threads", "1", "--quiet"])
+    out, err = capsys.readouterr()
+    assert (status, out) == (1, "")
+    assert "logits under autocast to float16 are not finite" in err
+    assert err.rstrip().endswith("use --amp-dtype bfloat16")
+    assert said_by(capsys, eval_imagenet, *argv)[0]["n_images"] == 24  # bfloat16 on a CPU
 
 
 def test_a_trained_head_knows_its_images(files, image_tree, capsys):

@@ -9,11 +9,19 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tests.conftest import make_tiny, write_image
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError
 from vitoats.data.crops import Crops
 from vitoats.data.images import batches, open_images
 from vitoats.data.transforms import Preprocessing
-from vitoats.evaluation.fidelity import Fidelity, cosines, layer_error, logits_and_features, relative_error
+from vitoats.evaluation.fidelity import (
+    Fidelity,
+    cosines,
+    layer_error,
+    logits_and_features,
+    outcome,
+    relative_error,
+    stacked_features,
+)
 from vitoats.export.int8 import classifier_input, quantize, with_output
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import SparseLowRankLinear, replace_module
@@ -140,3 +148,47 @@ def test_images_without_a_scale_of_their_own_give_no_error(tiny):
         parameter.data *= 1.01
     assert set(noted.errors(tiny)) == {"several"}
     assert 0 < noted.errors(tiny)["several"] < 1
+
+
+@pytest.mark.parametrize("when", ["before", "now"])
+def test_features_that_are_not_finite_are_no_error_of_nan(tiny, when):
+    """NaN is not larger than a limit, and would pass for a small error."""
+    images = [(torch.randn(3, 32, 32), 0) for _ in range(3)]
+    noted = Fidelity(tiny, ImageInputs(32), {"own": images}, batch_size=2, workers=0)
+    tiny.blocks[0].mlp.fc2.bias.data[0] = float("nan")
+    with pytest.raises(RunError, match="features of own images are not finite"):
+        noted.errors(tiny) if when == "now" else Fidelity(tiny, ImageInputs(32), {"own": images}, batch_size=2, workers=0)
+
+
+def test_an_error_without_a_scale_or_of_nan_is_refused():
+    same, other = np.ones((4, 3), np.float32), np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    with pytest.raises(InputError, match="features of all images are the same"):
+        relative_error(other, same)
+    for features in (np.full_like(other, np.nan), np.where(other == other[0], np.inf, other)):
+        with pytest.raises(RunError, match="not finite"):
+            relative_error(features, other)
+        with pytest.raises(RunError, match="not finite"):
+            relative_error(other, features)
+
+
+def test_a_model_whose_features_are_not_finite_has_no_outcome():
+    images, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
+
+    def forward(batch):
+        return torch.randn(len(batch), 4), torch.full((len(batch), 6), float("inf"))
+
+    with pytest.raises(RunError, match="features are not finite"):
+        outcome(forward, iter([(images, labels)]), 4)
+    with pytest.raises(RunError, match="features are not finite"):
+        stacked_features(forward, iter([(images[:, None], labels)]))
+
+
+def test_a_layer_that_is_always_zero_has_no_error():
+    dense, compressed = make_tiny(), make_tiny()
+    for name in ("blocks.0.attn.proj", "blocks.1.mlp.fc2"):
+        weight, bias = dense.get_submodule(name).weight.data, dense.get_submodule(name).bias.data
+        if name == "blocks.0.attn.proj":
+            weight.zero_()
+        empty = [weight.new_zeros(len(weight), 0)], [weight.new_zeros(0, weight.shape[1])]
+        replace_module(compressed, name, SparseLowRankLinear(0.9 * weight, *empty, bias))
+    assert layer_error(dense, compressed, iter([torch.randn(4, 3, 32, 32)])) == pytest.approx(0.01, rel=1e-3)

@@ -18,6 +18,7 @@ from vitoats.cli.common import run
 from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.train_linear_probe import main as train_linear_probe
+from vitoats.common.errors import RunError
 from vitoats.evaluation import features, probe
 from vitoats.evaluation.features import Features, extract
 from vitoats.evaluation.knn import knn_predict
@@ -107,6 +108,31 @@ def test_pick_by_hand():
     kinds = [(50.0, 1.0), (60.0, math.nan), (60.0, 0.9), (60.0, 0.8), (60.0, math.inf), (59.0, 0.1)]
     candidates = [Candidate(1, False, float(i), top1, loss) for i, (top1, loss) in enumerate(kinds)]
     assert pick(candidates).learning_rate == 3
+
+
+def test_a_head_that_diverged_is_the_last_choice():
+    """Its predictions are all class 0, which may be right more often than a weak head's."""
+    candidates = [Candidate(1, False, 0.0, 90.0, math.nan), Candidate(1, False, 1.0, 40.0, 2.0)]
+    assert pick(candidates).learning_rate == 1
+
+
+def test_where_all_heads_diverge_none_is_written():
+    given = Features(1e3 * torch.randn(40, 2, 6), torch.arange(40) % 3)
+    schedule = Schedule((1e38,), epochs=1)
+    best = pick(try_heads(given, given, 3, [1], schedule))
+    assert not math.isfinite(best.loss)
+    with pytest.raises(RunError, match="give smaller `learning_rates`"):
+        train_again(best, given, 3, schedule)
+    with pytest.raises(RunError, match="give smaller `learning_rates`"):
+        train_again(Candidate(1, False, 1e38, 50.0, 1.0), given, 3, schedule)
+
+
+def test_features_that_are_not_finite_are_refused():
+    model = timm.create_model("vit_tiny_patch16_224", **TINY).eval()
+    images = torch.randn(3, 3, 32, 32)
+    images[1] = float("nan")
+    with pytest.raises(RunError, match=r"features are not finite .* for 1 of the 3 images"):
+        extract(model, [(images, torch.zeros(3, dtype=torch.long))])
 
 
 # ---- nearest neighbours

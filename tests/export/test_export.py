@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse
 from vitoats.common.errors import InputError, RunError
-from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.layers import _stacked
 from vitoats.export.onnx_file import export_onnx
@@ -27,7 +27,6 @@ from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 from vitoats.runtime import metadata, session
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -64,9 +63,7 @@ def test_function_body_is_the_sparse_and_low_rank_product(seed, n, k, zeros, val
 @pytest.fixture(scope="module")
 def tiny_compressed(tiny_folder, tmp_path_factory):
     loaded = load_model(f"local-dir:{tiny_folder}")
-    report = compress(
-        loaded.timm_model, iter([IMAGES]), method="oats", config=OATSConfig(iterations=5), inputs=ImageInputs(32), nsamples=7
-    )
+    report = compress_in_place(loaded.timm_model, IMAGES, job_of("oats", OATSConfig(iterations=5)))
     folder = tmp_path_factory.mktemp("compressed") / "out"
     save_checkpoint(loaded, folder, report.to_dict())
     return load_model(str(folder))
@@ -125,7 +122,7 @@ def test_layers_without_low_rank_alone_and_beside_others(tmp_path, rank_ratios):
     for ratio in rank_ratios:
         part = copy.deepcopy(model)
         config = OATSConfig(iterations=3, rank_ratio=ratio)
-        compress(part, iter([IMAGES]), method="oats", config=config, inputs=ImageInputs(32), nsamples=7)
+        compress_in_place(part, IMAGES, job_of("oats", config))
         mixed[ratio] = compressed_layers(part)
     for i, name in enumerate(mixed[rank_ratios[0]]):
         replace_module(model, name, mixed[rank_ratios[i % len(rank_ratios)]][name])
@@ -163,6 +160,18 @@ def test_stacked_factors_stand_for_the_same_matrix(blocks):
 @FORMS
 def test_onnx_runtime_knows_the_gelu(exported, form, tmp_path):
     assert optimized_operators(exported[form][1], tmp_path)["Erf"] == 0
+
+
+def test_outputs_that_are_not_finite_do_not_agree(tiny_compressed, exported):
+    """The largest of 0 and NaN is 0."""
+    broken = copy.deepcopy(tiny_compressed)
+    broken.model.head.bias.data[0] = float("nan")
+    with pytest.raises(RunError, match="outputs of the torch model are not finite"):
+        verify(broken, session(exported["sparse"][1]))
+    images = IMAGES.clone()
+    images[2] = float("inf")
+    with pytest.raises(RunError, match="for 1 of the 7 images"):
+        verify(tiny_compressed, session(exported["sparse"][1]), [(images, torch.zeros(7))])
 
 
 def test_verify_measures_and_lists(tiny_compressed, exported):

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from tests.models.test_architectures import ROTARY, STAGES, VIT, tiny_architecture
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.int8_layers import ExportedInt8Layer, _stacked, int8_layers, rounded
 from vitoats.export.onnx_file import export_onnx
@@ -26,7 +26,6 @@ from vitoats.format.operator import ATTENTION, DOMAIN, INT8_OPERATORS
 from vitoats.format.tiles import untiled
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 from vitoats.models.units import find_units, keep_units
 from vitoats.runtime import metadata, session
 
@@ -37,7 +36,7 @@ NORM, ADD, GELU, PLAIN = "LayerNormMatMulInt8", "MatMulInt8Add", "LayerNormMatMu
 @pytest.fixture
 def sparse() -> LoadedModel:
     model = make_tiny()
-    compress(model, iter([IMAGES]), method="oats", config=OATSConfig(iterations=3), inputs=ImageInputs(32), nsamples=3)
+    compress_in_place(model, IMAGES, job_of("oats", OATSConfig(iterations=3)))
     return LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
 
 
@@ -218,7 +217,7 @@ def test_fewer_heads(sparse, int8, tmp_path):
     model = make_tiny()
     keep_units(model, find_units(model, "blocks.1")[0], torch.tensor([0, 2]))
     if not int8:
-        compress(model, iter([IMAGES]), method="oats", config=OATSConfig(iterations=2), inputs=ImageInputs(32), nsamples=3)
+        compress_in_place(model, IMAGES, job_of("oats", OATSConfig(iterations=2)))
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx", int8=int8)
     attention = [node for node in proto.graph.node if node.op_type == ATTENTION]
@@ -343,8 +342,7 @@ def test_too_many_inputs_are_refused():
 
 def test_a_layer_without_low_rank_that_keeps_most_weights_is_dense(sparse, tmp_path):
     model = make_tiny()
-    config = OATSConfig(iterations=2, compression=0.05, rank_ratio=0.0)
-    compress(model, iter([IMAGES]), method="oats", config=config, inputs=ImageInputs(32), nsamples=3)
+    compress_in_place(model, IMAGES, job_of("oats", OATSConfig(iterations=2, compression=0.05, rank_ratio=0.0)))
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx", int8=True)
     assert operators(proto) == {NORM: 3, ATTENTION: 3, ADD: 6, GELU: 3}

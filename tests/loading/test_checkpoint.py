@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import vitoats
+from tests.in_place import compress_in_place, job_of
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import load_model
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -23,14 +22,7 @@ import timm  # isort: skip
 def compressed(tiny_folder, **kwargs):
     loaded = load_model(f"local-dir:{tiny_folder}")
     images = torch.randn(8, 3, 32, 32)
-    report = compress(
-        loaded.timm_model,
-        iter([images]),
-        method="oats",
-        config=OATSConfig(iterations=5, **kwargs),
-        inputs=ImageInputs(32),
-        nsamples=8,
-    )
+    report = compress_in_place(loaded.timm_model, images, job_of("oats", OATSConfig(iterations=5, **kwargs)))
     return loaded, report
 
 

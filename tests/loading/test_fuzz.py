@@ -11,8 +11,8 @@ import torch
 
 import vitoats
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.head_files import save_head
@@ -20,7 +20,6 @@ from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
 from vitoats.models.heads import HeadInfo
-from vitoats.models.inputs import ImageInputs
 
 VALUES = [
     None, True, False, 0, 1, 2, 3, 7, -1, 1.5, 0.0, -0.5, 1e308, 2**31, 2**62, 10**30, "", "x", "64", "blocks.0", "\x1b[31m",
@@ -37,14 +36,7 @@ def folder(tmp_path_factory) -> Path:
     model.blocks = model.blocks[:1]
     model._model_args["depth"] = 1
     model.reset_classifier(0)
-    report = compress(
-        model,
-        iter([torch.randn(4, 3, 32, 32)]),
-        method="oats",
-        config=OATSConfig(iterations=2),
-        inputs=ImageInputs(32),
-        nsamples=4,
-    )
+    report = compress_in_place(model, torch.randn(4, 3, 32, 32), job_of("oats", OATSConfig(iterations=2)))
     save_checkpoint(LoadedModel("tiny", model, Preprocessing(32), "random weights"), path, report.to_dict())
     about = json.loads((path / "vitoats.json").read_text())
     del about["tensors_sha256"]

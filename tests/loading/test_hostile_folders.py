@@ -18,14 +18,13 @@ import pytest
 import torch
 
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from tests.loading.test_interchange import put_on_hub
 from tests.loading.test_loading import Evil
-from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -60,14 +59,7 @@ def server():
 def folder(tmp_path_factory):
     """A tiny compressed model."""
     model = make_tiny()
-    report = compress(
-        model,
-        iter([torch.randn(8, 3, 32, 32)]),
-        method="oats",
-        config=OATSConfig(iterations=2),
-        inputs=ImageInputs(32),
-        nsamples=8,
-    )
+    report = compress_in_place(model, torch.randn(8, 3, 32, 32), job_of("oats", OATSConfig(iterations=2)))
     path = tmp_path_factory.mktemp("hostile") / "compressed"
     save_checkpoint(LoadedModel("tiny", model, Preprocessing(32), "random weights"), path, report.to_dict())
     return path

@@ -7,12 +7,11 @@ import safetensors.torch
 import torch
 
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import from_memory, load_model
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 
 QKV, PATCH = "blocks.0.attn.qkv", "patch_embed.proj"
 
@@ -20,16 +19,8 @@ QKV, PATCH = "blocks.0.attn.qkv", "patch_embed.proj"
 @pytest.fixture(params=[0.5, 0.0], ids=["sparse", "dense"])
 def folder(request, tmp_path):
     loaded = from_memory(make_tiny())
-    config = OATSConfig(compression=request.param, iterations=2)
-    report = compress(
-        loaded.timm_model,
-        iter([torch.randn(4, 3, 32, 32)]),
-        method="oats",
-        config=config,
-        inputs=ImageInputs(32),
-        nsamples=4,
-        int8=True,
-    )
+    job = job_of("oats", OATSConfig(compression=request.param, iterations=2), int8=True)
+    report = compress_in_place(loaded.timm_model, torch.randn(4, 3, 32, 32), job)
     save_checkpoint(loaded, tmp_path / "out", report.to_dict())
     return tmp_path / "out"
 

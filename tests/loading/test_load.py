@@ -6,14 +6,13 @@ from torch import nn
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.data.transforms import Preprocessing
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.load import from_memory, load, load_model
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 
 import timm  # isort: skip
 
@@ -35,10 +34,7 @@ def test_the_callers_model_stays_as_it_is():
     model = make_tiny().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     loaded = from_memory(model)
-    compress(
-        loaded.timm_model, iter([torch.randn(4, 3, 32, 32)]), method="oats", config=OATSConfig(iterations=2),
-        inputs=ImageInputs(32), nsamples=4,
-    )  # fmt: skip
+    compress_in_place(loaded.timm_model, torch.randn(4, 3, 32, 32), job_of("oats", OATSConfig(iterations=2)))
     assert compressed_layers(loaded.model)
     assert model.training
     assert all(p.requires_grad for p in model.parameters())

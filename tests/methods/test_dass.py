@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from tests.conftest import make_tiny
+from tests.in_place import compress_in_place, job_of
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.moments import input_statistics
 from vitoats.common.errors import InputError
-from vitoats.compression.pipeline import compress
 from vitoats.format.layers import compressed_layers
 from vitoats.methods.dass import DaSSConfig, dass
 from vitoats.methods.magnitude import MagnitudeConfig, magnitude
@@ -100,10 +100,7 @@ def test_groups_of_rows_would_be_magnitude_and_columns_are_not():
 
 
 def run(model, images, **options):
-    stream = iter(images.split(4))
-    return compress(
-        model, stream, method="dass", config=DaSSConfig(**options), inputs=ImageInputs(images.shape[-1]), nsamples=len(images)
-    )
+    return compress_in_place(model, images, job_of("dass", DaSSConfig(**options)))
 
 
 def neurons_of(model, images, block: int) -> torch.Tensor:

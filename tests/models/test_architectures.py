@@ -5,14 +5,13 @@ import pytest
 import torch
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
-from vitoats.compression.pipeline import compress
+from tests.in_place import compress_in_place, job_of
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import compressed_layers
 from vitoats.loading.checkpoint import load_checkpoint, save_checkpoint
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
-from vitoats.models.inputs import ImageInputs
 from vitoats.runtime import session
 
 import timm  # isort: skip
@@ -88,15 +87,7 @@ def test_from_compression_to_onnx_runtime(name, arguments, n_layers, tmp_path):
     size = loaded.preprocessing.img_size
     images = torch.randn(5, 3, size, size)
     dense = loaded.model(images)
-    report = compress(
-        loaded.model,
-        iter([images]),
-        method="oats",
-        config=OATSConfig(iterations=2),
-        inputs=ImageInputs(size),
-        nsamples=5,
-        batch_size=2,
-    )
+    report = compress_in_place(loaded.model, images, job_of("oats", OATSConfig(iterations=2), batch_size=2))
     assert n_layers in (None, len(report.layers))
     layers = compressed_layers(loaded.model)
     assert {row.name for row in report.layers} == set(layers)

@@ -17,7 +17,7 @@ from vitoats.common.plain_values import item, number, rows, text, whole
 RATES = (0.35, 0.55, 0.75, 0.9)  # compressions at which a layer is measured
 RATE_WITHOUT_RANK = RATES[2]  # the rate that is also measured without a low-rank term
 LEAST_ERROR = 1e-12  # smallest error whose logarithm is taken
-FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error, not made up for later; found by trial: docs/oats-h.md, Allocation
+FIRST_BLOCK_SHARE = 1 / 7  # of the first block's error, not made up for later; found by trial: docs/oats-h.md, Constants
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from vitoats.benchmark.int8_products import dense_layer, int8_product, sparse_la
 from vitoats.benchmark.onnx_models import dense_model, sparse_model
 from vitoats.benchmark.products import Product, copies_beyond_cache, exact, product_ms, random_zeros
 from vitoats.benchmark.random_layers import random_low_rank, with_random_layers
-from vitoats.benchmark.timing import Progress, median_ms
+from vitoats.benchmark.timing import median_ms
 from vitoats.common.machine import processor
+from vitoats.common.progress import StageProgress
 from vitoats.export.onnx_file import export_onnx
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.adapter import adapt
@@ -36,7 +37,7 @@ MODEL_ROUNDS, MODEL_TURN_SECONDS = 9, 0.3  # more than for layers: rest_ms is a 
 
 
 def measure_costs(
-    loaded: LoadedModel, batch: int = 1, threads: int = 1, seed: int = 0, progress: Progress = lambda *_: None
+    loaded: LoadedModel, batch: int = 1, threads: int = 1, seed: int = 0, progress: StageProgress = lambda *_: None
 ) -> dict[str, Any]:
     """Measures the linear layers of a dense model, and the whole model.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vitoats.methods  # noqa: F401  (fills the table of methods)
 from vitoats.benchmark.matrices import Matrix
-from vitoats.benchmark.timing import Progress
+from vitoats.common.progress import StageProgress
 from vitoats.methods.registry import get_method, output_energy
 from vitoats.methods.statistics import InputStatistics
 
@@ -53,7 +53,7 @@ def configs_of(methods: Sequence[str], compression: float, rank_ratio: float, se
 
 
 def compare_methods(
-    matrices: Sequence[Matrix], configs: Mapping[str, Any], progress: Progress = lambda *_: None
+    matrices: Sequence[Matrix], configs: Mapping[str, Any], progress: StageProgress = lambda *_: None
 ) -> list[LayerError]:
     """Compresses each matrix with each method.
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from vitoats.benchmark import openvino_files
-from vitoats.benchmark.timing import Progress, median_ms
+from vitoats.benchmark.timing import median_ms
+from vitoats.common.progress import StageProgress
 from vitoats.export.int8 import quantize
 from vitoats.export.onnx_file import export_onnx
 from vitoats.loading.loaded import LoadedModel
@@ -144,7 +145,7 @@ def compare_variants(
     batches: Sequence[int],
     threads: Sequence[int],
     seed: int = 0,
-    progress: Progress = lambda *_: None,
+    progress: StageProgress = lambda *_: None,
 ) -> list[VariantTimes]:
     """Times variants of a model in turns, on noise images.
 

@@ -14,7 +14,7 @@ from vitoats.benchmark.int8_products import dense_layer, int8_product, sparse_la
 from vitoats.benchmark.onnx_models import dense_model, int8_model, sparse_model
 from vitoats.benchmark.products import Pattern, Product, copies_beyond_cache, exact, product_ms, random_zeros
 from vitoats.benchmark.random_layers import random_low_rank
-from vitoats.benchmark.timing import Progress
+from vitoats.common.progress import StageProgress
 from vitoats.models.shapes import LayerShape
 
 INT8_TOLERANCE = 0.05  # of ONNX Runtime's int8, whose activations have one scale for all tokens
@@ -102,7 +102,7 @@ class ProductTimes:
 
 
 def time_products(
-    grid: Grid, peak_gflops: float, float16: bool = False, seed: int = 0, progress: Progress = lambda *_: None
+    grid: Grid, peak_gflops: float, float16: bool = False, seed: int = 0, progress: StageProgress = lambda *_: None
 ) -> list[ProductTimes]:
     """Times all products of a grid.
 

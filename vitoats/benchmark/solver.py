@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitoats.benchmark.matrices import Matrix
-from vitoats.benchmark.timing import Progress
+from vitoats.common.progress import StageProgress
 from vitoats.methods.oats import OATSConfig, Solver, oats
 
 REPEATS: dict[Solver, int] = {"exact": 1, "fast": 3}  # the median counts; one exact run is long enough
@@ -44,7 +44,7 @@ def compare_solvers(
     rank_ratio: float,
     iterations: int,
     seed: int,
-    progress: Progress = lambda *_: None,
+    progress: StageProgress = lambda *_: None,
 ) -> list[SolverTimes]:
     """Runs both solvers on each matrix.
 

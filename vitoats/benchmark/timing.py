@@ -4,8 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-Progress = Callable[[int, int, str], None]  # called with steps done, steps in total, and the next step
-
 MOST_RUNS = 20  # of a call in one turn: enough for a median, without long turns of fast calls
 
 

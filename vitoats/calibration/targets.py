@@ -39,7 +39,7 @@ from vitoats.models.blocks import Block, LinearLayer
 
 Target = Literal["block", "sequential", "dense", "residual"]
 FROM_DENSE_PATH: tuple[Target, ...] = ("dense", "residual")
-RIDGE = 0.01  # share of the mean of diag(H): the damping of GPTQ's published code
+RIDGE = 0.01  # share of the mean of diag(H): the damping of GPTQ's published code; other values: docs/oats-h.md, Constants
 # of a layer; with twice as many, its moments use every second token, and so on (docs/oats-h.md, The target)
 TOKENS_PER_INPUT = 64
 

@@ -1,7 +1,6 @@
 """Code shared by all commands: loading a model, errors and exit statuses, progress, and the JSON line at the end."""
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from vitoats.cli.config_file import first_look
 from vitoats.cli.results import write_results
 from vitoats.cli.wording import in_flags
 from vitoats.common.errors import InputError, RunError
+from vitoats.common.json_files import to_json
 
 if TYPE_CHECKING:
     from vitoats.loading.loaded import LoadedModel
@@ -51,7 +51,7 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         result = main(argv)
         if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
             return 0
-        line = json.dumps(result)
+        line = to_json(result)
         if flags.results_file is not None:
             write_results(flags.results_file, flags.results_format, result, line)
         print(line, flush=True)

@@ -39,7 +39,7 @@ def run_demo(folder: Path, threads: int, progress: common.Bars, start: float) ->
     """Compresses, exports and evaluates in ``folder``; prints a table and returns the JSON line."""
     from vitoats.comparison.deployed import measure
     from vitoats.compression.run import run
-    from vitoats.compression.settings import make_job
+    from vitoats.compression.settings import make_job, with_method
     from vitoats.data.images import SAMPLE
     from vitoats.export.int8 import quantize
     from vitoats.loading.load import load_model
@@ -48,10 +48,10 @@ def run_demo(folder: Path, threads: int, progress: common.Bars, start: float) ->
     files = {"dense": export(load_model(EMBEDDED), {}, folder / "dense.onnx"), "int8": folder / "int8.onnx"}
     quantize(files["dense"], files["int8"])
     about: dict[str, Any] = {}
+    job = make_job(EMBEDDED, threads=threads)
     for method in METHODS:
         common.log.info("compressing with %s", method)
-        job = make_job(EMBEDDED, method=method, compression=COMPRESSION, rank_ratio=RANK_RATIO, threads=threads)
-        compressed = run(job, progress=progress)
+        compressed = run(with_method(job, method, compression=COMPRESSION, rank_ratio=RANK_RATIO), progress=progress)
         about = compressed.about
         compressed.save(folder / method)
         files[method] = export(load_model(str(folder / method)), about, folder / f"{method}.onnx")

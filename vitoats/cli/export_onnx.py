@@ -25,7 +25,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, exports; returns the JSON line."""
     parser = flags.parser("export_onnx", (__doc__ or "").split("\n")[0])
     parser.add_argument("folder", nargs="?", metavar="DIR", help="a folder that compress wrote (or use --model)")
-    flags.add_model_flags(parser)
+    flags.add_model_flags(parser, required=False)
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     forms = parser.add_mutually_exclusive_group()
@@ -42,7 +42,6 @@ def main(argv: list[str]) -> dict[str, Any]:
     flags.add_data_flags(parser, batch_size=50)
     parser.add_argument("--num-samples", type=flags.positive, metavar="N", help="verify on the first N images only")
     parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    next(a for a in parser._actions if a.dest == "model").required = False
     args = config_file.parse(parser, argv)
     name = args.folder or args.model
     if name is None or (args.folder and args.model):

@@ -24,12 +24,12 @@ def parser(command: str, description: str) -> ArgumentParser:
     return made
 
 
-def add_model_flags(made: argparse.ArgumentParser) -> None:
-    """Adds --model and the other flags that select and configure the model."""
+def add_model_flags(made: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds --model, which may be ``required``, and the other flags that select and configure the model."""
     made.add_argument(
         "--model",
         "-m",
-        required=True,
+        required=required,
         metavar="NAME",
         help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
         "local-dir:/path, a folder that compress wrote, or dinov2s_derived",

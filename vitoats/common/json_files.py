@@ -1,17 +1,45 @@
 """Reads untrusted JSON: bounded in size and depth, without duplicate keys, control characters or infinite numbers.
 
-Python writes NaN and Infinity, which JSON does not have. They are read as None.
+JSON has no NaN and no Infinity, although Python writes them by default. They are never written here, and read as None.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitoats.common.errors import InputError, one_line
+from vitoats.common.errors import InputError, RunError, one_line
 
 LARGEST = 2**24  # bytes of a file; label descriptions of 21,000 classes take 2 MB
 DEEPEST = 32  # levels of nested lists and objects
 LARGEST_NUMBER = 2.0**63
+REMEDY = "check the weights and the images"
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Writes plain values as JSON text; ``options`` are those of ``json.dumps``.
+
+    Raises:
+        RunError: a number is NaN or infinite; the message names it.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        names = ", ".join(_not_finite(value, "")) or "a number"
+        raise RunError(f"{names} is not finite (NaN or Inf), so there is no result: {REMEDY}") from None
+
+
+def _not_finite(value: Any, name: str) -> Iterator[str]:
+    """The dotted names of the numbers that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _not_finite(inner, f"{name}[{i}]")
 
 
 def read_json(path: Path) -> Any:

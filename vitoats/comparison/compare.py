@@ -1,6 +1,5 @@
 """Runs a comparison: computes and stores the missing rows, then writes tables and plots."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.files import atomic_write, hold
+from vitoats.common.json_files import to_json
 from vitoats.common.progress import Progress, silent
 from vitoats.comparison.bench import Bench, open_bench
 from vitoats.comparison.plan import Run
@@ -119,5 +119,5 @@ def write_results(comparison: Comparison, bench: Bench, found: list[Row], failed
         "seconds": round(time.perf_counter() - start, 1),
     }
     with atomic_write(output / "results.json") as aside:
-        aside.write_text(json.dumps({**result, "settings": bench.settings}, indent=1))
+        aside.write_text(to_json({**result, "settings": bench.settings}, indent=1))
     return result

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitoats.common.errors import InputError
 from vitoats.compression.job import CompressionJob
-from vitoats.compression.settings import make_job
+from vitoats.compression.settings import make_job, with_method
 from vitoats.methods.registry import find_method
 
 OWN = "own"  # as a pattern: each method's own default
@@ -74,12 +74,13 @@ def plan(
     Raises:
         InputError: a method is unknown, or a setting is invalid or unknown to its method.
     """
+    base = make_job(**shared)
     runs: list[Run] = []
     skipped: list[str] = []
     for label, own in methods.items():
         for pattern in patterns:
             for compression in [None] if ":" in pattern else compressions:
-                run = _run(shared, label, own, pattern, compression)
+                run = _run(base, label, own, pattern, compression)
                 if isinstance(run, Run):
                     runs.append(run)
                 elif run not in skipped:
@@ -93,20 +94,20 @@ def plan(
     return runs, skipped
 
 
-def _run(shared: Mapping[str, Any], label: str, own: Mapping[str, Any], pattern: str, compression: float | None) -> Run | str:
+def _run(base: CompressionJob, label: str, own: Mapping[str, Any], pattern: str, compression: float | None) -> Run | str:
     """A run, or the reason why it is left out."""
     method = find_method(own["method"])
     if pattern != OWN and "pattern" not in {field.name for field in dataclasses.fields(method.config)}:
         return f"{label} is left out for the pattern {pattern}: it takes no pattern"
     if ":" in pattern and own.get("allocation", "uniform") != "uniform":
         return f"{label} is left out for the pattern {pattern}: N:M leaves nothing to allocate"
-    settings = {**shared, **own}
+    settings = dict(own)
     if compression is not None:
         settings["compression"] = compression
     if pattern != OWN:
         settings["pattern"] = pattern
     try:
-        return Run(label, pattern, compression, make_job(**settings))
+        return Run(label, pattern, compression, with_method(base, settings.pop("method"), **settings))
     except InputError as error:
         where = f"{label}, pattern {pattern}" + ("" if compression is None else f", compression {compression:g}")
         raise InputError(f"{where}: {error} (settings of one method: `options` {label}:NAME=VALUE,...)") from None

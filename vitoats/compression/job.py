@@ -93,6 +93,11 @@ class Resources:
         if self.memory_limit is not None:
             _check_positive("memory_limit", self.memory_limit)
 
+    @property
+    def memory_limit_bytes(self) -> float | None:
+        """The memory limit in bytes."""
+        return None if self.memory_limit is None else self.memory_limit * 1e9
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionJob:

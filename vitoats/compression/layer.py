@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.calibration.targets import OutputError, corrected
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError
 from vitoats.format import bitmask
 from vitoats.format.decomposition import Decomposition
 from vitoats.format.factored import Layer
@@ -112,6 +112,7 @@ def compress_layer(
 
     Raises:
         InputError: the method refuses the layer; the message names it.
+        RunError: the result is not finite.
     """
     start = time.perf_counter()
     weight = layer.module.weight.detach().float()
@@ -134,6 +135,8 @@ def compress_layer(
     removes, rounded = config.total_compression() > 0, []
     try:
         parts = problem.solve(solve if removes else keep_all)
+        if not all(torch.isfinite(x).all() for part in parts for x in (part.S, part.U, part.V)):
+            raise RunError(f"{layer.name}: the result is not finite (NaN or Inf): raise `damping`, or use another `method`")
         if int8:
             if removes and not bitmask.saves(len(weight), weight.shape[1], sum(p.kept_parameters for p in parts), each=1):
                 removes, parts = False, problem.solve(keep_all)  # a dense matrix is smaller

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitoats.calibration.targets import FROM_DENSE_PATH, Target
+from vitoats.allocation.constraint import Budgets
+from vitoats.calibration.targets import FROM_DENSE_PATH
 from vitoats.common.errors import InputError
 from vitoats.compression.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
-from vitoats.methods.registry import Method, get_method
+from vitoats.compression.job import CompressionJob
+from vitoats.methods.registry import Method, Recipe, get_method
 from vitoats.methods.statistics import StatisticsLevel
 from vitoats.models.blocks import Block, ModelAdapter
 from vitoats.models.units import layer_roles
@@ -17,7 +19,6 @@ from vitoats.models.units import layer_roles
 log = logging.getLogger("vitoats")
 
 MEMORY_SHARE = 0.5  # of the machine's memory, up to which intermediate results are kept, unless a limit is given
-Budget = dict[str, float]  # of one layer: compression, rank_ratio or both
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,24 @@ class CompressionPlan:
     """The plan of a compression.
 
     Attributes:
-        blocks: the model's blocks, each with the layers to compress.
-        skipped: (name, reason) of the layers that stay dense.
+        adapter: the model; its blocks have only the layers to compress, and its skipped layers include those left dense.
         method: the method that solves the layers.
         configs: the method's configs, by layer name.
-        target: the reconstruction target of the layers.
-        refit_bias: whether biases absorb the mean of a layer's lost output.
+        recipe: the reconstruction target, and whether biases are refitted.
+        n_images: maximum number of calibration images.
+        batch_size: how many images a block runs on at a time.
         level: which statistics of a layer's input are collected.
         keep: whether intermediate results are kept instead of computed again.
         int8: whether weights are rounded to int8, and layers quantize their inputs.
         spill_to: the folder for a file of hidden states; None keeps them in memory.
     """
 
-    blocks: list[Block]
-    skipped: list[tuple[str, str]]
+    adapter: ModelAdapter
     method: Method
     configs: dict[str, Any]
-    target: Target
-    refit_bias: bool
+    recipe: Recipe
+    n_images: int
+    batch_size: int
     level: StatisticsLevel
     keep: bool
     int8: bool
@@ -51,43 +52,43 @@ class CompressionPlan:
 
 def plan_compression(
     adapter: ModelAdapter,
-    *,
-    method: str,
-    config: Any,
-    nsamples: int,
-    batch_size: int,
-    fused_qkv: bool,
-    target: Target,
-    refit_bias: bool,
-    int8: bool,
-    budgets: dict[str, Budget] | None,
-    memory_limit: float | None,
-    scratch: Path | None,
+    job: CompressionJob,
+    n_images: int,
+    budgets: Budgets | None = None,
+    scratch: Path | None = None,
 ) -> CompressionPlan:
-    """Makes the plan, and logs the memory and arithmetic it will take; the arguments are those of ``compress``.
+    """Makes the plan, and logs the memory and arithmetic it will take.
+
+    Args:
+        adapter: the dense model.
+        job: its method, config, recipe, weights and resources are used.
+        n_images: maximum number of calibration images.
+        budgets: settings of single layers by name, which override the config's.
+        scratch: a folder with room for the hidden states, used if the estimate is above the memory limit.
 
     Raises:
-        InputError: the method does not fit the model or the other arguments, or a budget leaves nothing of a layer.
+        InputError: the method does not fit the model or the other settings, or a budget leaves nothing of a layer.
     """
-    solver = get_method(method)
-    blocks, left_dense = chosen_blocks(adapter, solver, config, fused_qkv)
+    method, recipe = get_method(job.method), job.recipe
+    blocks, left_dense = chosen_blocks(adapter, method, job.config, job.fused_qkv)
     layers = [layer for block in blocks for layer in block.linears]
-    configs = {layer.name: replace(config, **(budgets or {}).get(layer.name, {})) for layer in layers}
-    two_paths = target in FROM_DENSE_PATH
-    level: StatisticsLevel = "full" if two_paths or refit_bias else solver.needs
-    if solver.needs == "neurons" and level == "full":
-        raise InputError(f"the method {method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
+    configs = {layer.name: replace(job.config, **(budgets or {}).get(layer.name, {})) for layer in layers}
+    two_paths = recipe.target in FROM_DENSE_PATH
+    level: StatisticsLevel = "full" if two_paths or recipe.refit_bias else method.needs
+    if method.needs == "neurons" and level == "full":
+        raise InputError(f"the method {job.method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
     factors = 0
     for layer in layers:  # a budget that leaves nothing fails here
         d_out, d_in = layer.module.out_features // layer.parts, layer.module.in_features
         factors += layer.parts * configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in)
-    memory = estimate_memory(adapter, nsamples, batch_size, factors, config.total_compression(), level, 1 + two_paths)
-    keep = two_paths and memory.total <= (memory_limit or MEMORY_SHARE * _memory())
-    spill_to = plan_memory(memory if keep else replace(memory, kept=0), memory_limit, scratch)
-    passes = count_passes(blocks, target, keep)
-    log.info("arithmetic: %s", estimate_work(adapter, blocks, configs, nsamples, level, passes, two_paths))
-    skipped = adapter.skipped + left_dense
-    return CompressionPlan(blocks, skipped, solver, configs, target, refit_bias, level, keep, int8, spill_to)
+    limit, batch_size = job.resources.memory_limit_bytes, job.resources.batch_size
+    memory = estimate_memory(adapter, n_images, batch_size, factors, job.config.total_compression(), level, 1 + two_paths)
+    keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory())
+    spill_to = plan_memory(memory if keep else replace(memory, kept=0), limit, scratch)
+    passes = count_passes(blocks, recipe.target, keep)
+    log.info("arithmetic: %s", estimate_work(adapter, blocks, configs, n_images, level, passes, two_paths))
+    chosen = replace(adapter, blocks=blocks, skipped=adapter.skipped + left_dense)
+    return CompressionPlan(chosen, method, configs, recipe, n_images, batch_size, level, keep, job.int8, spill_to)
 
 
 def chosen_blocks(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,12 @@ from vitoats.common.devices import check_device, set_threads
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.memory import reuse_freed_memory
 from vitoats.common.outputs import check_output_folder
-from vitoats.common.progress import Progress, silent
+from vitoats.common.progress import Progress, StageProgress, silent
 from vitoats.compression.budgets import make_budgets
 from vitoats.compression.constraints import make_constraint, predict
 from vitoats.compression.job import CompressionJob, Resources
 from vitoats.compression.pipeline import CompressionReport, compress
+from vitoats.compression.plan import plan_compression
 from vitoats.compression.resume import BlockStore
 from vitoats.compression.structural import PruningReport, prune
 from vitoats.data.calibration import CalibrationImages, calibration_images
@@ -27,9 +27,9 @@ from vitoats.format.counts import count
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.source import open_model
-from vitoats.methods.registry import Method, StructuralMethod, find_method
+from vitoats.methods.registry import STRUCTURAL, Method, find_method
+from vitoats.models.adapter import adapt
 from vitoats.models.flops import count_flops
-from vitoats.models.inputs import ImageInputs
 
 log = logging.getLogger("vitoats")
 
@@ -117,7 +117,8 @@ def run(
         fidelity = Fidelity(model, inputs, drawn.held_out, job.resources.batch_size, job.resources.workers)
         config, budgets = make_budgets(job, loaded, drawn, constraint, progress)
         predicted = {} if constraint is None else predict(constraint, config, budgets)
-        report = _compressed(job, method, model, inputs, drawn, config, budgets, scratch, store, partial(progress, "block"))
+        job = dataclasses.replace(job, config=config)
+        report = _compressed(job, loaded, drawn, budgets, scratch, store, partial(progress, "block"))
     except BaseException:
         if store:
             store.settle()
@@ -192,42 +193,19 @@ def described(
 
 def _compressed(
     job: CompressionJob,
-    method: Method | StructuralMethod,
-    model: Any,
-    inputs: ImageInputs,
+    loaded: LoadedModel,
     drawn: CalibrationImages,
-    config: Any,
     budgets: Budgets | None,
     scratch: Path | None,
     store: BlockStore | None,
-    progress: Callable[[int, int, str], None],
+    progress: StageProgress,
 ) -> CompressionReport | PruningReport:
     """Compresses the model in place, with a method of either kind."""
-    resources = job.resources
-    work: dict[str, Any] = {
-        "method": job.method,
-        "config": config,
-        "inputs": inputs,
-        "nsamples": drawn.nsamples,
-        "batch_size": resources.batch_size,
-        "memory_limit": None if resources.memory_limit is None else resources.memory_limit * 1e9,
-        "scratch": scratch,
-        "int8": job.int8,
-        "progress": progress,
-    }
-    images = drawn.batches(resources.batch_size, resources.workers)
-    if isinstance(method, StructuralMethod):
-        return prune(model, images, **work)
-    return compress(
-        model,
-        images,
-        **work,
-        fused_qkv=job.fused_qkv,
-        target=job.recipe.target,
-        refit_bias=job.recipe.refit_bias,
-        budgets=budgets,
-        state=store,
-    )
+    adapter = adapt(loaded.timm_model, loaded.inputs)
+    images = drawn.batches(job.resources.batch_size, job.resources.workers)
+    if job.method in STRUCTURAL:
+        return prune(adapter, job, images, drawn.nsamples, scratch, progress)
+    return compress(plan_compression(adapter, job, drawn.nsamples, budgets, scratch), images, store, progress)
 
 
 def _without_seconds(figures: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,7 @@ METHOD = "oats-h"
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: values of settings that are not given
     "oats-h": {"fast": {"solver": "support", "iterations": 20, "allocation": "uniform", "nsamples": 128}},
 }
-# Damping if a method that mixes in images by default is called without a mix (docs/oats-h.md, Images of other kinds). Found by
-# trial. To compare: tools/compare.py --methods a=oats-h,b=oats-h --options a:calibration_mix=none
-# --options b:calibration_mix=none,damping=0.01
+# damping if a method that mixes in images by default is called without a mix; found by trial: docs/oats-h.md, Constants
 CLOSED_DOMAIN_DAMPING = 0.1
 
 
@@ -44,7 +42,33 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
     Raises:
         InputError: the method or a setting is unknown, or settings contradict each other.
     """
-    name = settings.pop("method", METHOD)
+    if images is None and model == EMBEDDED:
+        images = SAMPLE
+    name, seed = settings.pop("method", METHOD), settings.pop("seed", 42)
+    source, resources = _taken(settings, MODEL_SETTINGS), _taken(settings, RESOURCES)
+    own = _method_fields(name, images, seed, settings)
+    return CompressionJob(model=ModelSource(name=model, **source), resources=Resources(**resources), **own)
+
+
+def with_method(job: CompressionJob, name: str, **settings: Any) -> CompressionJob:
+    """The same job with another method: model, images and resources stay, the rest is as for ``make_job``.
+
+    Args:
+        job: the job.
+        name: the other method's name.
+        settings: as for ``make_job``, without ``MODEL_SETTINGS`` and seed.
+
+    Raises:
+        InputError: as for ``make_job``.
+    """
+    data = job.data
+    settings = {"nsamples": data.nsamples, "general_images": data.general_images} | settings
+    resources = dataclasses.replace(job.resources, **_taken(settings, RESOURCES))
+    return dataclasses.replace(job, resources=resources, **_method_fields(name, data.images, data.seed, settings))
+
+
+def _method_fields(name: str, images: str | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a job that a method and its settings decide."""
     method = find_method(name)
     preset = settings.pop("preset", None)
     if preset is not None and preset not in PRESETS.get(name, {}):
@@ -53,36 +77,28 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
         )
     if isinstance(method, StructuralMethod):
         _refuse_layer_settings(name, settings)
-    given = (PRESETS[name][preset] if preset else {}) | settings
     if images is None:
-        if model != EMBEDDED:
-            raise InputError("there are no images to calibrate on: give `images` a folder of images")
-        images = SAMPLE
-    seed, general_images = given.pop("seed", 42), given.pop("general_images", None)
-    taken = {key: _taken(given, names) for key, names in {"model": MODEL_SETTINGS, "resources": RESOURCES}.items()}
-    data = CalibrationData(
-        images=images, general_images=general_images, nsamples=given.pop("nsamples", CalibrationData.nsamples), seed=seed
-    )
+        raise InputError("there are no images to calibrate on: give `images` a folder of images")
+    given = (PRESETS[name][preset] if preset else {}) | settings
+    general_images = given.pop("general_images", None)
+    nsamples = given.pop("nsamples", CalibrationData.nsamples)
     recipe = _recipe(method, _taken(given, RECIPE_SETTINGS), general_images)
-    if "compression" in settings and (asked := [name for name in LIMITS if name in settings]):
+    if "compression" in settings and (asked := [limit for limit in LIMITS if limit in settings]):
         raise InputError(f"`compression` and `{asked[0]}` exclude each other: leave one of them out")
     limit = _limit(_taken(given, LIMITS), given.pop("cost_table", None), free_rank_ratio="rank_ratio" not in settings)
     fused_qkv, weights = given.pop("fused_qkv", False), given.pop("weights", "float32")
     config = _config(name, method, given, recipe, seed)
-    job = CompressionJob(
-        model=ModelSource(name=model, **taken["model"]),
-        data=data,
-        method=name,
-        method_digest=method.digest,
-        config=config,
-        recipe=recipe,
-        limit=limit,
-        fused_qkv=fused_qkv,
-        weights=weights,
-        resources=Resources(**taken["resources"]),
-    )
-    _check_allocation(job, "allocation" in settings)
-    return job
+    _check_allocation(config, recipe, limit, "allocation" in settings)
+    return {
+        "data": CalibrationData(images=images, general_images=general_images, nsamples=nsamples, seed=seed),
+        "method": name,
+        "method_digest": method.digest,
+        "config": config,
+        "recipe": recipe,
+        "limit": limit,
+        "fused_qkv": fused_qkv,
+        "weights": weights,
+    }
 
 
 def read_options(method: str, text: str) -> dict[str, Any]:
@@ -176,20 +192,20 @@ def _limit(asked: dict[str, float], cost_table: Path | None, free_rank_ratio: bo
     return CostLimit(kind, value, cost_table, free_rank_ratio)  # type: ignore[arg-type]
 
 
-def _check_allocation(job: CompressionJob, asked: bool) -> None:
+def _check_allocation(config: Any, recipe: Recipe, limit: CostLimit | None, asked: bool) -> None:
     """Refuses a limit, or an allocation that was ``asked`` for, if nothing is left to decide.
 
     Raises:
         InputError: the pattern or the allocation fixes what is removed.
     """
-    pattern, allocation = getattr(job.config, "pattern", ""), job.recipe.allocation
-    if job.limit and ":" in pattern:
+    pattern, allocation = getattr(config, "pattern", ""), recipe.allocation
+    if limit and ":" in pattern:
         raise InputError(
-            f"`{job.limit.kind}` is out of place, {pattern} fixes what is removed: leave it out, or give `pattern='row'`"
+            f"`{limit.kind}` is out of place, {pattern} fixes what is removed: leave it out, or give `pattern='row'`"
         )
-    if job.limit and allocation == "owl":
+    if limit and allocation == "owl":
         raise InputError(
-            f"`{job.limit.kind}` is out of place, owl splits a compression: give `allocation='sensitivity'`, or 'uniform'"
+            f"`{limit.kind}` is out of place, owl splits a compression: give `allocation='sensitivity'`, or 'uniform'"
         )
     if asked and allocation != "uniform" and ":" in pattern:
         raise InputError(f"`allocation='{allocation}'` needs a budget for each layer, which {pattern} fixes: leave it out")

@@ -24,18 +24,17 @@ from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common.errors import InputError
+from vitoats.common.progress import StageProgress
 from vitoats.compression.estimates import estimate_memory
+from vitoats.compression.job import CompressionJob
 from vitoats.compression.layer import int8_linear
-from vitoats.compression.pipeline import Progress
 from vitoats.compression.plan import plan_memory
 from vitoats.compression.smoothing import smooth
 from vitoats.format.layers import replace_module
 from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
 from vitoats.methods.statistics import InputStatistics
-from vitoats.models.adapter import adapt
 from vitoats.models.blocks import Block, ModelAdapter
-from vitoats.models.inputs import ImageInputs
 from vitoats.models.units import Units, find_units, keep_units, linear, why_not
 
 log = logging.getLogger("vitoats")
@@ -77,7 +76,7 @@ class PruningReport:
         compression: the share of these modules' weights that was removed.
         unit: the share of one unit of the largest kind; the compression is within half of it of the requested one.
         n_images: number of calibration images.
-        seconds: total time without loading.
+        seconds: total time without loading and probing.
     """
 
     modules: list[ModuleRow]
@@ -93,53 +92,42 @@ class PruningReport:
 
 
 def prune(
-    model: nn.Module,
+    adapter: ModelAdapter,
+    job: CompressionJob,
     images: Iterator[Tensor],
-    *,
-    method: str,
-    config: Any,
-    inputs: ImageInputs,
-    nsamples: int,
-    batch_size: int = 64,
-    int8: bool = False,
-    memory_limit: float | None = None,
+    n_images: int,
     scratch: Path | None = None,
-    progress: Progress = lambda *_: None,
+    progress: StageProgress = lambda *_: None,
 ) -> PruningReport:
     """Prunes a model in place.
 
     Args:
-        model: a vision transformer in eval mode, on the device where the work is done.
-        images: batches of calibration images, as ``inputs`` describes them.
-        method: a structural method's name.
-        config: that method's config.
-        inputs: the kind of images that the model takes.
-        nsamples: maximum number of images that ``images`` yields.
-        batch_size: how many images a block runs on at a time.
-        int8: round the weights of all attentions and MLPs that were considered to int8; their layers quantize their inputs.
-        memory_limit: bytes; if the estimate is above it, hidden states go to files in ``scratch`` instead.
-        scratch: a folder with room for these files.
-        progress: called with what is being done.
+        adapter: the dense model.
+        job: its method, config, weights and resources are used.
+        images: batches of calibration images, as the model takes them.
+        n_images: maximum number of these images.
+        scratch: a folder with room for the hidden states, used if the estimate is above the memory limit.
+        progress: called with blocks done in all walks, their number, and what is being done.
 
     Raises:
-        InputError: the model has no chain of blocks, its heads or neurons cannot be removed, or too few would be left.
+        InputError: the model's heads or neurons cannot be removed, or too few would be left.
         RunError: there is no room for the hidden states.
     """
     start = time.perf_counter()
-    solver = STRUCTURAL[method]
-    adapter = adapt(model, inputs)
-    estimate = estimate_memory(adapter, nsamples, batch_size, 0, config.compression, "full")
-    spill_to = plan_memory(dataclasses.replace(estimate, hidden=2 * estimate.hidden), memory_limit, scratch)
+    method, config, resources = STRUCTURAL[job.method], job.config, job.resources
+    estimate = estimate_memory(adapter, n_images, resources.batch_size, 0, config.compression, "full")
+    twice = dataclasses.replace(estimate, hidden=2 * estimate.hidden)
+    spill_to = plan_memory(twice, resources.memory_limit_bytes, scratch)
     n_blocks = len(adapter.blocks)
-    steps = (3 if int8 else 2) * n_blocks
+    steps = (3 if job.int8 else 2) * n_blocks
     progress(0, steps, "reading images")
-    hidden = HiddenStates.collect(adapter, images, nsamples, batch_size, spill_to)
+    hidden = HiddenStates.collect(adapter, images, n_images, resources.batch_size, spill_to)
     found, skipped = _removable(adapter, hidden.values[:TRIAL_IMAGES].to(hidden.device))
-    scores = _scores(adapter, hidden.copy(spill_to), found, solver, config, lambda index, what: progress(index, steps, what))
+    scores = _scores(adapter, hidden.copy(spill_to), found, method, config, lambda index, what: progress(index, steps, what))
     flat = [units for modules in found for units in modules]
     kept = iter(cut(scores, [units.weights for units in flat], config))
 
-    again = hidden.copy(spill_to) if int8 else None
+    again = hidden.copy(spill_to) if job.int8 else None
     rows = _prune_blocks(adapter, hidden, found, kept, config, lambda index, what: progress(n_blocks + index, steps, what))
     if again is not None:
         _round_blocks(adapter, again, found, lambda index, what: progress(2 * n_blocks + index, steps, what))
@@ -210,6 +198,7 @@ def _round_blocks(
                     replace_module(adapter.model, name, int8_linear(linear(adapter.model, name), statistics[name]))
 
 
+@torch.inference_mode()
 def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]], list[tuple[str, str]]]:
     """The removable units of each block, and (name, reason) of all layers that stay unchanged.
 
@@ -237,6 +226,7 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
             else:
                 log.warning("%s stays as it is: %s", units.module, reason)
                 reasons |= dict.fromkeys(layers, reason)
+        hidden = block.run(hidden)
     if not any(found):
         raise InputError("the blocks have no attention or MLP whose heads or neurons can be removed: use another `method`")
     return found, adapter.skipped + list(reasons.items())

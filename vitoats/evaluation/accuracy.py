@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError
+from vitoats.common.finite import finite_outputs
 
 log = logging.getLogger("vitoats")
 
@@ -67,6 +68,7 @@ def evaluate(
 
     Raises:
         InputError: there are no images or no labels, or the model has no output for a label.
+        RunError: a logit is not finite.
     """
     result = Accuracy()
     for images, labels in batches:
@@ -82,6 +84,7 @@ def evaluate(
             )
         if valid_labels is not None:
             logits = _chosen(logits, valid_labels)
+        finite_outputs(logits, "logits")
         if result.n_images == 0:
             _check_classes(logits, n_classes)
         if labels.max() >= logits.shape[1]:

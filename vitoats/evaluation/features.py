@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitoats.common.cache import cached_tensors
 from vitoats.common.errors import InputError
+from vitoats.common.finite import finite_outputs
 from vitoats.models import heads
 
 MOST_LAYERS = 4  # as in DINOv2's linear evaluation
@@ -51,6 +52,7 @@ def extract(
 
     Raises:
         InputError: there are no images.
+        RunError: a feature is not finite.
     """
     device = next(backbone.parameters()).device
     layers = min(MOST_LAYERS, len(backbone.blocks))  # type: ignore[arg-type]
@@ -58,7 +60,7 @@ def extract(
     labels: list[Tensor] = []
     done = 0
     for images, batch_labels in batches:
-        found = heads.features(backbone, images.to(device), layers)
+        found = finite_outputs(heads.features(backbone, images.to(device), layers), "features")
         tokens.append(found.reshape(len(images), layers + 1, -1).cpu())
         labels.append(batch_labels)
         done += len(images)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError
+from vitoats.common.finite import REMEDY, finite_outputs
 from vitoats.data.images import batches
 from vitoats.evaluation.accuracy import evaluate
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers
@@ -64,13 +65,13 @@ def outcome(
     """Runs a model over labelled images.
 
     Raises:
-        InputError: as for ``evaluate``.
+        InputError, RunError: as for ``evaluate``; RunError also if a feature is not finite.
     """
     features: list[Tensor] = []
 
     def predict(images: Tensor) -> Tensor:
         logits, found = forward(images)
-        features.append(found)
+        features.append(finite_outputs(found, "features"))
         return logits
 
     counted = evaluate(predict, batches, n_classes, lambda counts: progress(counts.n_images))
@@ -78,8 +79,12 @@ def outcome(
 
 
 def stacked_features(forward: LogitsAndFeatures, batches: Iterator[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Features [n * k, d] of n images with k crops each, from batches of [b, k, 3, h, w]."""
-    return torch.cat([forward(crops.flatten(0, 1))[1] for crops, _ in batches]).numpy()
+    """Features [n * k, d] of n images with k crops each, from batches of [b, k, 3, h, w].
+
+    Raises:
+        RunError: a feature is not finite.
+    """
+    return torch.cat([finite_outputs(forward(crops.flatten(0, 1))[1], "features") for crops, _ in batches]).numpy()
 
 
 def cosines(features: np.ndarray, dense: np.ndarray) -> np.ndarray:
@@ -89,23 +94,41 @@ def cosines(features: np.ndarray, dense: np.ndarray) -> np.ndarray:
 
 
 def relative_error(features: np.ndarray, dense: np.ndarray) -> float:
-    """||f - f_dense||^2 / ||f_dense - mean||^2 over all images: 1 is as bad as using the mean feature for every image."""
+    """||f - f_dense||^2 / ||f_dense - mean||^2 over all images: 1 is as bad as using the mean feature for every image.
+
+    Raises:
+        InputError: the dense features of all images are the same, so that the error has no scale.
+        RunError: a feature is not finite.
+    """
     dense = dense.astype(np.float64)
-    return float(np.square(features - dense).sum() / np.square(dense - dense.mean(axis=0)).sum())
+    if not (np.isfinite(features).all() and np.isfinite(dense).all()):
+        raise RunError(f"features are not finite (NaN or Inf): {REMEDY}")
+    scale = np.square(dense - dense.mean(axis=0)).sum()
+    if scale == 0:
+        raise InputError("the features of all images are the same: give `images` other ones")
+    return float(np.square(features - dense).sum() / scale)
 
 
 class Fidelity:
     """How much a backbone's features change over time, on named sets of images."""
 
     def __init__(self, model: Any, inputs: ImageInputs, datasets: dict[str, Any], batch_size: int, workers: int):
-        """Records the current features."""
+        """Records the current features.
+
+        Raises:
+            RunError: a feature is not finite.
+        """
         self.inputs = inputs
         self.datasets, self.batch_size, self.workers = datasets, batch_size, workers
         features = self._features(model)
         self.before = {name: f for name, f in features.items() if len(f) and (f != f[0]).any()}  # else the error has no scale
 
     def errors(self, model: Any) -> dict[str, float]:
-        """The relative error of the features now, for each set with at least two different images."""
+        """The relative error of the features now, for each set with at least two different images.
+
+        Raises:
+            RunError: a feature is not finite.
+        """
         now = self._features(model)
         return {name: relative_error(now[name], before) for name, before in self.before.items()}
 
@@ -116,7 +139,8 @@ class Fidelity:
         for name, dataset in self.datasets.items():
             parts = []
             for images, _ in batches(dataset, list(range(len(dataset))), self.batch_size, self.workers):
-                parts.append(self.inputs.features(model, images.to(device)).float().cpu())
+                features = finite_outputs(self.inputs.features(model, images.to(device)), f"features of {name} images")
+                parts.append(features.float().cpu())
             found[name] = torch.cat(parts).numpy() if parts else np.empty((0, 0))
         return found
 
@@ -128,6 +152,7 @@ def layer_error(dense: nn.Module, compressed: nn.Module, batches: Iterator[Tenso
     (Inputs of int8 layers are scaled, channel by channel: the dense layers do not fit them.)
 
     x is the layer's input in the compressed model; y' is the layer's output and y that of the dense layer, of bias b, for x.
+    Layers whose y is always b are left out.
 
     Args:
         dense: the model before.
@@ -147,4 +172,5 @@ def layer_error(dense: nn.Module, compressed: nn.Module, batches: Iterator[Tenso
     with watch_outputs(layers, measure):
         for images in batches:
             compressed(images.to(device))
-    return float(np.mean([(error / size).item() for error, size in sums.values()])) if layers else None
+    errors = [(error / size).item() for error, size in sums.values() if size != 0]
+    return float(np.mean(errors)) if errors else None

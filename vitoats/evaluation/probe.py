@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitoats.common.errors import RunError
 from vitoats.evaluation.features import Features
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 MOMENTUM = 0.9
+DIVERGED = "training diverges (the loss is NaN or Inf): give smaller `learning_rates`"
 FEWEST_STEPS = 1000  # a small set gets more epochs
 
 
@@ -145,16 +147,24 @@ def try_heads(
 
 
 def train_again(picked: Candidate, features: Features, n_classes: int, schedule: Schedule | None) -> tuple[Tensor, Tensor]:
-    """Trains the picked head on other images: weight [C, (layers + patch_mean) * d] and bias [C]."""
+    """Trains the picked head on other images: weight [C, (layers + patch_mean) * d] and bias [C].
+
+    Raises:
+        RunError: the head diverges, as did all others if it was picked with a loss that is not finite.
+    """
+    if not math.isfinite(picked.loss):
+        raise RunError(DIVERGED)
     if schedule is not None and picked.learning_rate is not None:
         schedule = replace(schedule, learning_rates=(picked.learning_rate,))
     weight, bias = train(features, n_classes, picked.layers, picked.patch_mean, schedule)
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise RunError(DIVERGED)
     return weight[0], bias[0]
 
 
 def pick(candidates: list[Candidate]) -> Candidate:
-    """The best head on held-out images; ties go to the smallest loss, and a head that diverged loses them."""
-    return max(candidates, key=lambda c: (c.top1, -c.loss if math.isfinite(c.loss) else -math.inf))
+    """The best head on held-out images; ties go to the smallest loss, and a head that diverged is the last choice."""
+    return max(candidates, key=lambda c: (math.isfinite(c.loss), c.top1, -c.loss))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

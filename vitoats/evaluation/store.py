@@ -13,7 +13,7 @@ import numpy as np
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
 from vitoats.common.fingerprint import json_sha256
-from vitoats.common.json_files import parse_json
+from vitoats.common.json_files import parse_json, to_json
 from vitoats.common.kept_files import UnfitError
 
 log = logging.getLogger("vitoats")
@@ -125,9 +125,9 @@ def _short(value: object) -> str:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The values as they would be read back: tuples become lists."""
-    return json.loads(json.dumps(values, default=str))
+    return json.loads(to_json(values, default=str))
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(values, indent=1, default=str))
+        partial.write_text(to_json(values, indent=1, default=str))

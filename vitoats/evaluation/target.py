@@ -1,6 +1,5 @@
 """The model to evaluate: a torch model or an ONNX file, behind one interface."""
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from vitoats.common.errors import InputError
+from vitoats.common.finite import finite_outputs
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.accuracy import Predict
 from vitoats.format.layers import compressed_counts, parameter_count
@@ -68,8 +68,12 @@ def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         kind = torch.device(device).type
-        with contextlib.nullcontext() if amp_dtype is None else torch.autocast(kind, amp_dtype):
+        if amp_dtype is None:
             return model(images.to(device))
+        with torch.autocast(kind, amp_dtype):
+            logits = model(images.to(device))
+        remedy = "use `amp_dtype='bfloat16'`" if amp_dtype == torch.float16 else "leave `amp` out"
+        return finite_outputs(logits, f"logits under autocast to {str(amp_dtype).removeprefix('torch.')}", remedy)
 
     return Target(
         predict,

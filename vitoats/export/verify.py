@@ -8,6 +8,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from vitoats.common.finite import finite_outputs
 from vitoats.loading.loaded import LoadedModel
 from vitoats.runtime.inference import Session
 
@@ -41,15 +42,19 @@ def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor
         exported: the session of its exported file.
         images: batches of (images [b, 3, h, w], labels) to classify.
         seed: seed of the noise images.
+
+    Raises:
+        RunError: an output of the model or of the file is not finite.
     """
     noise = loaded.inputs.noise(max(BATCHES), seed)
     agreement = Agreement()
     for batch in BATCHES:
-        expected = loaded.model(noise[:batch])
-        difference = (_run(exported, noise[:batch]) - expected).abs().max() / expected.abs().max()
+        expected = _torch(loaded, noise[:batch])
+        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+        difference = (_run(exported, noise[:batch]) - expected).abs().max() / scale
         agreement.relative_error = max(agreement.relative_error, float(difference))
     for batch_of_images, _ in images:
-        expected = loaded.model(batch_of_images)
+        expected = _torch(loaded, batch_of_images)
         found = _run(exported, batch_of_images)
         agreement.logit_error = max(agreement.logit_error, float((found - expected).abs().max()))
         first, second = expected.topk(2, dim=1).values.T
@@ -59,5 +64,10 @@ def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor
     return agreement
 
 
+def _torch(loaded: LoadedModel, images: Tensor) -> Tensor:
+    return finite_outputs(loaded.model(images), "outputs of the torch model")
+
+
 def _run(exported: ort.InferenceSession, images: Tensor) -> Tensor:
-    return torch.from_numpy(np.asarray(exported.run(None, {exported.get_inputs()[0].name: images.numpy()})[0]))
+    outputs = exported.run(None, {exported.get_inputs()[0].name: images.numpy()})[0]
+    return finite_outputs(torch.from_numpy(np.asarray(outputs)), "outputs of the exported file")

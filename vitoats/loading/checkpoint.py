@@ -12,7 +12,6 @@
 Format "dense" folds S + U V into plain weights, and timm can open the folder with ``local-dir:``.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ import vitoats.common.torchvision_ops  # (before timm)
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.files import whole_folder
 from vitoats.common.fingerprint import tensors_sha256
-from vitoats.common.json_files import read_json
+from vitoats.common.json_files import read_json, to_json
 from vitoats.common.tensor_files import save_tensors
 from vitoats.data.transforms import Preprocessing
 from vitoats.format import factored
@@ -101,7 +100,7 @@ def save_checkpoint(
     with whole_folder(folder, overwrite) as partial:
         save_tensors(partial / WEIGHTS, state, {"format": "pt"})
         save_config_for_hf(backbone, str(partial / CONFIG), data_config=data_config)
-        (partial / ABOUT).write_text(json.dumps(about, indent=1))
+        (partial / ABOUT).write_text(to_json(about, indent=1))
         (partial / CARD).write_text(model_card(read_json(partial / ABOUT), backbone.pretrained_cfg.get("license")))
         if isinstance(loaded.model, LinearHeadClassifier):
             save_head(partial / HEAD, loaded.model.head.weight.data, loaded.model.head.bias.data, loaded.model.info)

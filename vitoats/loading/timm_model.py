@@ -1,5 +1,6 @@
 """Loads a timm model by the name of a model, folder or Hub repository, with its own weights or those of a file."""
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ from torch import nn
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
 from vitoats.data.transforms import Preprocessing
+from vitoats.loading.adaptations import Shapes, check_channels, image_size, say_changes
 from vitoats.loading.hub import announce_fetch, cannot_fetch, fetch_config, fetch_weights
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
 from vitoats.loading.names import DINOV2
 from vitoats.loading.sketch import WITHOUT_FILE, Held, create, sketch
 from vitoats.loading.timm_config import TimmConfig, read_config
-from vitoats.loading.weights import read_weights, tensor_count, weights_file
+from vitoats.loading.weights import read_weights, tensor_shapes, weights_file
 from vitoats.models.positions import set_image_size
 
 import timm  # isort: skip
@@ -26,6 +28,8 @@ from timm.data.model_config import resolve_input_data_config  # isort: skip
 from timm.models._input import get_model_input_config  # isort: skip
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
+
+log = logging.getLogger("vitoats")
 
 
 def load_timm(
@@ -50,12 +54,12 @@ def load_timm(
         elif checkpoint is not None:
             weights = str(checkpoint)
             state = read_weights(checkpoint)
-            model = _with_weights_of(timm_name, checkpoint, state, kwargs)
+            model = _with_weights_of(timm_name, checkpoint, state, img_size, kwargs)
             if way != "timm" and img_size is not None:
                 _check_positions(checkpoint, state, model)
         else:
             weights = announce_fetch(name, timm_name, named)
-            model = _with_own_weights(timm_name, kwargs)
+            model = _with_own_weights(timm_name, img_size, kwargs)
     except (InputError, MemoryError):
         raise
     except safetensors.SafetensorError as error:
@@ -70,8 +74,11 @@ def load_timm(
             raise InputError(f"{name} has no position embedding of its own to resize: leave `pos_resample` out")
         set_image_size(model, img_size, way)
         weights += f", positions resized as in {way}"
-    args = ({} if img_size is None else {"img_size": img_size}) | ({"crop_pct": named.crop_pct} if named else {})
-    return LoadedModel(name, model, _preprocessing(model, args), weights)
+    if named:
+        preprocessing = _preprocessing(model, {"img_size": img_size, "crop_pct": named.crop_pct})
+    else:
+        preprocessing = resolved_preprocessing(model, img_size)
+    return LoadedModel(name, model, preprocessing, weights)
 
 
 def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -84,27 +91,62 @@ def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
         return timm.create_model(timm_name, pretrained=False, **kwargs) if config is None else create(config, **kwargs)
 
 
-def _with_own_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Loads the weights that timm names, or those beside config.json; sources of weights in config.json are ignored."""
+def _with_own_weights(timm_name: str, img_size: int | None, kwargs: dict[str, Any]) -> nn.Module:
+    """Loads the weights that timm names, or those beside config.json; sources of weights in config.json are ignored.
+
+    Raises:
+        InputError: the weights are for images with other channels, or config.json gives two numbers of classes.
+    """
     config = _stored_config(timm_name)
     if config is None:
-        return timm.create_model(timm_name, pretrained=True, **kwargs)
+        model = timm.create_model(timm_name, pretrained=True, **kwargs)
+        trained = model.pretrained_cfg["input_size"][-1]
+        if "img_size" in kwargs and img_size != trained:
+            log.info("the weights of %s were made for %d px and are resized for %d", timm_name, trained, img_size)
+        return model
+    said, wanted = config.pretrained_cfg.get("num_classes"), config.model_args.get("num_classes")
+    if said and wanted and said != wanted:  # timm would take a random classifier
+        raise InputError(f"{config.path} says both {said} and {wanted} classes: correct it there")
     file = fetch_weights(timm_name) if timm_name.startswith(HUB) else weights_file(Path(timm_name.removeprefix(LOCAL)))
     assert file is not None  # check_name has seen it
-    sketch(config, Held(tensor_count(file), file.stat().st_size), **kwargs)
-    return timm.create_model(
+    shapes = tensor_shapes(file)
+    outline = sketch(config, Held(len(shapes), file.stat().st_size), **kwargs)
+    kwargs = kwargs | _own_size(str(file), shapes, outline, img_size)
+    model = timm.create_model(
         config.architecture,
         pretrained=True,
         pretrained_cfg=config.pretrained_cfg | {"file": str(file)},
         pretrained_model_args=config.model_args,
         **(config.model_args | kwargs),
     )
+    say_changes(str(file), shapes, model, asked=img_size is not None)
+    return model
 
 
-def _with_weights_of(timm_name: str, file: Path, state: dict[str, torch.Tensor], kwargs: dict[str, Any]) -> nn.Module:
+def _own_size(source: str, shapes: Shapes, outline: nn.Module, img_size: int | None) -> dict[str, int]:
+    """The image size of the weights as an argument of the model, if none was asked for and theirs is not the usual one.
+
+    Raises:
+        InputError: the weights are for images with other channels.
+    """
+    check_channels(source, shapes, outline)
+    size = None if img_size is not None else image_size(shapes, outline)
+    if size is None:
+        return {}
+    log.info("the weights %s are for images of %d px, so the model takes these (`img_size` changes it)", source, size)
+    return {"img_size": size}
+
+
+def _with_weights_of(
+    timm_name: str, file: Path, state: dict[str, torch.Tensor], img_size: int | None, kwargs: dict[str, Any]
+) -> nn.Module:
     """Loads the weights of a file, which timm converts like pretrained weights of the architecture.
 
-    The number of classes is that of the file's classifier, or 0 if weights in timm's format have none.
+    The number of classes is that of the file's classifier, or 0 if weights in timm's format have none. The image size, if none
+    is asked for, is that of the file's position embedding.
+
+    Raises:
+        InputError: the weights are for images with other channels.
     """
     config = _stored_config(timm_name)
     if config is not None:
@@ -113,15 +155,25 @@ def _with_weights_of(timm_name: str, file: Path, state: dict[str, torch.Tensor],
         found = timm.get_pretrained_cfg(timm_name)
         pretrained_cfg = {} if found is None else found.to_dict(remove_source=True, remove_null=True)
         arguments = {}
+    usual = arguments.get("num_classes", pretrained_cfg.get("num_classes"))
     classifier = pretrained_cfg.get("classifier") or "head"
     key = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
     if key in state:
         arguments["num_classes"] = pretrained_cfg["num_classes"] = state[key].shape[0]
     elif "patch_embed.proj.weight" in state and "mask_token" not in state:
         arguments["num_classes"] = pretrained_cfg["num_classes"] = 0
+    if "num_classes" in arguments and usual and arguments["num_classes"] != usual:
+        classes = f"a classifier of {arguments['num_classes']} classes" if arguments["num_classes"] else "no classifier"
+        log.info("the weights %s have %s, as the model now has; %s usually has %d classes", file, classes, timm_name, usual)
     arguments |= kwargs
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if config is not None:
-        sketch(replace(config, pretrained_cfg=pretrained_cfg, model_args=arguments), Held(len(state), file.stat().st_size))
+        described = replace(config, pretrained_cfg=pretrained_cfg, model_args=arguments)
+        outline = sketch(described, Held(len(state), file.stat().st_size))
+    else:
+        with torch.device("meta"):
+            outline = timm.create_model(timm_name, pretrained=False, **arguments)
+    arguments |= _own_size(str(file), shapes, outline, img_size)
     model = timm.create_model(
         config.architecture if config is not None else timm_name,
         pretrained=True,
@@ -129,6 +181,7 @@ def _with_weights_of(timm_name: str, file: Path, state: dict[str, torch.Tensor],
         **arguments,
     )
     model.pretrained_cfg.pop("state_dict", None)
+    say_changes(str(file), shapes, model, asked=img_size is not None)
     return model
 
 

@@ -91,17 +91,17 @@ def tensor_kinds(file: Any) -> dict[str, TensorKind]:
     return {name: TensorKind(tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF"))) for name, s in slices.items()}
 
 
-def tensor_count(path: Path) -> int:
-    """The number of tensors in a file; for a safetensors file only the header is read.
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a file; for a safetensors file only the header is read.
 
     Raises:
         InputError: a file in another format cannot be read safely.
         OSError, ValueError, SafetensorError: a safetensors file does not exist or is damaged.
     """
     if path.suffix != ".safetensors":
-        return len(read_weights(path))
+        return {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
     with open_tensors(path) as file:
-        return len(tensor_kinds(file))
+        return {name: kind.shape for name, kind in tensor_kinds(file).items()}
 
 
 def weights_file(folder: Path) -> Path | None:

@@ -44,7 +44,7 @@ class Penalty:
     search: bool
 
 
-# Found by trial. To compare their layer errors: tools/compare.py --methods slow=oats-h,alps=oats-h --options alps:penalty=alps
+# Found by trial: docs/oats-h.md, Constants
 PENALTIES = {
     "alps": Penalty(0.1, 3e-4, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)), search=True),  # as in its published code
     "slow": Penalty(0.02, 5e-3, ((0.1, 1.2), (0.005, 1.1), (0.0, 1.05)), search=False),

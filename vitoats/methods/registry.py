@@ -59,7 +59,8 @@ def output_energy(E: Tensor, statistics: InputStatistics) -> float:
     """tr(E H E^T), the mean over tokens of ||E x||^2, for E [d_out, d_in]; D^2 replaces H if H is unknown."""
     if statistics.H is None:
         return (E.square() @ statistics.second_moment.to(E)).sum().item()
-    return max(0.0, ((E @ statistics.H.to(E)) * E).sum().item())  # round-off may leave it below 0
+    energy = ((E @ statistics.H.to(E)) * E).sum().item()
+    return 0.0 if energy < 0 else energy  # round-off may leave it below 0; NaN stays NaN
 
 
 @dataclass(frozen=True, kw_only=True)

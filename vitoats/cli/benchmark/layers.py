@@ -45,11 +45,10 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = flags.parser("benchmark layers", "what single matrices lose by several methods")
-    flags.add_model_flags(parser)
+    flags.add_model_flags(parser, required=False)
     flags.add_data_flags(parser, batch_size=64)
     flags.add_compute_flags(parser)
     parser.set_defaults(model="dinov2s_derived", data_dir="sample")
-    next(action for action in parser._actions if action.dest == "model").required = False
     parser.add_argument("--methods", default="oats,sparsegpt,alps,oats-h", metavar="A,B,...", help="as --method of compress")
     parser.add_argument("--blocks", type=_numbers, default=[3, 8], metavar="I,J,...", help="which blocks")
     parser.add_argument("--compression", type=float, default=0.6, metavar="RHO", help="share of the weights to remove")

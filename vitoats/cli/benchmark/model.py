@@ -113,11 +113,15 @@ def compressed(loaded: "LoadedModel", config: "OATSConfig", args: argparse.Names
     """A copy of the model, compressed at random with --random-weights, otherwise by a few steps of OATS on noise images."""
     from vitoats.benchmark.random_layers import of_budget, with_random_layers
     from vitoats.compression.pipeline import compress
+    from vitoats.compression.plan import plan_compression
+    from vitoats.compression.settings import make_job
+    from vitoats.models.adapter import adapt
 
     if args.random_weights:
         return with_random_layers(loaded, of_budget(config), "row", np.random.default_rng(args.seed))
     small, noise = copy.deepcopy(loaded), loaded.inputs.noise(N_IMAGES, args.seed)
-    compress(small.timm_model, iter([noise]), method="oats", config=config, inputs=loaded.inputs, nsamples=len(noise))
+    job = dataclasses.replace(make_job(loaded.name, "noise", method="oats"), config=config)
+    compress(plan_compression(adapt(small.timm_model, small.inputs), job, len(noise)), iter([noise]))
     return small
 
 

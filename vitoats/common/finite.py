@@ -1,0 +1,24 @@
+"""Refuses outputs that are not finite where they arise: comparisons, maxima and argmax let NaN pass for a number."""
+
+import torch
+from torch import Tensor
+
+from vitoats.common.errors import RunError
+from vitoats.common.json_files import REMEDY
+
+
+def finite_outputs(outputs: Tensor, what: str, remedy: str = REMEDY) -> Tensor:
+    """Returns a model's outputs [n, ...] for n images, if all are finite.
+
+    Args:
+        outputs: the outputs for one batch.
+        what: the outputs' name in the error message.
+        remedy: what the user can do.
+
+    Raises:
+        RunError: an output is NaN or Inf; the message has the number of images.
+    """
+    broken = int((~torch.isfinite(outputs)).flatten(1).any(dim=1).sum())
+    if broken:
+        raise RunError(f"{what} are not finite (NaN or Inf) for {broken} of the {len(outputs)} images of a batch: {remedy}")
+    return outputs

@@ -1,0 +1,93 @@
+"""What timm changes silently so that weights of one shape fit a model of another: found here by their shapes, and said.
+
+Position embeddings are resized to another number of patches, patch embeddings to another patch size, and tables of relative
+positions to another window. All of these cost accuracy.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vitoats.common.errors import InputError
+
+log = logging.getLogger("vitoats")
+
+Shapes = Mapping[str, tuple[int, ...]]  # of the tensors in a file, by name
+
+POSITIONS, PATCHES, TABLE = "pos_embed", "patch_embed.proj.weight", "relative_position_bias_table"
+
+
+def image_size(shapes: Shapes, model: Any) -> int | None:
+    """The image size in pixels that a file's position embedding is for; None if it is the model's own or cannot be told.
+
+    Args:
+        shapes: the file's tensors.
+        model: the model at its usual size; it may be on the meta device.
+    """
+    grid, own = _grid(shapes, model), _grid(_shapes_of(model), model)
+    if None in (grid, own) or grid == own or _patch(shapes) != _patch(_shapes_of(model)):
+        return None
+    return grid * model.patch_embed.patch_size[0]
+
+
+def check_channels(source: str, shapes: Shapes, model: Any) -> None:
+    """Refuses weights for images with another number of channels.
+
+    Raises:
+        InputError: the file's patch embedding takes other channels than the model's.
+    """
+    held, own = shapes.get(PATCHES, ()), _shapes_of(model).get(PATCHES, ())
+    if len(held) == len(own) == 4 and held[1] != own[1]:
+        raise InputError(
+            f"the weights {source} take images of {held[1]} channels, the model of {own[1]}: give weights for RGB images"
+        )
+
+
+def say_changes(source: str, shapes: Shapes, model: Any, asked: bool) -> None:
+    """Logs what was changed to make the weights fit.
+
+    Args:
+        source: the file with the weights.
+        shapes: its tensors.
+        model: the model with these weights.
+        asked: whether the user asked for an image size; otherwise, the log line is a warning.
+    """
+    now = _shapes_of(model)
+    changes = []
+    if _patch(shapes) and _patch(now) and _patch(shapes) != _patch(now):
+        changes.append(f"patches of {_patch(shapes)} pixels to {_patch(now)}")
+        asked = False
+    before, after = _grid(shapes, model), _grid(now, model)
+    if None not in (before, after) and before != after:
+        changes.append(f"positions of {before} x {before} patches to {after} x {after}")
+    tables = [name for name, shape in shapes.items() if name.endswith(TABLE) and now.get(name, shape) != shape]
+    if tables:
+        changes.append(f"{len(tables)} tables of relative positions")
+    if changes:
+        log.log(
+            logging.INFO if asked else logging.WARNING,
+            "the weights %s are resized to fit the model: %s; this may cost accuracy",
+            source,
+            ", ".join(changes),
+        )
+
+
+def _shapes_of(model: Any) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _grid(shapes: Shapes, model: Any) -> int | None:
+    """The number of patches along a side for which there are positions; None if there is no such square."""
+    shape = shapes.get(POSITIONS, ())
+    if len(shape) != 3 or not hasattr(getattr(model, "patch_embed", None), "patch_size"):
+        return None
+    n = shape[1] - (0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0))
+    grid = math.isqrt(max(n, 0))
+    return grid if grid > 0 and grid * grid == n else None
+
+
+def _patch(shapes: Shapes) -> str:
+    """The size of a patch, in words; "" if the file does not say."""
+    shape = shapes.get(PATCHES, ())
+    return f"{shape[-2]} x {shape[-1]}" if len(shape) == 4 else ""
