@@ -6,7 +6,6 @@ measurement is always that of one run.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from vitoats.benchmark.files import FileTimes, compare_files
 from vitoats.common.files import atomic_write, hold
+from vitoats.common.json_files import to_json
 from vitoats.common.machine import processor
 from vitoats.common.progress import Progress, silent
 from vitoats.comparison.bench import Bench, open_bench
@@ -189,7 +189,7 @@ def _write(front: Front, bench: Bench, rows: list[dict[str, Any]]) -> dict[str, 
     }
     title = f"{machine['model']}, {machine['img_size']} px, batch {front.batch}, {bench.n_images} test images; {processor()}"
     for name, text in (
-        ("front.jsonl", "".join(json.dumps(machine | row) + "\n" for row in rows)),
+        ("front.jsonl", "".join(to_json(machine | row) + "\n" for row in rows)),
         ("front.md", markdown(rows)),
     ):
         with atomic_write(front.output / name) as partial_file:

@@ -23,7 +23,7 @@ namespace {
 
 constexpr const char* kDomain = "vitoats";
 
-// The nodes for which this thread creates kernels while watching is on, one per line.
+// The nodes of linear layers for which this thread creates kernels while watching is on, one per line.
 thread_local bool watching = false;
 thread_local std::string made_nodes;
 
@@ -53,7 +53,7 @@ struct Operator : OrtCustomOp {
       const Operator& made_by = self(op);
       return guarded(made_by.api, made_by.full_name.c_str(), [&] {
         auto node = std::make_unique<Made>(Made{made_by, made_by.kind.create(made_by.api, info)});
-        note_node(made_by.api, info);
+        if (made_by.kind.linear_layer) note_node(made_by.api, info);
         *kernel = node.release();
       });
     };
@@ -166,7 +166,7 @@ VITOATS_EXPORT double vitoats_fma(int64_t rounds) {
   return isa ? vitoats::float_row(vitoats::ValueType::kFloat32, isa).fma(rounds) : 0;
 }
 
-// Starts recording the nodes for which this thread creates kernels; forgets earlier records.
+// Starts recording the nodes of linear layers for which this thread creates kernels; forgets earlier records.
 VITOATS_EXPORT void vitoats_watch_nodes() {
   vitoats::watching = true;
   vitoats::made_nodes.clear();

@@ -45,6 +45,7 @@ OperatorKind qkv_attention() {
   kind.since_version = 2;
   kind.input_types = {ort::kFloat};
   kind.required = 1;
+  kind.linear_layer = false;
   kind.create = [](const ort::Api& api, const OrtKernelInfo* info) { return std::make_unique<AttentionNode>(api, info); };
   kind.last_dimension = [](const std::vector<Dimensions>& inputs) {
     const int64_t columns = inputs[0].size() == 3 ? inputs[0][2] : -1;
