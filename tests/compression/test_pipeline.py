@@ -159,8 +159,8 @@ class TestResume:
     def test_a_block_without_linear_layers_is_kept_as_well(self, tmp_path):
         """A convolution between two stages, say."""
         store = BlockStore(tmp_path / "state", "same", resume=False)
-        store.save(0, {}, [])
-        assert store.load(0, []) == ({}, [])
+        store.save(0, {}, [], {})
+        assert store.load(0, []) == ({}, [], {})
         assert store.load(1, []) is None
 
     def test_an_interruption_before_the_first_block_leaves_nothing(self, tmp_path):
