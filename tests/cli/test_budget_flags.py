@@ -145,11 +145,6 @@ def test_megabytes_with_int8_weights(succeed, refuse, job, tmp_path, method):
     assert result["predicted_mb"] == pytest.approx(exported / 1e6, rel=0.02)
 
 
-@pytest.mark.parametrize("flag", ["--speedup", "--max-ms"])
-def test_no_time_is_promised_for_int8_weights(refuse, job, flag):
-    assert "give --max-mb, or --compression" in refuse(compress, *job, "--weights", "int8", flag, "2")
-
-
 def test_goals_come_from_a_recipe_and_flags_beat_it(succeed, refuse, job, costs, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"method: wanda\nspeedup: 1.4\ncost_table: {costs}\n")
