@@ -71,6 +71,11 @@ void load_unordered(const void* source, int64_t stride) {
   load<tile>(source, stride);
 }
 
+template <int tile>
+void stream_unordered(const void* source, int64_t stride) {
+  load<tile>(source, stride);
+}
+
 inline void fence() {}
 
 template <int tile>
@@ -159,6 +164,12 @@ VITOATS_TILE void load(const void* source, int64_t stride) {
 template <int tile>
 VITOATS_TILE void load_unordered(const void* source, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(tile));
+}
+
+// The same for rows that are read once: they shall not displace others in the first-level cache.
+template <int tile>
+VITOATS_TILE void stream_unordered(const void* source, int64_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(tile));
 }
 
 VITOATS_TILE void fence() { asm volatile("" ::: "memory"); }

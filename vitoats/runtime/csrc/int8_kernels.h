@@ -76,13 +76,15 @@ VITOATS_INLINE void product_of_count(int64_t count, Arguments... arguments) {
   }
 }
 
-// The sums of up to kTokens tokens of x, for two strips, over all quads.
+// The sums of up to kTokens tokens of x, for two strips, over all quads. The sums of one product are in memory when the next one
+// has done its first step, or after finish().
 template <class E>
 struct BlockProduct {
   static int64_t steps(int64_t) { return 1; }
+  void finish() {}
 
   template <class SideWork>
-  static void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
+  void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
                   SideWork&& side_work) {
     product_of_count<E, E::kTokens>(count, x, stride, w0, w1, quads, sums);
     side_work();
@@ -308,12 +310,14 @@ struct Int8KernelsOf {
     const DenseStrips& strips = weights.V;
     const int64_t width = weights.parts * weights.z_stride();
     BlockSums sums;
+    BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; s += kPanelStrips) {
       const int64_t second = smaller(s + 1, strip_end - 1);
       for (int64_t t = token; t < token_end; t += E::kTokens) {
         const int64_t count = smaller(E::kTokens, token_end - t);
-        BlockProduct<E>::run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, strips.strip[static_cast<size_t>(s)],
-                        strips.strip[static_cast<size_t>(second)], strips.quads, sums.S, NoSideWork());
+        product.run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count,
+                    strips.strip[static_cast<size_t>(s)], strips.strip[static_cast<size_t>(second)], strips.quads, sums.S, NoSideWork());
+        product.finish();
         for (int64_t i = 0; i < count; ++i) {
           const auto scale = V::set1(tokens.quantized.scale[t + i]), zero = V::set1(-tokens.quantized.zero[t + i]);
           for (int64_t j = 0; j < (second - s + 1) * kStripRows; j += V::lanes) {
@@ -348,6 +352,7 @@ struct Int8KernelsOf {
       return s < strip_end ? Panel<E>(weights, s, smaller(s + 1, strip_end - 1), expanded + i * half) : Panel<E>();
     };
     BlockSums sums[2];
+    BlockProduct<E> product;
     int turn = 0, side = 0;
     FinishOf finish;
     Panel<E> current = panel(strip, side);
@@ -361,30 +366,33 @@ struct Int8KernelsOf {
         const int64_t count = smaller(E::kTokens, tokens.count - t);
         BlockSums& block = sums[turn ^= 1];
         const SideWork<E, FinishOf> side_work{finish, next, divide_up(finish.tokens_left(), steps), divide_up(quads, steps * blocks)};
-        BlockProduct<E>::run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, current.strip(0), current.strip(1),
-                             quads, block.S, side_work);
+        product.run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, current.strip(0),
+                    current.strip(1), quads, block.S, side_work);
         finish.advance(kMaxBlock);
-        if (weights.rank) multiply_z(weights, tokens, s, second, part, part_end, t, count, block.U);
+        if (weights.rank) multiply_z(product, weights, tokens, s, second, part, part_end, t, count, block.U);
         finish = FinishOf(weights, tokens, output, s, second, t, count, block);
       }
       current = next;
     }
+    product.finish();
     finish.advance(kMaxBlock);
   }
 
   // U z for two strips, which may belong to different parts.
-  VITOATS_INLINE static void multiply_z(const Int8Weights& weights, const Int8Tokens& tokens, int64_t s, int64_t second, int64_t part,
-                                        int64_t part_end, int64_t token, int64_t count, int32_t* sums) {
+  VITOATS_INLINE static void multiply_z(BlockProduct<E>& product, const Int8Weights& weights, const Int8Tokens& tokens, int64_t s,
+                                        int64_t second, int64_t part, int64_t part_end, int64_t token, int64_t count,
+                                        int32_t* sums) {
     const int64_t stride = tokens.quantized_z.stride;
-    const auto product = [&](int64_t of_part, int64_t a, int64_t b, int32_t* target) {
-      BlockProduct<E>::run(tokens.quantized_z.q + (token * weights.parts + of_part) * stride, stride * weights.parts, count,
-                      weights.U.strip[static_cast<size_t>(a)], weights.U.strip[static_cast<size_t>(b)], weights.U.quads, target,
-                      NoSideWork());
+    const auto multiply = [&](int64_t of_part, int64_t a, int64_t b, int32_t* target) {
+      product.run(tokens.quantized_z.q + (token * weights.parts + of_part) * stride, stride * weights.parts, count,
+                  weights.U.strip[static_cast<size_t>(a)], weights.U.strip[static_cast<size_t>(b)], weights.U.quads, target,
+                  NoSideWork());
     };
-    product(part, s, second, sums);
+    multiply(part, s, second, sums);
     if (part == part_end) return;
     int32_t of_second[kMaxBlock * kPanelRows];
-    product(part_end, second, second, of_second);
+    multiply(part_end, second, second, of_second);
+    product.finish();
     for (int64_t i = 0; i < count; ++i)
       std::memcpy(sums + i * kPanelRows + kStripRows, of_second + i * kPanelRows, kStripRows * sizeof(int32_t));
   }
@@ -394,12 +402,14 @@ struct Int8KernelsOf {
   static void multiply_few(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end,
                            const Int8Output& output) {
     BlockSums sums;
+    BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; ++s) {
       dot_count<kDotTokens>(tokens.count, weights.S.masks + 8 * s * weights.S.quads, weights.S.values[static_cast<size_t>(s)],
                             weights.S.quads, tokens.quantized.q, tokens.quantized.stride, sums.S);
       for (int64_t t = 0; weights.rank && t < tokens.count; t += E::kTokens)
-        multiply_z(weights, tokens, s, s, weights.part_of(s), weights.part_of(s), t, smaller(E::kTokens, tokens.count - t),
+        multiply_z(product, weights, tokens, s, s, weights.part_of(s), weights.part_of(s), t, smaller(E::kTokens, tokens.count - t),
                    sums.U + t * kPanelRows);
+      product.finish();
       FinishOf(weights, tokens, output, s, s, 0, tokens.count, sums).advance(tokens.count);
     }
   }
