@@ -80,7 +80,7 @@ def fma_peak_gflops(seconds: float = 0.5) -> float:
 
 
 class Watch:
-    """A context that records which linear layers of this thread's new sessions get native kernels; ``nodes`` has their names."""
+    """A context that records which linear layers of this thread's new sessions get native kernels; ``nodes`` has the names."""
 
     def __enter__(self) -> "Watch":
         self.nodes: list[str] = []

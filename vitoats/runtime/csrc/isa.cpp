@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <cstdlib>
+#include <cstring>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
