@@ -111,6 +111,9 @@ class Panel {
       masks_[i] = weights.S.masks + 8 * static_cast<int64_t>(strips[i]) * quads_;
       values_[i] = weights.S.values[strips[i]];
     }
+    if (weights.sparse && second + kPanelStrips < weights.strips)
+      ahead_ = reinterpret_cast<intptr_t>(weights.S.values[strips[0] + kPanelStrips]) -
+               reinterpret_cast<intptr_t>(weights.S.values[strips[0]]);
   }
 
   // The next n quads of both strips.
@@ -124,10 +127,15 @@ class Panel {
     const int8_t *first = values_[0], *second = values_[1];
     const uint8_t *first_masks = masks_[0], *second_masks = masks_[1];
     int8_t *first_target = target_[0] + begin * kQuadBytes, *second_target = target_[1] + begin * kQuadBytes;
+    const int64_t ahead = ahead_, masks_ahead = 8 * kPanelStrips * quads_;
     for (int64_t quad = begin; quad < end; ++quad) {
       const uint64_t mask = mask_at(first_masks, quad), second_mask = mask_at(second_masks, quad);
-      __builtin_prefetch(first + kFetchAhead);
-      __builtin_prefetch(second + kFetchAhead);
+      __builtin_prefetch(first + ahead, 0, 2);  // the panel after this one
+      __builtin_prefetch(second + ahead, 0, 2);
+      if (quad % 8 == 0) {
+        __builtin_prefetch(first_masks + 8 * quad + masks_ahead, 0, 2);
+        __builtin_prefetch(second_masks + 8 * quad + masks_ahead, 0, 2);
+      }
       E::store(first_target, E::expand(mask, first));
       E::store(second_target, E::expand(second_mask, second));
       first += __builtin_popcountll(mask);
@@ -150,9 +158,8 @@ class Panel {
   const int8_t* strip(int i) const { return strip_[i]; }
 
  private:
-  static constexpr int64_t kFetchAhead = 1024;  // bytes
-
   int64_t quads_ = 0, quad_ = 0;
+  int64_t ahead_ = 0;                   // bytes from the values of this panel to those of the next
   const int8_t* strip_[kPanelStrips] = {};
   int8_t* target_[kPanelStrips] = {};  // null for dense strips
   const uint8_t* masks_[kPanelStrips] = {};
