@@ -76,8 +76,8 @@ VITOATS_INLINE void product_of_count(int64_t count, Arguments... arguments) {
   }
 }
 
-// The sums of up to kTokens tokens of x, for two strips, over all quads. The sums of one product are in memory when the next one
-// has done its first step, or after finish().
+// The sums of up to kTokens tokens of x, for two strips, over all quads. They are in memory after finish(), or when the next
+// product has done its first step, and not before that product begins.
 template <class E>
 struct BlockProduct {
   static int64_t steps(int64_t) { return 1; }
@@ -86,8 +86,8 @@ struct BlockProduct {
   template <class SideWork>
   void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
                   SideWork&& side_work) {
-    product_of_count<E, E::kTokens>(count, x, stride, w0, w1, quads, sums);
     side_work();
+    product_of_count<E, E::kTokens>(count, x, stride, w0, w1, quads, sums);
   }
 };
 
@@ -111,6 +111,9 @@ class Panel {
       masks_[i] = weights.S.masks + 8 * static_cast<int64_t>(strips[i]) * quads_;
       values_[i] = weights.S.values[strips[i]];
     }
+    if (weights.sparse && second + kPanelStrips < weights.strips)
+      ahead_ = reinterpret_cast<intptr_t>(weights.S.values[strips[0] + kPanelStrips]) -
+               reinterpret_cast<intptr_t>(weights.S.values[strips[0]]);
   }
 
   // The next n quads of both strips.
@@ -124,10 +127,15 @@ class Panel {
     const int8_t *first = values_[0], *second = values_[1];
     const uint8_t *first_masks = masks_[0], *second_masks = masks_[1];
     int8_t *first_target = target_[0] + begin * kQuadBytes, *second_target = target_[1] + begin * kQuadBytes;
+    const int64_t ahead = ahead_, masks_ahead = 8 * kPanelStrips * quads_;
     for (int64_t quad = begin; quad < end; ++quad) {
       const uint64_t mask = mask_at(first_masks, quad), second_mask = mask_at(second_masks, quad);
-      __builtin_prefetch(first + kFetchAhead);
-      __builtin_prefetch(second + kFetchAhead);
+      __builtin_prefetch(first + ahead, 0, 2);  // the panel after this one
+      __builtin_prefetch(second + ahead, 0, 2);
+      if (quad % 8 == 0) {
+        __builtin_prefetch(first_masks + 8 * quad + masks_ahead, 0, 2);
+        __builtin_prefetch(second_masks + 8 * quad + masks_ahead, 0, 2);
+      }
       E::store(first_target, E::expand(mask, first));
       E::store(second_target, E::expand(second_mask, second));
       first += __builtin_popcountll(mask);
@@ -150,9 +158,8 @@ class Panel {
   const int8_t* strip(int i) const { return strip_[i]; }
 
  private:
-  static constexpr int64_t kFetchAhead = 1024;  // bytes
-
   int64_t quads_ = 0, quad_ = 0;
+  int64_t ahead_ = 0;                   // bytes from the values of this panel to those of the next
   const int8_t* strip_[kPanelStrips] = {};
   int8_t* target_[kPanelStrips] = {};  // null for dense strips
   const uint8_t* masks_[kPanelStrips] = {};
@@ -167,71 +174,62 @@ class Finish {
   Finish() = default;
   Finish(const Int8Weights& w, const Int8Tokens& tokens, const Int8Output& output, int64_t strip, int64_t second, int64_t token,
          int64_t count, const BlockSums& sums)
-      : left_(count),
+      : count_(count),
         width_(smaller(w.rows - strip * kStripRows, (second - strip + 1) * kStripRows)),
         rows_(w.rows),
         parts_(w.parts),
+        next_part_(w.part_of(second) - w.part_of(strip)),
         constants_{w.S_sum.data(), w.scale.data(), w.bias.data(), w.U_sum.data(), w.U_scale.data()},
         scale_(tokens.quantized.scale + token),
         zero_(tokens.quantized.zero + token),
+        z_scale_(tokens.quantized_z.scale + token * w.parts + w.part_of(strip)),
+        z_zero_(tokens.quantized_z.zero + token * w.parts + w.part_of(strip)),
         S_(sums.S),
         U_(sums.U),
         y_(output.y + token * w.rows + strip * kStripRows),
         residual_(with_residual ? output.residual + token * w.rows + strip * kStripRows : nullptr) {
-    for (const float*& constant : constants_) constant += strip * kStripRows;
-    const int64_t strips[] = {strip, second};
-    for (int i = 0; i < kPanelStrips && with_z; ++i) {
-      z_scale_[i] = tokens.quantized_z.scale + token * parts_ + w.part_of(strips[i]);
-      z_zero_[i] = tokens.quantized_z.zero + token * parts_ + w.part_of(strips[i]);
-    }
+    for (const float*& constant : constants_)
+      if (constant) constant += strip * kStripRows;
   }
 
-  int64_t tokens_left() const { return left_; }
+  int64_t tokens_left() const { return count_ - done_; }
 
-  void advance(int64_t n) {
-    n = smaller(n, left_);
-    if (n == 0) return;
+  // One counter says how far it is: pointers that were kept up to date in memory would have to travel through it at each call.
+  VITOATS_INLINE void advance(int64_t n) {
+    const int64_t first = done_;
+    done_ = smaller(first + n, count_);
+    if (first == done_) return;
     if (width_ == kPanelRows) {
-      finish<kPanelRows>(n, y_, rows_, residual_, rows_);
+      finish<kPanelRows>(first, done_, y_ + first * rows_, rows_, with_residual ? residual_ + first * rows_ : nullptr);
     } else {
-      finish_part(n);
+      finish_part(first, done_);
     }
-    left_ -= n;
-    scale_ += n;
-    zero_ += n;
-    for (int i = 0; i < kPanelStrips; ++i) {
-      z_scale_[i] += n * parts_;
-      z_zero_[i] += n * parts_;
-    }
-    S_ += n * kPanelRows;
-    U_ += n * kPanelRows;
-    y_ += n * rows_;
-    if (with_residual) residual_ += n * rows_;
   }
 
  private:
   using V = typename E::V;
   enum Constant { kS_sum, kScale, kBias, kU_sum, kU_scale };
 
-  // The first rows outputs of the next n tokens.
+  // The first rows outputs of tokens [t, end) of the block.
   template <int rows>
-  VITOATS_NOINLINE void finish(int64_t n, float* y, int64_t y_stride, const float* residual, int64_t residual_stride) const {
+  VITOATS_NOINLINE void finish(int64_t t, int64_t end, float* y, int64_t stride, const float* residual) const {
     constexpr int vectors = rows / V::lanes, of_strip = kStripRows / V::lanes;
-    const int32_t *S = S_, *U = U_;
-    const float *z_scale[] = {z_scale_[0], z_scale_[1]}, *z_zero[] = {z_zero_[0], z_zero_[1]};
-    const int64_t parts = parts_;
-    const float *S_sum = constants_[kS_sum], *scales = constants_[kScale], *bias = constants_[kBias], *U_sum = constants_[kU_sum],
+    const int32_t *S = S_ + t * kPanelRows, *U = U_ + t * kPanelRows;
+    const float *scales = scale_, *zeros = zero_, *z_scale = z_scale_ + t * parts_, *z_zero = z_zero_ + t * parts_;
+    const int64_t parts = parts_, next_part = next_part_;
+    const float *S_sum = constants_[kS_sum], *S_scale = constants_[kScale], *bias = constants_[kBias], *U_sum = constants_[kU_sum],
                 *U_scale = constants_[kU_scale];
-    for (int64_t t = 0; t < n; ++t) {
-      const auto scale = V::set1(scale_[t]), zero = V::set1(zero_[t]);
+    for (; t < end; ++t) {
+      const auto scale = V::set1(scales[t]), zero = V::set1(zeros[t]);
 #pragma GCC unroll 8
       for (int i = 0; i < vectors; ++i) {
         const int j = i * V::lanes;
         auto sum = V::fnmadd(zero, V::loadu(S_sum + j), V::from_int(S + j));
-        sum = V::fmadd(V::mul(sum, V::loadu(scales + j)), scale, V::loadu(bias + j));
+        sum = V::fmadd(V::mul(sum, V::loadu(S_scale + j)), scale, V::loadu(bias + j));
         if constexpr (with_z) {
-          const auto of_z = V::fnmadd(V::set1(*z_zero[i / of_strip]), V::loadu(U_sum + j), V::from_int(U + j));
-          sum = V::fmadd(V::mul(of_z, V::loadu(U_scale + j)), V::set1(*z_scale[i / of_strip]), sum);
+          const int64_t part = i < of_strip ? 0 : next_part;
+          const auto of_z = V::fnmadd(V::set1(z_zero[part]), V::loadu(U_sum + j), V::from_int(U + j));
+          sum = V::fmadd(V::mul(of_z, V::loadu(U_scale + j)), V::set1(z_scale[part]), sum);
         }
         if constexpr (with_gelu) sum = gelu<V>(sum);
         if constexpr (with_residual) sum = V::add(sum, V::loadu(residual + j));
@@ -239,33 +237,32 @@ class Finish {
       }
       S += kPanelRows;
       U += kPanelRows;
-      y += y_stride;
-      if constexpr (with_residual) residual += residual_stride;
-      if constexpr (with_z)
-        for (int i = 0; i < kPanelStrips; ++i) {
-          z_scale[i] += parts;
-          z_zero[i] += parts;
-        }
+      z_scale += parts;
+      z_zero += parts;
+      y += stride;
+      if constexpr (with_residual) residual += stride;
     }
   }
 
   // The last outputs, where they are no whole panel. The constants are padded to whole strips.
-  VITOATS_NOINLINE void finish_part(int64_t n) const {
+  VITOATS_NOINLINE void finish_part(int64_t first, int64_t end) const {
     float padded[kMaxBlock * kPanelRows], residual[kMaxBlock * kPanelRows] = {};
     const auto bytes = static_cast<size_t>(width_) * sizeof(float);
-    for (int64_t t = 0; t < n && with_residual; ++t) std::memcpy(residual + t * kPanelRows, residual_ + t * rows_, bytes);
+    for (int64_t t = first; t < end && with_residual; ++t)
+      std::memcpy(residual + (t - first) * kPanelRows, residual_ + t * rows_, bytes);
     if (width_ > kStripRows) {
-      finish<kPanelRows>(n, padded, kPanelRows, residual, kPanelRows);
+      finish<kPanelRows>(first, end, padded, kPanelRows, residual);
     } else {
-      finish<kStripRows>(n, padded, kPanelRows, residual, kPanelRows);
+      finish<kStripRows>(first, end, padded, kPanelRows, residual);
     }
-    for (int64_t t = 0; t < n; ++t) std::memcpy(y_ + t * rows_, padded + t * kPanelRows, bytes);
+    for (int64_t t = first; t < end; ++t) std::memcpy(y_ + t * rows_, padded + (t - first) * kPanelRows, bytes);
   }
 
-  int64_t left_ = 0, width_ = 0, rows_ = 0, parts_ = 0;
+  int64_t count_ = 0, done_ = 0;                // tokens
+  int64_t width_ = 0, rows_ = 0;                // outputs of the panel, and of a token
+  int64_t parts_ = 0, next_part_ = 0;           // next_part_: whether the second strip belongs to the next part
   const float* constants_[5] = {};
-  const float *scale_ = nullptr, *zero_ = nullptr;
-  const float *z_scale_[kPanelStrips] = {}, *z_zero_[kPanelStrips] = {};
+  const float *scale_ = nullptr, *zero_ = nullptr, *z_scale_ = nullptr, *z_zero_ = nullptr;
   const int32_t *S_ = nullptr, *U_ = nullptr;
   float* y_ = nullptr;
   const float* residual_ = nullptr;
@@ -351,9 +348,9 @@ struct Int8KernelsOf {
     const auto panel = [&](int64_t s, int i) {
       return s < strip_end ? Panel<E>(weights, s, smaller(s + 1, strip_end - 1), expanded + i * half) : Panel<E>();
     };
-    BlockSums sums[2];
+    BlockSums sums;
     BlockProduct<E> product;
-    int turn = 0, side = 0;
+    int side = 0;
     FinishOf finish;
     Panel<E> current = panel(strip, side);
     for (int64_t s = strip; s < strip_end; s += kPanelStrips) {
@@ -364,13 +361,12 @@ struct Int8KernelsOf {
       const int64_t part = weights.part_of(s), part_end = weights.part_of(second);
       for (int64_t t = 0; t < tokens.count; t += E::kTokens) {
         const int64_t count = smaller(E::kTokens, tokens.count - t);
-        BlockSums& block = sums[turn ^= 1];
         const SideWork<E, FinishOf> side_work{finish, next, divide_up(finish.tokens_left(), steps), divide_up(quads, steps * blocks)};
         product.run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, current.strip(0),
-                    current.strip(1), quads, block.S, side_work);
+                    current.strip(1), quads, sums.S, side_work);
         finish.advance(kMaxBlock);
-        if (weights.rank) multiply_z(product, weights, tokens, s, second, part, part_end, t, count, block.U);
-        finish = FinishOf(weights, tokens, output, s, second, t, count, block);
+        if (weights.rank) multiply_z(product, weights, tokens, s, second, part, part_end, t, count, sums.U);
+        finish = FinishOf(weights, tokens, output, s, second, t, count, sums);
       }
       current = next;
     }
