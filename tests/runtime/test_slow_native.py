@@ -31,7 +31,7 @@ def run(*argv, **kwargs) -> str:
 def build(folder: Path, *options: str) -> Path:
     cmake = shutil.which("cmake", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
     run(cmake, "-S", SOURCES, "-B", folder, *options)
-    run(cmake, "--build", folder, "--target", "vitoats_ops", "check_kernels", "check_attention", "--parallel", "2")
+    run(cmake, "--build", folder, "--target", "vitoats_ops", "check_kernels", "check_int8", "check_attention", "--parallel", "2")
     return folder
 
 
@@ -44,6 +44,8 @@ def test_kernels_under_sanitizers(sanitized):
     """Every instruction set and type of weights against double precision, on buffers without slack."""
     rows = 2 * len(library.available_isas())
     assert run(sanitized / "check_kernels", "250", "1").endswith(f"{250 * rows} passed, 0 failed\n")
+    cases = 60 * len(library.available_isas())
+    assert run(sanitized / "check_int8", "60", "1").endswith(f"{cases} passed, 0 failed\n")
 
 
 def test_attention_under_sanitizers(sanitized):
@@ -79,6 +81,10 @@ def test_neon_by_emulation(tmp_path):
     build(tmp_path, *system, f"-DCMAKE_CXX_COMPILER={ARM_COMPILER}")
     assert run(ARM_EMULATOR, tmp_path / "check_kernels", "100", "1").endswith("400 passed, 0 failed\n")
     assert run(ARM_EMULATOR, tmp_path / "check_attention", "30", "1").endswith(" passed, 0 failed\n")
+    # processors with products of int8 matrices, with dot products only, and without either
+    for processor, rows in [("max", 4), ("neoverse-n1", 3), ("cortex-a57", 2)]:
+        found = run(ARM_EMULATOR, "-cpu", processor, tmp_path / "check_int8", "60", "1")
+        assert found.endswith(f"{60 * rows} passed, 0 failed\n")
 
 
 def test_the_same_binary_in_the_oldest_onnx_runtime(tmp_path):

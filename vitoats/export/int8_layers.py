@@ -66,6 +66,8 @@ def int8_layers(model: nn.Module) -> dict[str, Int8Layer]:
 def rounded(loaded: LoadedModel) -> LoadedModel:
     """A copy of a model with its compressed layers rounded to int8, or all linear layers of its blocks if none is compressed.
 
+    The classifier is rounded, too, where it is one linear layer.
+
     Raises:
         InputError: the model is not compressed and has no chain of blocks, or a weight is not finite.
     """
@@ -75,10 +77,17 @@ def rounded(loaded: LoadedModel) -> LoadedModel:
         layers: dict[str, nn.Module] = dict(compressed_layers(model))
         if not layers:
             layers = {layer.name: layer.module for block in adapt(model, copied.inputs).blocks for layer in block.linears}
+        layers |= _classifier(model)
         for name, layer in layers.items():
             if isinstance(layer, (SparseLowRankLinear, nn.Linear)):
                 replace_module(model, name, to_int8(layer))
     return copied
+
+
+def _classifier(model: nn.Module) -> dict[str, nn.Module]:
+    """The classifier of a timm model by name; empty if it has none, or one that is no linear layer."""
+    found = model.get_classifier()  # type: ignore[operator]
+    return {name: module for name, module in model.named_modules() if module is found and isinstance(module, nn.Linear)}
 
 
 def _mask_saves(layer: Int8SparseLowRankLinear) -> bool:

@@ -150,7 +150,7 @@ void expected(const Case& c, const float* x, const float* residual, std::vector<
   for (int64_t p = 0; p < c.parts && c.constants.rank; ++p) {
     std::vector<float> z;
     for (int64_t r = p * c.rank; r < (p + 1) * c.rank; ++r)
-      z.push_back(static_cast<float>(dot(c.V.data() + r * c.columns, xq) * c.V_scale[at(r)] * xq.scale));
+      z.push_back(static_cast<float>(dot(c.V.data() + r * c.columns, xq)) * c.V_scale[at(r)] * xq.scale);
     zq.push_back(quantize(z));
   }
   for (int64_t n = 0; n < c.rows; ++n) {

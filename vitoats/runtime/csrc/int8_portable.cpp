@@ -12,8 +12,8 @@ struct Scalar {
   static T loadu(const float* p) { return *p; }
   static void storeu(float* p, T v) { *p = v; }
   static T set1(float f) { return f; }
-  static T fmadd(T a, T b, T c) { return __builtin_fmaf(a, b, c); }
-  static T fnmadd(T a, T b, T c) { return __builtin_fmaf(-a, b, c); }
+  static T fmadd(T a, T b, T c) { return a * b + c; }
+  static T fnmadd(T a, T b, T c) { return c - a * b; }
   static T add(T a, T b) { return a + b; }
   static T sub(T a, T b) { return a - b; }
   static T mul(T a, T b) { return a * b; }
@@ -40,7 +40,7 @@ struct Portable {
   struct Scope {
     Scope() {}
   };
-  static constexpr int kTokens = 1;
+  static constexpr int kTokens = 32;
 
   static Weights load(const int8_t* p) {
     Weights w;
@@ -50,7 +50,11 @@ struct Portable {
   static void store(int8_t* p, const Weights& w) { std::memcpy(p, w.bytes, sizeof w.bytes); }
   static Weights expand(uint64_t mask, const int8_t* values) {
     Weights w;
-    for (int i = 0; i < kQuadBytes; ++i) w.bytes[i] = mask >> i & 1 ? *values++ : static_cast<int8_t>(0);
+    for (int i = 0; i < kQuadBytes; ++i) {
+      const int kept = mask >> i & 1;
+      w.bytes[i] = static_cast<int8_t>(*values & -kept);
+      values += kept;
+    }
     return w;
   }
   static Sums zero() { return {}; }
@@ -65,6 +69,54 @@ struct Portable {
     return s;
   }
   static void store_sums(int32_t* p, const Sums& s) { std::memcpy(p, s.of, sizeof s.of); }
+};
+
+// Weights and tokens are widened to 16 bits, some inputs at a time, and each output's weights put in a row: compilers turn sums
+// of products of 16-bit integers into vector instructions.
+template <>
+class BlockProduct<Portable> {
+ public:
+  static int64_t steps(int64_t) { return 1; }
+  void finish() {}
+
+  template <class SideWork>
+  void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
+           SideWork&& side_work) {
+    side_work();
+    for (int64_t t = 0; t < count; ++t) std::memset(sums + t * kPanelRows, 0, kPanelRows * sizeof(int32_t));
+    for (int64_t quad = 0; quad < quads; quad += kSomeQuads) {
+      const int64_t n = smaller(kSomeQuads, quads - quad);
+      for (int64_t t = 0; t < count; ++t)
+        for (int64_t k = 0; k < n * kQuad; ++k) numbers_[t][k] = x[t * stride + quad * kQuad + k];
+      strip(count, w0 + quad * kQuadBytes, n, sums);
+      if (w1 != w0) strip(count, w1 + quad * kQuadBytes, n, sums + kStripRows);
+    }
+  }
+
+ private:
+  static constexpr int kSomeQuads = 64, kRows = 4;
+
+  void strip(int64_t count, const int8_t* w, int64_t quads, int32_t* sums) {
+    for (int64_t quad = 0; quad < quads; ++quad)
+      for (int j = 0; j < kStripRows; ++j)
+        for (int i = 0; i < kQuad; ++i) weights_[j][quad * kQuad + i] = w[quad * kQuadBytes + j * kQuad + i];
+    for (int64_t t = 0; t < count; ++t)
+      for (int j = 0; j < kStripRows; j += kRows) add_rows(numbers_[t], weights_ + j, quads * kQuad, sums + t * kPanelRows + j);
+  }
+
+  // The products of a token with some outputs.
+  static void add_rows(const int16_t* x, const int16_t (*w)[kSomeQuads * kQuad], int64_t n, int32_t* sums) {
+    int32_t s[kRows] = {};
+    for (int64_t k = 0; k < n; ++k) {
+      s[0] += x[k] * w[0][k];
+      s[1] += x[k] * w[1][k];
+      s[2] += x[k] * w[2][k];
+      s[3] += x[k] * w[3][k];
+    }
+    for (int j = 0; j < kRows; ++j) sums[j] += s[j];
+  }
+
+  alignas(64) int16_t numbers_[kMaxBlock][kSomeQuads * kQuad], weights_[kStripRows][kSomeQuads * kQuad];
 };
 
 }  // namespace

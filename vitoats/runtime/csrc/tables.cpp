@@ -8,10 +8,11 @@ namespace vitoats {
 
 #if defined(__x86_64__)
 extern const Kernels kAvx512Float32, kAvx512Float16, kAvx2Float32, kAvx2Float16;
-extern const Int8Kernels kInt8Amx, kInt8Avx512Vnni;
+extern const Int8Kernels kInt8Amx, kInt8Avx512Vnni, kInt8AvxVnni, kInt8Avx2;
 extern const AttentionKernels kAttentionAmx, kAttentionBf16, kAttentionAvx512, kAttentionAvx2;
 #elif defined(__aarch64__)
 extern const Kernels kNeonFloat32, kNeonFloat16;
+extern const Int8Kernels kInt8NeonI8mm, kInt8NeonDotprod, kInt8Neon;
 extern const AttentionKernels kAttentionNeon;
 #endif
 extern const Kernels kPortableFloat32, kPortableFloat16;
@@ -30,7 +31,9 @@ constexpr const Kernels* kFloat[] = {
 
 constexpr const Int8Kernels* kInt8[] = {
 #if defined(__x86_64__)
-    &kInt8Amx, &kInt8Avx512Vnni,
+    &kInt8Amx, &kInt8Avx512Vnni, &kInt8AvxVnni, &kInt8Avx2,
+#elif defined(__aarch64__)
+    &kInt8NeonI8mm, &kInt8NeonDotprod, &kInt8Neon,
 #endif
     &kInt8Portable, nullptr};
 
