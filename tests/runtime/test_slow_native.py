@@ -31,7 +31,8 @@ def run(*argv, **kwargs) -> str:
 def build(folder: Path, *options: str) -> Path:
     cmake = shutil.which("cmake", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
     run(cmake, "-S", SOURCES, "-B", folder, *options)
-    run(cmake, "--build", folder, "--target", "vitoats_ops", "check_kernels", "check_int8", "check_attention", "--parallel", "2")
+    targets = ("vitoats_ops", "check_kernels", "check_int8", "check_attention")
+    run(cmake, "--build", folder, "--target", *targets, "--parallel", "2")
     return folder
 
 

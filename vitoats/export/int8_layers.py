@@ -86,7 +86,7 @@ def rounded(loaded: LoadedModel) -> LoadedModel:
 
 def _classifier(model: nn.Module) -> dict[str, nn.Module]:
     """The classifier of a timm model by name; empty if it has none, or one that is no linear layer."""
-    found = model.get_classifier()  # type: ignore[operator]
+    found = getattr(model, "get_classifier", lambda: None)()
     return {name: module for name, module in model.named_modules() if module is found and isinstance(module, nn.Linear)}
 
 
