@@ -5,39 +5,22 @@
 //   Weights, Sums              64 bytes of a strip (16 outputs of 4 inputs), and 16 sums in int32
 //   load(p), expand(mask, p)   Weights from memory; expand takes as many bytes as the mask has bits, and reads 64
 //   store(p, w)                Weights to memory
-//   zero(), dot(s, x, w)       Sums; dot adds the products with the 4 bytes at x
+//   zero(), add(a, b)          Sums
+//   dot(s, x, w)               Sums, plus the products with the 4 bytes at x
 //   store_sums(p, s)           to int32 [16]
 //   kTokens                    tokens of a block, whose sums for two strips stay in registers
 //   Scope                      an object that lives as long as a task
-//   product(...)               see BlockProduct below
 //
-// Two strips are a panel. A task expands a panel and passes over all tokens, a block at a time; the outputs of the block before
+// An engine may also have a BlockProduct of its own. Two strips are a panel. A task expands a panel and passes over all tokens, a block at a time; the outputs of the block before
 // are finished, and the next panel is expanded, in between the steps of a product. So AMX never waits for either.
 #pragma once
 
-#include "gelu.h"
-#include "int8.h"
+#include "int8_finish.h"
+#include "int8_panel.h"
 #include "quantize.h"
 
 namespace vitoats {
 namespace {
-
-constexpr int kPanelStrips = 2;
-constexpr int kPanelRows = kPanelStrips * kStripRows;
-constexpr int kMaxBlock = 32;  // tokens
-
-VITOATS_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-VITOATS_INLINE uint64_t mask_at(const uint8_t* masks, int64_t quad) {
-  uint64_t mask;
-  std::memcpy(&mask, masks + 8 * quad, sizeof mask);
-  return mask;
-}
-
-// Sums of a block for two strips, [kMaxBlock, kPanelRows].
-struct alignas(64) BlockSums {
-  int32_t S[kMaxBlock * kPanelRows], U[kMaxBlock * kPanelRows];
-};
 
 // Nothing to do between the steps of a product.
 struct NoSideWork {
@@ -89,183 +72,6 @@ struct BlockProduct {
     side_work();
     product_of_count<E, E::kTokens>(count, x, stride, w0, w1, quads, sums);
   }
-};
-
-// Makes the strips of a panel ready, a few quads at a time: expands sparse ones into memory of our own, and fetches dense ones
-// into the cache. Weights come from memory more slowly than AMX multiplies, so they are spread over the products of the panel
-// before. An odd last strip stands for both.
-template <class E>
-class Panel {
- public:
-  Panel() = default;
-  Panel(const Int8Weights& weights, int64_t strip, int64_t second, int8_t* target) {
-    const size_t strips[] = {static_cast<size_t>(strip), static_cast<size_t>(second)};
-    quads_ = weights.sparse ? weights.S.quads : weights.dense.quads;
-    const int64_t padded = divide_up(quads_, kStepQuads) * kStepQuads * kQuadBytes;
-    for (int i = 0; i < kPanelStrips; ++i) {
-      if (!weights.sparse) {
-        strip_[i] = weights.dense.strip[strips[i]];
-        continue;
-      }
-      strip_[i] = target_[i] = target + (second == strip ? 0 : i * padded);
-      masks_[i] = weights.S.masks + 8 * static_cast<int64_t>(strips[i]) * quads_;
-      values_[i] = weights.S.values[strips[i]];
-    }
-    if (weights.sparse && second + kPanelStrips < weights.strips)
-      ahead_ = reinterpret_cast<intptr_t>(weights.S.values[strips[0] + kPanelStrips]) -
-               reinterpret_cast<intptr_t>(weights.S.values[strips[0]]);
-  }
-
-  // The next n quads of both strips.
-  VITOATS_NOINLINE void advance(int64_t n) {
-    const int64_t begin = quad_, end = quad_ = smaller(quad_ + n, quads_);
-    if (!target_[0]) {
-      for (int64_t quad = begin; quad < end; ++quad)
-        for (const int8_t* strip : strip_) __builtin_prefetch(strip + quad * kQuadBytes);
-      return;
-    }
-    const int8_t *first = values_[0], *second = values_[1];
-    const uint8_t *first_masks = masks_[0], *second_masks = masks_[1];
-    int8_t *first_target = target_[0] + begin * kQuadBytes, *second_target = target_[1] + begin * kQuadBytes;
-    const int64_t ahead = ahead_, masks_ahead = 8 * kPanelStrips * quads_;
-    for (int64_t quad = begin; quad < end; ++quad) {
-      const uint64_t mask = mask_at(first_masks, quad), second_mask = mask_at(second_masks, quad);
-      __builtin_prefetch(first + ahead, 0, 2);  // the panel after this one
-      __builtin_prefetch(second + ahead, 0, 2);
-      if (quad % 8 == 0) {
-        __builtin_prefetch(first_masks + 8 * quad + masks_ahead, 0, 2);
-        __builtin_prefetch(second_masks + 8 * quad + masks_ahead, 0, 2);
-      }
-      E::store(first_target, E::expand(mask, first));
-      E::store(second_target, E::expand(second_mask, second));
-      first += __builtin_popcountll(mask);
-      second += __builtin_popcountll(second_mask);
-      first_target += kQuadBytes;
-      second_target += kQuadBytes;
-    }
-    values_[0] = first;
-    values_[1] = second;
-  }
-
-  // All that is left; zeros up to a whole step.
-  void finish() {
-    if (!target_[0]) return;
-    advance(quads_);
-    const int64_t padded = divide_up(quads_, kStepQuads) * kStepQuads;
-    for (int8_t* target : target_) std::memset(target + quads_ * kQuadBytes, 0, static_cast<size_t>((padded - quads_) * kQuadBytes));
-  }
-
-  const int8_t* strip(int i) const { return strip_[i]; }
-
- private:
-  int64_t quads_ = 0, quad_ = 0;
-  int64_t ahead_ = 0;                   // bytes from the values of this panel to those of the next
-  const int8_t* strip_[kPanelStrips] = {};
-  int8_t* target_[kPanelStrips] = {};  // null for dense strips
-  const uint8_t* masks_[kPanelStrips] = {};
-  const int8_t* values_[kPanelStrips] = {};
-};
-
-// The outputs of a block from its sums: scales, bias, activation, residual. Tokens are finished a few at a time. The flags say
-// what there is to do.
-template <class E, bool with_gelu, bool with_z, bool with_residual>
-class Finish {
- public:
-  Finish() = default;
-  Finish(const Int8Weights& w, const Int8Tokens& tokens, const Int8Output& output, int64_t strip, int64_t second, int64_t token,
-         int64_t count, const BlockSums& sums)
-      : count_(count),
-        width_(smaller(w.rows - strip * kStripRows, (second - strip + 1) * kStripRows)),
-        rows_(w.rows),
-        parts_(w.parts),
-        next_part_(w.part_of(second) - w.part_of(strip)),
-        constants_{w.S_sum.data(), w.scale.data(), w.bias.data(), w.U_sum.data(), w.U_scale.data()},
-        scale_(tokens.quantized.scale + token),
-        zero_(tokens.quantized.zero + token),
-        z_scale_(tokens.quantized_z.scale + token * w.parts + w.part_of(strip)),
-        z_zero_(tokens.quantized_z.zero + token * w.parts + w.part_of(strip)),
-        S_(sums.S),
-        U_(sums.U),
-        y_(output.y + token * w.rows + strip * kStripRows),
-        residual_(with_residual ? output.residual + token * w.rows + strip * kStripRows : nullptr) {
-    for (const float*& constant : constants_)
-      if (constant) constant += strip * kStripRows;
-  }
-
-  int64_t tokens_left() const { return count_ - done_; }
-
-  // One counter says how far it is: pointers that were kept up to date in memory would have to travel through it at each call.
-  VITOATS_INLINE void advance(int64_t n) {
-    const int64_t first = done_;
-    done_ = smaller(first + n, count_);
-    if (first == done_) return;
-    if (width_ == kPanelRows) {
-      finish<kPanelRows>(first, done_, y_ + first * rows_, rows_, with_residual ? residual_ + first * rows_ : nullptr);
-    } else {
-      finish_part(first, done_);
-    }
-  }
-
- private:
-  using V = typename E::V;
-  enum Constant { kS_sum, kScale, kBias, kU_sum, kU_scale };
-
-  // The first rows outputs of tokens [t, end) of the block.
-  template <int rows>
-  VITOATS_NOINLINE void finish(int64_t t, int64_t end, float* y, int64_t stride, const float* residual) const {
-    constexpr int vectors = rows / V::lanes, of_strip = kStripRows / V::lanes;
-    const int32_t *S = S_ + t * kPanelRows, *U = U_ + t * kPanelRows;
-    const float *scales = scale_, *zeros = zero_, *z_scale = z_scale_ + t * parts_, *z_zero = z_zero_ + t * parts_;
-    const int64_t parts = parts_, next_part = next_part_;
-    const float *S_sum = constants_[kS_sum], *S_scale = constants_[kScale], *bias = constants_[kBias], *U_sum = constants_[kU_sum],
-                *U_scale = constants_[kU_scale];
-    for (; t < end; ++t) {
-      const auto scale = V::set1(scales[t]), zero = V::set1(zeros[t]);
-#pragma GCC unroll 8
-      for (int i = 0; i < vectors; ++i) {
-        const int j = i * V::lanes;
-        auto sum = V::fnmadd(zero, V::loadu(S_sum + j), V::from_int(S + j));
-        sum = V::fmadd(V::mul(sum, V::loadu(S_scale + j)), scale, V::loadu(bias + j));
-        if constexpr (with_z) {
-          const int64_t part = i < of_strip ? 0 : next_part;
-          const auto of_z = V::fnmadd(V::set1(z_zero[part]), V::loadu(U_sum + j), V::from_int(U + j));
-          sum = V::fmadd(V::mul(of_z, V::loadu(U_scale + j)), V::set1(z_scale[part]), sum);
-        }
-        if constexpr (with_gelu) sum = gelu<V>(sum);
-        if constexpr (with_residual) sum = V::add(sum, V::loadu(residual + j));
-        V::storeu(y + j, sum);
-      }
-      S += kPanelRows;
-      U += kPanelRows;
-      z_scale += parts;
-      z_zero += parts;
-      y += stride;
-      if constexpr (with_residual) residual += stride;
-    }
-  }
-
-  // The last outputs, where they are no whole panel. The constants are padded to whole strips.
-  VITOATS_NOINLINE void finish_part(int64_t first, int64_t end) const {
-    float padded[kMaxBlock * kPanelRows], residual[kMaxBlock * kPanelRows] = {};
-    const auto bytes = static_cast<size_t>(width_) * sizeof(float);
-    for (int64_t t = first; t < end && with_residual; ++t)
-      std::memcpy(residual + (t - first) * kPanelRows, residual_ + t * rows_, bytes);
-    if (width_ > kStripRows) {
-      finish<kPanelRows>(first, end, padded, kPanelRows, residual);
-    } else {
-      finish<kStripRows>(first, end, padded, kPanelRows, residual);
-    }
-    for (int64_t t = first; t < end; ++t) std::memcpy(y_ + t * rows_, padded + (t - first) * kPanelRows, bytes);
-  }
-
-  int64_t count_ = 0, done_ = 0;                // tokens
-  int64_t width_ = 0, rows_ = 0;                // outputs of the panel, and of a token
-  int64_t parts_ = 0, next_part_ = 0;           // next_part_: whether the second strip belongs to the next part
-  const float* constants_[5] = {};
-  const float *scale_ = nullptr, *zero_ = nullptr, *z_scale_ = nullptr, *z_zero_ = nullptr;
-  const int32_t *S_ = nullptr, *U_ = nullptr;
-  float* y_ = nullptr;
-  const float* residual_ = nullptr;
 };
 
 // What a product does between its steps.

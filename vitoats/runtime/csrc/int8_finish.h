@@ -1,0 +1,118 @@
+// From the sums of an int8 product to outputs: scales, bias, activation, residual.
+#pragma once
+
+#include "gelu.h"
+#include "int8_panel.h"
+
+namespace vitoats {
+namespace {
+
+// Sums of a block for two strips, [kMaxBlock, kPanelRows].
+struct alignas(64) BlockSums {
+  int32_t S[kMaxBlock * kPanelRows], U[kMaxBlock * kPanelRows];
+};
+
+// The outputs of a block from its sums: scales, bias, activation, residual. Tokens are finished a few at a time. The flags say
+// what there is to do.
+template <class E, bool with_gelu, bool with_z, bool with_residual>
+class Finish {
+ public:
+  Finish() = default;
+  Finish(const Int8Weights& w, const Int8Tokens& tokens, const Int8Output& output, int64_t strip, int64_t second, int64_t token,
+         int64_t count, const BlockSums& sums)
+      : count_(count),
+        width_(smaller(w.rows - strip * kStripRows, (second - strip + 1) * kStripRows)),
+        rows_(w.rows),
+        parts_(w.parts),
+        next_part_(w.part_of(second) - w.part_of(strip)),
+        constants_{w.S_sum.data(), w.scale.data(), w.bias.data(), w.U_sum.data(), w.U_scale.data()},
+        scale_(tokens.quantized.scale + token),
+        zero_(tokens.quantized.zero + token),
+        z_scale_(tokens.quantized_z.scale + token * w.parts + w.part_of(strip)),
+        z_zero_(tokens.quantized_z.zero + token * w.parts + w.part_of(strip)),
+        S_(sums.S),
+        U_(sums.U),
+        y_(output.y + token * w.rows + strip * kStripRows),
+        residual_(with_residual ? output.residual + token * w.rows + strip * kStripRows : nullptr) {
+    for (const float*& constant : constants_)
+      if (constant) constant += strip * kStripRows;
+  }
+
+  int64_t tokens_left() const { return count_ - done_; }
+
+  // One counter says how far it is: pointers that were kept up to date in memory would have to travel through it at each call.
+  VITOATS_INLINE void advance(int64_t n) {
+    const int64_t first = done_;
+    done_ = smaller(first + n, count_);
+    if (first == done_) return;
+    if (width_ == kPanelRows) {
+      finish<kPanelRows>(first, done_, y_ + first * rows_, rows_, with_residual ? residual_ + first * rows_ : nullptr);
+    } else {
+      finish_part(first, done_);
+    }
+  }
+
+ private:
+  using V = typename E::V;
+  enum Constant { kS_sum, kScale, kBias, kU_sum, kU_scale };
+
+  // The first rows outputs of tokens [t, end) of the block.
+  template <int rows>
+  VITOATS_NOINLINE void finish(int64_t t, int64_t end, float* y, int64_t stride, const float* residual) const {
+    constexpr int vectors = rows / V::lanes, of_strip = kStripRows / V::lanes;
+    const int32_t *S = S_ + t * kPanelRows, *U = U_ + t * kPanelRows;
+    const float *scales = scale_, *zeros = zero_, *z_scale = z_scale_ + t * parts_, *z_zero = z_zero_ + t * parts_;
+    const int64_t parts = parts_, next_part = next_part_;
+    const float *S_sum = constants_[kS_sum], *S_scale = constants_[kScale], *bias = constants_[kBias], *U_sum = constants_[kU_sum],
+                *U_scale = constants_[kU_scale];
+    for (; t < end; ++t) {
+      const auto scale = V::set1(scales[t]), zero = V::set1(zeros[t]);
+#pragma GCC unroll 8
+      for (int i = 0; i < vectors; ++i) {
+        const int j = i * V::lanes;
+        auto sum = V::fnmadd(zero, V::loadu(S_sum + j), V::from_int(S + j));
+        sum = V::fmadd(V::mul(sum, V::loadu(S_scale + j)), scale, V::loadu(bias + j));
+        if constexpr (with_z) {
+          const int64_t part = i < of_strip ? 0 : next_part;
+          const auto of_z = V::fnmadd(V::set1(z_zero[part]), V::loadu(U_sum + j), V::from_int(U + j));
+          sum = V::fmadd(V::mul(of_z, V::loadu(U_scale + j)), V::set1(z_scale[part]), sum);
+        }
+        if constexpr (with_gelu) sum = gelu<V>(sum);
+        if constexpr (with_residual) sum = V::add(sum, V::loadu(residual + j));
+        V::storeu(y + j, sum);
+      }
+      S += kPanelRows;
+      U += kPanelRows;
+      z_scale += parts;
+      z_zero += parts;
+      y += stride;
+      if constexpr (with_residual) residual += stride;
+    }
+  }
+
+  // The last outputs, where they are no whole panel. The constants are padded to whole strips.
+  VITOATS_NOINLINE void finish_part(int64_t first, int64_t end) const {
+    float padded[kMaxBlock * kPanelRows], residual[kMaxBlock * kPanelRows] = {};
+    const auto bytes = static_cast<size_t>(width_) * sizeof(float);
+    for (int64_t t = first; t < end && with_residual; ++t)
+      std::memcpy(residual + (t - first) * kPanelRows, residual_ + t * rows_, bytes);
+    if (width_ > kStripRows) {
+      finish<kPanelRows>(first, end, padded, kPanelRows, residual);
+    } else {
+      finish<kStripRows>(first, end, padded, kPanelRows, residual);
+    }
+    for (int64_t t = first; t < end; ++t) std::memcpy(y_ + t * rows_, padded + (t - first) * kPanelRows, bytes);
+  }
+
+  int64_t count_ = 0, done_ = 0;                // tokens
+  int64_t width_ = 0, rows_ = 0;                // outputs of the panel, and of a token
+  int64_t parts_ = 0, next_part_ = 0;           // next_part_: whether the second strip belongs to the next part
+  const float* constants_[5] = {};
+  const float *scale_ = nullptr, *zero_ = nullptr, *z_scale_ = nullptr, *z_zero_ = nullptr;
+  const int32_t *S_ = nullptr, *U_ = nullptr;
+  float* y_ = nullptr;
+  const float* residual_ = nullptr;
+};
+
+}  // namespace
+}  // namespace vitoats
