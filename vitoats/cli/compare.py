@@ -38,6 +38,19 @@ def main(argv: list[str]) -> dict[str, Any]:
     return result
 
 
+def shared_settings(args: Namespace) -> dict[str, Any]:
+    """The settings that all methods have in common.
+
+    Raises:
+        InputError: there are no images.
+    """
+    if args.data_dir is None and args.model != "dinov2s_derived":
+        raise InputError("there are no images: give --data-dir a folder with train and val, each one folder a class")
+    shared: dict[str, Any] = {name: getattr(args, name) for name in SHARED if name in args}
+    shared |= {"model": args.model, "images": args.data_dir, "nsamples": args.nsamples}
+    return shared
+
+
 def make_comparison(args: Namespace) -> Any:
     """The comparison that the flags describe.
 
@@ -47,10 +60,7 @@ def make_comparison(args: Namespace) -> Any:
     from vitoats.comparison.compare import Comparison
     from vitoats.comparison.plan import plan
 
-    if args.data_dir is None and args.model != "dinov2s_derived":
-        raise InputError("there are no images: give --data-dir a folder with train and val, each one folder a class")
-    shared = {name: getattr(args, name) for name in SHARED if name in args}
-    shared |= {"model": args.model, "images": args.data_dir, "nsamples": args.nsamples}
+    shared = shared_settings(args)
     options = read_options(args)
     methods = {label: settings_of(args, label, method, options.get(label, {})) for label, method in args.methods.items()}
     runs, skipped = plan(shared, methods, args.patterns, args.compressions)

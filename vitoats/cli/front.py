@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.cli import common, config_file, flags
-from vitoats.cli.compare import compressions, methods, read_options, settings_of
-from vitoats.cli.method_flags import SHARED
+from vitoats.cli.compare import compressions, methods, read_options, settings_of, shared_settings
 from vitoats.common.errors import InputError
 
 
@@ -42,10 +41,7 @@ def make_front(args: Namespace) -> Any:
     from vitoats.comparison.front import Front
     from vitoats.comparison.plan import OWN, plan
 
-    if args.data_dir is None and args.model != "dinov2s_derived":
-        raise InputError("there are no images: give --data-dir a folder with train and val, each one folder a class")
-    shared = {name: getattr(args, name) for name in SHARED if name in args}
-    shared |= {"model": args.model, "images": args.data_dir, "nsamples": args.nsamples}
+    shared = shared_settings(args)
     options = read_options(args)
     settings: dict[str, dict[str, Any]] = {}
     for label, method in args.methods.items():

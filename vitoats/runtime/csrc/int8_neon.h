@@ -3,6 +3,7 @@
 
 #include <arm_neon.h>
 
+#include "expand_table.h"
 #include "int8_one_strip.h"
 
 namespace vitoats {
@@ -35,20 +36,6 @@ struct Int8Vector {
     std::memcpy(p, &four, sizeof four);
   }
 };
-
-// For each 8-bit mask, the packed byte that each byte takes; 255 gives zero.
-struct ExpandTable {
-  alignas(8) uint8_t byte[256][8];
-};
-
-constexpr ExpandTable make_expand_table() {
-  ExpandTable table{};
-  for (int bits = 0; bits < 256; ++bits)
-    for (int i = 0, next = 0; i < 8; ++i) table.byte[bits][i] = static_cast<uint8_t>(bits >> i & 1 ? next++ : 255);
-  return table;
-}
-
-constexpr ExpandTable kExpand = make_expand_table();
 
 // An engine without its products.
 struct NeonEngine {
