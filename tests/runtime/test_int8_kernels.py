@@ -1,6 +1,7 @@
 """The native int8 operators: against exact integer sums on every instruction set, on special numbers and malformed models."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -157,12 +158,26 @@ def test_no_tokens(isa):
         assert run(random_case(np.random.default_rng(0), name, 5, 9), np.zeros((2, 0, 9), np.float32)).shape == (2, 0, 5)
 
 
-def test_threads_change_nothing(isa):
+def test_results_do_not_depend_on_threads_and_sessions(isa):
+    """Few tokens and many; several sessions, of one thread to three, at once from several threads."""
     random = np.random.default_rng(0)
     case = random_case(random, "LayerNormSparseMatMulInt8Gelu", 510, 300, parts=1, rank=30)
-    for tokens in (3, 150):
-        x = random.standard_normal((2, tokens, 300), np.float32)
-        assert np.array_equal(run(case, x, threads=1), run(case, x, threads=2))
+    inputs = [random.standard_normal((2, tokens, 300), np.float32) for tokens in (1, 3, 150)]
+    opened = [open_native(int8_model(case), threads) for threads in (1, 2, 3)]
+    alone = [opened[0].run(None, {"x": x})[0] for x in inputs]
+    assert np.array_equal(np.concatenate([opened[0].run(None, {"x": x[None]})[0] for x in inputs[2]]), alone[2])
+    same = []
+
+    def repeat(session):
+        for _ in range(5):
+            same.extend(np.array_equal(session.run(None, {"x": x})[0], y) for x, y in zip(inputs, alone, strict=True))
+
+    threads = [threading.Thread(target=repeat, args=(session,)) for session in opened * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True] * 90
 
 
 BROKEN = [
