@@ -71,7 +71,10 @@ class Compressed:
             RunError: the folder is not writable.
         """
         check_output_folder(Path(output), overwrite)
-        save_checkpoint(self.loaded, Path(output), self.about, dense=format == "dense", overwrite=overwrite)
+        about = (
+            {**self.about, "flops": self.about["flops_before"]} if format == "dense" else self.about
+        )  # its zeros are multiplied
+        save_checkpoint(self.loaded, Path(output), about, dense=format == "dense", overwrite=overwrite)
         return Path(output)
 
 
