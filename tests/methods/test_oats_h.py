@@ -194,7 +194,7 @@ def test_centred_moments_are_those_about_the_mean():
     [
         ({"iterations": 0}, "`iterations`"),
         ({"solver": "exact"}, "admm or support"),
-        ({"penalty": "none"}, "alps or slow"),
+        ({"penalty": "none"}, "alps, slow, fast"),
         ({"refit_rounds": 0}, "1 or more"),
         ({"damping": -1.0}, "damping"),
         ({"compression": 1.0}, "`compression`"),

@@ -71,9 +71,9 @@ class Compressed:
             RunError: the folder is not writable.
         """
         check_output_folder(Path(output), overwrite)
-        about = (
-            {**self.about, "flops": self.about["flops_before"]} if format == "dense" else self.about
-        )  # its zeros are multiplied
+        about = self.about
+        if format == "dense":
+            about = {**about, "flops": about["flops_before"]}  # zeros are multiplied, too
         save_checkpoint(self.loaded, Path(output), about, dense=format == "dense", overwrite=overwrite)
         return Path(output)
 
