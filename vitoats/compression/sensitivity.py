@@ -107,4 +107,4 @@ def _features(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor) -> np.
     """Features [b, d] from the hidden states before the last ``blocks``."""
     for block in blocks:
         hidden = block.run(hidden)
-    return adapter.inputs.features_of(adapter.model, hidden).float().cpu().numpy()
+    return adapter.features_of(hidden).float().cpu().numpy()
