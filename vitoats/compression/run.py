@@ -145,7 +145,7 @@ def run(
         "flops": count_flops(model, inputs),
         "feature_error": fidelity.errors(model),
     }
-    _warn_of_other_domains(about["feature_error"])
+    _warn_of_other_domains(about["feature_error"], job.recipe.calibration_mix)
     return Compressed(loaded, about, report)
 
 
@@ -252,12 +252,24 @@ def _without_seconds(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _warn_of_other_domains(errors: dict[str, float]) -> None:
+OTHER_DOMAINS = {  # by the calibration mix that was used: what helps images unlike the user's
+    "none": "use `calibration_mix='synthetic'`, or give `general_images` a folder",
+    "synthetic": "add varied images with `general_images` and `calibration_mix='both'`, or raise `nsamples`",
+    "general": "use `calibration_mix='both'`, or raise `nsamples`",
+    "both": "raise `nsamples`, or lower `compression`",
+}
+
+
+def _warn_of_other_domains(errors: dict[str, float], mix: str) -> None:
     """Logs the feature errors on held-out images, and warns if images unlike the user's have much larger ones."""
-    log.info("relative feature error on held-out images: %s", ", ".join(f"{k} {v:.3f}" for k, v in errors.items()))
+    log.info(
+        "relative feature error on held-out images (0 as before, 1 no better than the mean feature): %s",
+        ", ".join(f"{k} {v:.3f}" for k, v in errors.items()),
+    )
     if errors.get("synthetic", 0) > DOMAIN_RATIO * errors.get("own", float("inf")):
+        ratio = f"{errors['synthetic'] / errors['own']:.1f} times" if errors["own"] else "many times"
         log.warning(
-            "features of images unlike yours are off %.1f times as much as those of yours: "
-            "if the model is to see such images, use `calibration_mix='synthetic'`, or give `general_images` a folder",
-            errors["synthetic"] / errors["own"],
+            "features of images unlike yours are off %s as much as those of yours: if the model is to see such images, %s",
+            ratio,
+            OTHER_DOMAINS[mix],
         )

@@ -80,18 +80,28 @@ class Relabelled(Dataset):
 
 
 class Renumbered(Dataset):
-    """Images whose label i is replaced by ``labels[i]``."""
+    """Images whose label i is replaced by ``numbers[i]``."""
 
-    def __init__(self, dataset: Any, labels: list[int], classes: tuple[str, ...]):
-        self.dataset, self.labels, self.classes = dataset, labels, classes
+    def __init__(self, dataset: Any, numbers: list[int], classes: tuple[str, ...]):
+        self.dataset, self.numbers, self.classes = dataset, numbers, classes
         self.paths = getattr(dataset, "paths", [])
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The labels of all images, if the data set knows them without reading the images."""
+        own = getattr(self.dataset, "labels", None)
+        return None if own is None else [self.numbers[int(label)] for label in own]
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image, for a digest."""
+        return self.dataset.content(index)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
         item = self.dataset[index]
-        return item if isinstance(item, Unreadable) else (item[0], self.labels[item[1]] if item[1] >= 0 else -1)
+        return item if isinstance(item, Unreadable) else (item[0], self.numbers[item[1]] if item[1] >= 0 else -1)
 
 
 def open_labelled(

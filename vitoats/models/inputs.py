@@ -47,14 +47,14 @@ class ImageInputs:
         For tokens [b, n, width], they are the class token, if any, and the mean of the patch tokens, after the final norm. For
         feature maps, they are what timm's own head gives to the classifier.
         """
-        return _pooled(model, model.forward_features(batch))
+        return pooled(model, model.forward_features(batch))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
-def _pooled(model: Any, found: Tensor) -> Tensor:
+def pooled(model: Any, found: Tensor) -> Tensor:
     """The features [b, d] of what ``forward_features`` returns."""
     if found.ndim == 4:
         found = model.forward_head(found, pre_logits=True)
