@@ -30,8 +30,21 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.outputs import check_parents
 
     check_parents(args.output)
+    if args.dry_run:
+        return preview(args)
     with hold(args.output):  # from here on the leftovers of a killed run are cleaned up
         return run(args)
+
+
+def preview(args: Namespace) -> dict[str, Any]:
+    """Says what the compression would cover and take; returns the JSON line."""
+    from vitoats.compression.run import preview
+
+    job = make_job(args)
+    expected = preview(job, scratch=args.output.parent)
+    for line in [] if args.quiet else expected.lines():
+        print(line)
+    return {"model": job.model.name, "method": job.method, "dry_run": True, **expected.to_dict()}
 
 
 def run(args: Namespace) -> dict[str, Any]:
@@ -152,6 +165,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML recipe; a flag beats it")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
+    parser.add_argument("--dry-run", action="store_true", help="say what it covers and takes (layers, memory, time), and stop")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     parser.add_argument("--format", choices=("factored", "dense"), default="factored", help="dense folds S + UV; timm opens it")
     add_method_flags(parser)

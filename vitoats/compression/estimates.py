@@ -125,30 +125,34 @@ class WorkEstimate:
     passes: float
     statistics: float
     solver: float | None
+    budgets: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """What is known of it, in total."""
+        return self.passes + self.statistics + (self.solver or 0) + self.budgets
 
     def __str__(self) -> str:
         parts = {"passes": self.passes, "second moments": self.statistics, "solver": self.solver}
+        parts |= {"measuring budgets": self.budgets} if self.budgets else {}
         said = " + ".join(f"{name} {n / 1e12:.3g}" for name, n in parts.items() if n is not None)
-        total = sum(n for n in parts.values() if n is not None)
-        return f"at most {total / 1e12:.3g} T multiply-adds = {said}" + (
+        return f"at most {self.total / 1e12:.3g} T multiply-adds = {said}" + (
             "" if self.solver is not None else ", the solver apart"
         )
 
 
 def estimate_work(
     adapter: ModelAdapter,
-    blocks: list[Block],
     configs: dict[str, Any],
     nsamples: int,
     level: StatisticsLevel,
     passes: float,
     two_paths: bool,
 ) -> WorkEstimate:
-    """The arithmetic that compressing with ``nsamples`` images will take.
+    """The arithmetic that compressing with ``nsamples`` images will take, without measuring budgets.
 
     Args:
-        adapter: the model.
-        blocks: its blocks, with the layers to compress.
+        adapter: the model; its blocks have only the layers to compress.
         configs: the method's configs, by layer name; their ``multiply_adds(d_out, d_in)``, if any, gives the solver's count.
         nsamples: calibration images.
         level: which statistics of a layer's input are collected.
@@ -156,7 +160,7 @@ def estimate_work(
         two_paths: whether layers are measured against the dense path, which needs cross moments, too.
     """
     statistics, solver = 0, 0
-    for block in blocks:
+    for block in adapter.blocks:
         for layer in block.linears:
             module = layer.module
             tokens = nsamples * math.prod(block.shape_before) // block.linears[0].module.in_features

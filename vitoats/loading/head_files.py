@@ -20,7 +20,8 @@ from vitoats.common.json_files import parse_json
 from vitoats.common.tensor_files import save_tensors
 from vitoats.loading.names import DINOV2
 from vitoats.loading.weights import open_tensors, read_weights
-from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_token
+from vitoats.models import heads
+from vitoats.models.heads import HeadInfo, LinearHeadClassifier
 
 log = logging.getLogger("vitoats")
 
@@ -79,7 +80,7 @@ def _info(said: dict[str, Any], n_classes: int) -> HeadInfo:
     texts = (info.backbone, *info.classes)
     numbers = (info.img_size, info.layers)
     fits = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-    if not fits or info.img_size < 0 or info.layers < 1 or type(info.patch_mean) is not bool:
+    if not fits or info.img_size < 0 or type(info.patch_mean) is not bool or info.layers < 0 or not info.tokens:
         raise ValueError(said)
     if len(info.classes) not in (0, n_classes):
         raise ValueError(said)
@@ -99,21 +100,19 @@ def attach_head(backbone: Any, path: Path, layers: int | None = None, *, source:
     Raises:
         InputError: the head was made for another backbone or image size, or does not fit this backbone.
     """
-    check_class_token(backbone)
     weight, bias, info = load_head(path)
-    width = weight.shape[1] / backbone.num_features
+    width = weight.shape[1] / heads.width(backbone)
+    if info is None and not heads.has_class_token(backbone):
+        info = HeadInfo(layers=0)
     if info is None:
         info = HeadInfo(layers=layers or (int(width) - 1 if width in (2, 5) else 1))
     if layers not in (None, info.layers):
         raise InputError(f"{path} is a head for {info.layers} layers: leave `head_layers` out")
+    heads.check_class_tokens(backbone, info.layers)
     if width != info.tokens:
         raise InputError(
             f"the head {path} takes {weight.shape[1]} features, but {info.layers} layer(s) of this backbone "
-            f"give {info.tokens * backbone.num_features}: use the head of this backbone"
-        )
-    if info.layers > len(backbone.blocks):
-        raise InputError(
-            f"the head {path} takes {info.layers} layers, but this backbone has {len(backbone.blocks)}: use another head"
+            f"give {info.tokens * heads.width(backbone)}: use the head of this backbone"
         )
     if not same_model(info.backbone, source):
         raise InputError(f"the head {path} was made for {info.backbone}, not for {source}: use the head of this backbone")

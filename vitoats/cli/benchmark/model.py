@@ -121,7 +121,8 @@ def compressed(loaded: "LoadedModel", config: "OATSConfig", args: argparse.Names
         return with_random_layers(loaded, of_budget(config), "row", np.random.default_rng(args.seed))
     small, noise = copy.deepcopy(loaded), loaded.inputs.noise(N_IMAGES, args.seed)
     job = dataclasses.replace(make_job(loaded.name, "noise", method="oats"), config=config)
-    compress(plan_compression(adapt(small.timm_model, small.inputs), job, len(noise)), iter([noise]))
+    plan = plan_compression(adapt(small.timm_model, small.inputs), job, len(noise)).with_budgets(config, None)
+    compress(plan, iter([noise]))
     return small
 
 
