@@ -29,17 +29,17 @@ struct NoSideWork {
 
 // The product of engines whose dot works on registers: the sums of all tokens of a block for both strips.
 template <class E, int tokens>
-VITOATS_INLINE void product_of(const uint8_t* x, int64_t stride, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums) {
+VITOATS_NOINLINE void product_of(const uint8_t* x, int64_t stride, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums) {
   typename E::Sums s[tokens][2];
 #pragma GCC unroll 16
   for (int t = 0; t < tokens; ++t) s[t][0] = s[t][1] = E::zero();
-  for (int64_t quad = 0; quad < quads; ++quad) {
-    const auto a = E::load(w0 + quad * kQuadBytes), b = E::load(w1 + quad * kQuadBytes);
-    const uint8_t* bytes = x + quad * kQuad;
+#pragma GCC unroll 4
+  for (const uint8_t* end = x + quads * kQuad; x < end; x += kQuad, w0 += kQuadBytes, w1 += kQuadBytes) {
+    const auto a = E::load(w0), b = E::load(w1);
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; ++t) {
-      s[t][0] = E::dot(s[t][0], bytes + t * stride, a);
-      s[t][1] = E::dot(s[t][1], bytes + t * stride, b);
+      s[t][0] = E::dot(s[t][0], x + t * stride, a);
+      s[t][1] = E::dot(s[t][1], x + t * stride, b);
     }
   }
 #pragma GCC unroll 16
