@@ -7,7 +7,7 @@ namespace vitoats {
 namespace {
 
 struct Avx2 : Avx2Engine {
-  static constexpr int kRegisterTokens = 5, kTokens = 6 * kRegisterTokens;  // they share the search for such pairs
+  static constexpr int kRegisterTokens = 5, kTokens = 20 * kRegisterTokens;  // they share the search for such pairs
 
   // For any weights: the bytes with an even and those with an odd index are widened to 16 bits where they are.
   static VITOATS_INLINE Sums dot(Sums s, const uint8_t* x, Weights w) {

@@ -112,7 +112,7 @@ struct Int8KernelsOf {
     const typename E::Scope scope;
     const DenseStrips& strips = weights.V;
     const int64_t width = weights.parts * weights.z_stride();
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; s += kPanelStrips) {
       const int64_t second = smaller(s + 1, strip_end - 1);
@@ -154,7 +154,7 @@ struct Int8KernelsOf {
     const auto panel = [&](int64_t s, int i) {
       return s < strip_end ? Panel<E>(weights, s, smaller(s + 1, strip_end - 1), expanded + i * half) : Panel<E>();
     };
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     int side = 0;
     FinishOf finish;
@@ -170,14 +170,14 @@ struct Int8KernelsOf {
         const SideWork<E, FinishOf> side_work{finish, next, divide_up(finish.tokens_left(), steps), divide_up(quads, steps * blocks)};
         product.run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, current.strip(0),
                     current.strip(1), quads, sums.S, side_work);
-        finish.advance(kMaxBlock);
+        finish.advance(kBlock<E>);
         if (weights.rank) multiply_z(product, weights, tokens, s, second, part, part_end, t, count, sums.U);
         finish = FinishOf(weights, tokens, output, s, second, t, count, sums);
       }
       current = next;
     }
     product.finish();
-    finish.advance(kMaxBlock);
+    finish.advance(kBlock<E>);
   }
 
   // U z for two strips, which may belong to different parts.
@@ -192,7 +192,7 @@ struct Int8KernelsOf {
     };
     multiply(part, s, second, sums);
     if (part == part_end) return;
-    int32_t of_second[kMaxBlock * kPanelRows];
+    int32_t of_second[kBlock<E> * kPanelRows];
     multiply(part_end, second, second, of_second);
     product.finish();
     for (int64_t i = 0; i < count; ++i)
@@ -203,7 +203,7 @@ struct Int8KernelsOf {
   template <class FinishOf>
   static void multiply_few(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end,
                            const Int8Output& output) {
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; ++s) {
       dot_count<kDotTokens>(tokens.count, weights.S.masks + 8 * s * weights.S.quads, weights.S.values[static_cast<size_t>(s)],
