@@ -33,7 +33,7 @@ def test_a_wrong_result_is_an_error_that_names_the_kernel(monkeypatch):
 @native
 def test_a_kernel_that_does_not_exist_is_refused(monkeypatch):
     monkeypatch.setenv("VITOATS_ISA", "sse2")
-    with pytest.raises(InputError, match="VITOATS_ISA=sse2 does not run here: unset it, or set it to one of .*portable"):
+    with pytest.raises(InputError, match=r"VITOATS_ISA=sse2 does not run here: unset it, or set it to one of .*portable"):
         doctor.main([])
 
 
