@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-import onnx.inliner
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -23,17 +22,18 @@ from vitoats.export.fuse_attention import fuse_attention
 from vitoats.export.fuse_int8 import fuse_int8
 from vitoats.export.gelu import gelu
 from vitoats.export.graph import layer_name
+from vitoats.export.inline import inlined
 from vitoats.export.int8_layers import int8_layers, rounded
-from vitoats.export.prepare import fold, prepare
+from vitoats.export.names import name_after_modules
+from vitoats.export.prepare import fold, prepare, warn_of_filled_layers
 from vitoats.format.layers import compressed_counts, parameter_count
-from vitoats.format.operator import DOMAIN, OPSET
+from vitoats.format.operator import DOMAIN, LINEAR, OPSET
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
 LARGEST_FILE = 2**31 - 1  # bytes; the limit of protobuf
-
 Form = Literal["sparse", "matmul", "inline", "dense"]
 
 
@@ -84,6 +84,7 @@ def export_onnx(
         **(about or {}),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
     }
+    warn_of_filled_layers(copied.timm_model, loaded.about)
     fold(model, everything=form == "dense")
     has_nodes = prepare(model, form == "matmul", float16)
     traced = _trace(model, loaded.inputs)
@@ -97,14 +98,17 @@ def export_onnx(
         fuse_attention(traced.graph, bfloat16=has_int8)
     if has_nodes:
         RemoveUnusedNodesPass()(traced)
+    name_after_modules(traced.graph)
     proto = ir.serde.serialize_model(traced)
     for noted in _parts(proto.graph):
         del noted.metadata_props[:]  # stack traces from the exporter, with paths of this machine
     add_functions(proto)
     if form == "inline":
-        proto = _inlined(proto)
+        proto = inlined(proto)
+    _complete_shapes(proto)
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = "vitoats", vitoats.__version__
+    described["sparse_nodes"] = sum(node.op_type in LINEAR for node in proto.graph.node)
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(described)})
     onnx.checker.check_model(proto, full_check=True)
     _write(proto, path)
@@ -128,15 +132,18 @@ def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
         yield from parts
 
 
-def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces SparseMatMul by its body. CastLike becomes Cast, since ONNX Runtime folds CastLike only inside functions."""
-    proto = onnx.inliner.inline_local_functions(proto)
-    for node in proto.graph.node:
-        if node.op_type == "CastLike":
-            node.op_type = "Cast"
-            del node.input[1:]
-            node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
-    return proto
+def _complete_shapes(proto: onnx.ModelProto) -> None:
+    """Adds the shapes of values that have none, and removes those of weights, which repeat what the weights say.
+
+    ONNX Runtime's quantization changes weights, and then finds that the shapes contradict them.
+    """
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    kept = [info for info in proto.graph.value_info if info.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph.value_info
+    known = {info.name for info in kept}
+    proto.graph.value_info.extend(info for info in inferred if info.name not in known)
 
 
 def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:

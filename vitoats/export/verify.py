@@ -57,9 +57,9 @@ def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor
         expected = _torch(loaded, batch_of_images)
         found = _run(exported, batch_of_images)
         agreement.logit_error = max(agreement.logit_error, float((found - expected).abs().max()))
-        first, second = expected.topk(2, dim=1).values.T
-        for i in torch.nonzero(found.argmax(1) != expected.argmax(1)).ravel().tolist():
-            agreement.differing.append((agreement.n_images + i, float(first[i] - second[i])))
+        for i in torch.nonzero(found.argmax(1) != expected.argmax(1)).ravel().tolist():  # none if there is one output
+            first, second = expected[i].topk(2).values
+            agreement.differing.append((agreement.n_images + i, float(first - second)))
         agreement.n_images += len(expected)
     return agreement
 

@@ -68,7 +68,10 @@ def cholesky(H: Tensor) -> Tensor:
     """
     C, failed = torch.linalg.cholesky_ex(H)
     if failed.any():
-        raise InputError("the inputs' second moment is singular: raise the damping (`damping=0.01`)")
+        raise InputError(
+            "the inputs' second moment is singular in spite of its damping: the calibration images are too few or too much alike, "
+            "give others or `method='magnitude'`"
+        )
     return C
 
 
