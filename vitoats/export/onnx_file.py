@@ -17,6 +17,7 @@ from torch import nn
 import vitoats
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
+from vitoats.export.external_data import LARGEST_FILE, move_weights, weight_bytes
 from vitoats.export.functions import add_functions
 from vitoats.export.fuse_attention import fuse_attention
 from vitoats.export.fuse_int8 import fuse_int8
@@ -33,7 +34,6 @@ from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
-LARGEST_FILE = 2**31 - 1  # bytes; the limit of protobuf
 Form = Literal["sparse", "matmul", "inline", "dense"]
 
 
@@ -44,6 +44,7 @@ def export_onnx(
     about: dict[str, Any] | None = None,
     float16: bool = False,
     int8: bool = False,
+    external_data: bool = False,
 ) -> onnx.ModelProto:
     """Writes a model as ONNX; the file appears whole or not at all.
 
@@ -57,12 +58,13 @@ def export_onnx(
         float16: store S, U and V of the compressed layers as float16 (only S in the form "matmul"); no effect on "dense".
         int8: round the compressed layers to int8, or all linear layers of the blocks of a model without compressed ones. Layers
             that have int8 weights are exported with these anyway, except in the form "dense".
+        external_data: write the weights to a second file, ``path`` with .data at its end. Above 2 GB that is always done.
 
     Returns:
         the model as written.
 
     Raises:
-        InputError: the model cannot be traced, exceeds the size of an ONNX file, has a weight too large for float16, or has
+        InputError: the model cannot be traced, has a weight too large for float16, or has
             int8 weights but is to be written in a form without them.
         RunError: the file cannot be written.
     """
@@ -76,6 +78,7 @@ def export_onnx(
     described = {
         "preprocessing": loaded.preprocessing.to_dict(),
         "n_classes": loaded.n_classes,
+        **({"outputs": loaded.output_names} if not loaded.n_classes else {}),
         **({"classes": loaded.classes} if loaded.classes else {}),
         "param_count": round(parameter_count(model) / 1e6, 2),
         **compressed_counts(model),
@@ -87,7 +90,7 @@ def export_onnx(
     warn_of_filled_layers(copied.timm_model, loaded.about)
     fold(model, everything=form == "dense")
     has_nodes = prepare(model, form == "matmul", float16)
-    traced = _trace(model, loaded.inputs)
+    traced = _trace(model, loaded.inputs, loaded.output_names)
     gelu.apply_to_model(traced)
     for node in traced.graph:
         if node.domain == DOMAIN:  # named after its layer, like its values
@@ -99,6 +102,8 @@ def export_onnx(
     if has_nodes:
         RemoveUnusedNodesPass()(traced)
     name_after_modules(traced.graph)
+    if external_data := external_data or weight_bytes(traced) > LARGEST_FILE:
+        move_weights(traced, path)
     proto = ir.serde.serialize_model(traced)
     for noted in _parts(proto.graph):
         del noted.metadata_props[:]  # stack traces from the exporter, with paths of this machine
@@ -110,8 +115,12 @@ def export_onnx(
     proto.producer_name, proto.producer_version = "vitoats", vitoats.__version__
     described["sparse_nodes"] = sum(node.op_type in LINEAR for node in proto.graph.node)
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(described)})
-    onnx.checker.check_model(proto, full_check=True)
-    _write(proto, path)
+    with atomic_write(path) as partial:
+        if not external_data:
+            onnx.checker.check_model(proto, full_check=True)
+        partial.write_bytes(proto.SerializeToString())
+        if external_data:  # the checker finds the weights beside the file
+            onnx.checker.check_model(str(partial), full_check=True)
     return proto
 
 
@@ -146,7 +155,7 @@ def _complete_shapes(proto: onnx.ModelProto) -> None:
     proto.graph.value_info.extend(info for info in inferred if info.name not in known)
 
 
-def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:
+def _trace(model: nn.Module, inputs: ImageInputs, output_names: tuple[str, ...]) -> ir.Model:
     """Traces with a batch of 2 (a batch of 1 would be treated as a constant)."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -158,7 +167,7 @@ def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:
                 model,
                 (inputs.zeros(2),),
                 input_names=list(inputs.names),
-                output_names=list(inputs.output_names),
+                output_names=list(output_names),
                 opset_version=OPSET,
                 dynamic_shapes=dynamic,
                 dynamo=True,
@@ -168,12 +177,3 @@ def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:
         raise InputError(f"the model cannot be traced to ONNX: {' '.join(str(error).split())[:200]}") from None
     assert program is not None
     return program.model
-
-
-def _write(proto: onnx.ModelProto, path: Path) -> None:
-    if proto.ByteSize() > LARGEST_FILE:
-        raise InputError(
-            f"the model takes {proto.ByteSize() / 1e9:.2f} GB, more than an ONNX file can hold (2 GB): compress it further"
-        )
-    with atomic_write(path) as partial:
-        partial.write_bytes(proto.SerializeToString())

@@ -69,8 +69,8 @@ def cholesky(H: Tensor) -> Tensor:
     C, failed = torch.linalg.cholesky_ex(H)
     if failed.any():
         raise InputError(
-            "the inputs' second moment is singular in spite of its damping: the calibration images are too few or too much alike, "
-            "give others or `method='magnitude'`"
+            "the inputs' second moment is singular in spite of its damping: the calibration images are too few or too much "
+            "alike, give others or `method='magnitude'`"
         )
     return C
 

@@ -105,6 +105,16 @@ def _mentions_operators(path: Path) -> bool:
         return any(content.find(name.encode()) >= 0 for name in (NAME, DENSE_INT8, ATTENTION))
 
 
+def data_file(path: Path) -> Path:
+    """Where the weights of a model are that is exported with external data: MODEL.onnx.data."""
+    return path.with_name(f"{path.name}.data")
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of an ONNX file, and of its weights if they are in a second one."""
+    return sum(file.stat().st_size for file in (path, data_file(path)) if file.is_file())
+
+
 def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
     """The metadata that vitoats wrote: preprocessing, class count, compression, versions; empty for other files."""
     return json.loads(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
