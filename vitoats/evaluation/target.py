@@ -15,7 +15,7 @@ from vitoats.format.layers import compressed_counts, parameter_count
 from vitoats.loading.checkpoint import WEIGHTS
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.names import EMBEDDED
-from vitoats.runtime.inference import metadata, session
+from vitoats.runtime.inference import metadata, session, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _compression(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _megabytes(path: Path) -> float | None:
-    return round(path.stat().st_size / 1e6, 3) if path.is_file() else None
+    return round(stored_bytes(path) / 1e6, 3) if path.is_file() else None
 
 
 def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None = None) -> Target:
