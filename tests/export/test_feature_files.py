@@ -61,13 +61,13 @@ def test_weights_in_a_second_file(sparse, tmp_path):
 
 
 def test_large_models_have_their_weights_in_a_second_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("vitoats.export.onnx_file.LARGEST_FILE", 10_000)
+    monkeypatch.setattr("vitoats.export.onnx_file.LARGEST_FILE", 20_000)
     import timm
 
     model = timm.create_model("vit_tiny_patch16_224", **{**TINY, "depth": 1}).eval()
     path = tmp_path / "model.onnx"
     for _ in range(2):  # the second time over the first
         export_onnx(LoadedModel("tiny", model, Preprocessing(img_size=32), "random"), path)
-        assert data_file(path).stat().st_size > 10_000 > path.stat().st_size
+        assert data_file(path).stat().st_size > 20_000 > path.stat().st_size
         assert len(list(tmp_path.iterdir())) == 2
     session(path)

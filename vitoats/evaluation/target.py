@@ -99,7 +99,7 @@ def onnx_target(path: str, threads: int) -> Target:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
     if not described.get("n_classes"):
-        raise InputError(f"{path} gives features, not logits: export it with a classifier (`head`)")
+        raise InputError(f"{path} gives features, not logits: export it with a classifier (`head`) and without `features`")
     name = opened.get_inputs()[0].name
 
     def predict(images: torch.Tensor) -> torch.Tensor:
