@@ -201,7 +201,7 @@ def corrected(
     H, cross, mean = statistics.full, error.cross, statistics.mean
     if refit_bias:
         assert mean is not None
-        H = H - torch.outer(mean, mean)
+        H = statistics.centred().full
         cross = cross - torch.outer(error.mean, mean)
     damped = H + RIDGE * (H.diagonal().mean().item() or 1.0) * torch.eye(len(H), dtype=H.dtype, device=H.device)
     dW = torch.cholesky_solve(cross.T, cholesky(damped)).T

@@ -68,7 +68,9 @@ def cholesky(H: Tensor) -> Tensor:
     """
     C, failed = torch.linalg.cholesky_ex(H)
     if failed.any():
-        raise InputError("the inputs' second moment is singular: raise the damping (`damping=0.01`)")
+        raise InputError(
+            "the inputs' second moment is singular: use more varied `images`, or raise the damping, say `damping=0.1`"
+        )
     return C
 
 

@@ -16,6 +16,9 @@ from vitoats.common.errors import InputError
 # ("neurons"), or H and the mean ("full").
 StatisticsLevel = Literal["diagonal", "neurons", "full"]
 
+ROUND_OFF = 1e-6  # share of an input's second moment that its variance may be wrong by, for moments from float32 sums
+VAGUE = 1e-4  # share of its second moment below which an input's variance is increased by that
+
 
 @dataclass(frozen=True)
 class Correlation:
@@ -81,12 +84,16 @@ class InputStatistics:
     def centred(self) -> "InputStatistics":
         """The moments about the mean, which give the output error that remains once the bias is refitted.
 
+        The variance of an input that hardly varies counts as larger by its round-off.
+
         Raises:
             InputError: only the diagonal was collected.
         """
         mean = self._collected_mean()
         H = self.full - torch.outer(mean, mean)
-        H.diagonal().clamp_(min=0)  # round-off may leave a constant input's variance below 0
+        variance = H.diagonal().clamp_(min=0)
+        rounding = ROUND_OFF * len(H) ** 0.5 * self.second_moment
+        variance += torch.where(variance < VAGUE * self.second_moment, rounding, 0)  # else H might not be positive definite
         return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean))
 
     def mean_output(self, weight: Tensor) -> Tensor:
