@@ -14,7 +14,7 @@ ORDER = (  # each may import those before it; those of one line do not import ea
     *("calibration", "loading", "export"),
     *("evaluation", "allocation", "benchmark"),
     *("compression", "report", "comparison"),
-    *("api", "cli"),
+    *("api", "cli", "__main__"),
 )
 THIRD_PARTY = {  # of folders that keep to few; the standard library and vitoats apart
     "methods": {"torch"},

@@ -207,8 +207,9 @@ def _explain(name: str, checkpoint: Path | None, img_size: int | None, error: Ex
 
 def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if img_size is not None and patch and img_size % patch[0]:
-        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change `img_size`")
+    step = patch if isinstance(patch, int) else patch[0] if patch else 1
+    if img_size is not None and img_size % step:
+        raise InputError(f"{name} takes image sizes that are multiples of {step}, not {img_size}: change `img_size`")
 
 
 def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: Any) -> None:
