@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import vitoats
 from tests.jobs import weights, without
 from vitoats.cli.benchmark import main as benchmark
 from vitoats.cli.compress import main as compress
@@ -105,6 +106,25 @@ def test_a_result_that_cannot_be_written_in_the_end_is_printed(tmp_path, capsys)
     with pytest.raises(RunError, match="--results-file"):
         write_results(tmp_path / "file" / "results.json", None, {"n": 1}, '{"n": 1}')
     assert capsys.readouterr().out == '{"n": 1}\n'
+
+
+def test_help_groups_flags_and_says_no_empty_defaults(capsys):
+    with pytest.raises(SystemExit):
+        compress(["--help"])
+    said = capsys.readouterr().out
+    groups = ("model:", "images:", "resources:", "method:", "amount:", "recipe:")
+    assert [group for group in groups if f"\n{group}" not in said] == []
+    assert not [words for words in ("default: None", "default: False", "default: )", "default: ==") if words in said]
+    assert "images at a time (default: 64)" in " ".join(said.split())
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compress(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"vitoats {vitoats.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "vitoats", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"vitoats {vitoats.__version__}\n"
 
 
 # ---- the other commands

@@ -139,6 +139,7 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
         "param_count": round(about["counts"]["parameters"] / 1e6, 3),
         "gflops_before": round(about["flops_before"] / 1e9, 4),
         "gflops": round(about["flops"] / 1e9, 4),
+        "feature_error": {name: round(error, 6) for name, error in about["feature_error"].items()},
         **about["predicted"],
         "n_images": report.n_images,
         "model_mb": round((output / WEIGHTS).stat().st_size / 1e6, 3),

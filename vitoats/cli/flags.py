@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitoats import __version__
 from vitoats.common.errors import InputError
 
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")  # Pillow's, by timm's names
@@ -18,17 +19,27 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds the defaults that say something: not those of switches, of required flags, and of flags that are None or empty."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says = not action.required and action.default not in (None, False, "", argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if says and action.option_strings and action.nargs != 0 else action.help
+
+
 def parser(command: str, description: str) -> ArgumentParser:
     """Creates a parser with the flags that every command has."""
-    made = ArgumentParser(prog=command, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made = ArgumentParser(prog=command, description=description, formatter_class=HelpFormatter)
+    made.add_argument("--version", action="version", version=f"vitoats {__version__}", help="print the version, and stop")
     made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
     made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
     made.add_argument("--results-format", choices=("csv", "json"), help="of that file; by its ending where not given")
     return made
 
 
-def add_model_flags(made: argparse.ArgumentParser, required: bool = True) -> None:
+def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> None:
     """Adds --model, which may be ``required``, and the other flags that select and configure the model."""
+    made = made.add_argument_group("model")
     made.add_argument(
         "--model",
         "-m",
@@ -81,8 +92,9 @@ def add_no_amx(made: argparse.ArgumentParser) -> None:
     made.add_argument("--no-amx", action="store_true", help="keep AMX from all runtimes, as on a processor without it")
 
 
-def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int = 0) -> None:
+def add_data_flags(made: argparse._ActionsContainer, batch_size: int, workers: int = 0) -> None:
     """Adds --data-dir and the flags that control how images are read."""
+    made = made.add_argument_group("images")
     made.add_argument(
         "--data-dir",
         "--data-path",
@@ -95,8 +107,9 @@ def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int 
     )
 
 
-def add_compute_flags(made: argparse.ArgumentParser) -> None:
+def add_compute_flags(made: argparse._ActionsContainer) -> None:
     """Adds --device, --threads and --seed."""
+    made = made.add_argument_group("resources")
     made.add_argument("--device", default="cpu", help="cpu, or cuda")
     made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")

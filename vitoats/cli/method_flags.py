@@ -19,25 +19,29 @@ SHARED = ("batch_size", "workers", "device", "threads", "seed", "memory_limit") 
 
 def add_method_flags(parser: ArgumentParser) -> None:
     """Adds --method and the flags for the settings of methods."""
-    parser.add_argument(
+    method_group = parser.add_argument_group("method", "how layers are compressed; docs/methods.md has all settings")
+    amount_group = parser.add_argument_group("amount", "how much is removed; one of the first four")
+    recipe_group = parser.add_argument_group("recipe", "how the method is used on a model; each has its own defaults")
+    method_group.add_argument(
         "--method",
         default="oats-h",
         help="oats-h, oats, wanda, magnitude, sparsegpt, mrp, alps, dsnot, dass, svd, numerical (heads and neurons), "
         "or ./file.py:name for your own; see docs/methods.md",
     )
-    parser.add_argument(
+    method_group.add_argument(
         "--method-options", default="", metavar="NAME=VALUE,...", help="further settings of the method; see docs/methods.md"
     )
     # no defaults here: the preset or the method decides settings that are not given
-    method = partial(parser.add_argument, default=SUPPRESS)
-    parser.add_argument(
+    method = partial(method_group.add_argument, default=SUPPRESS)
+    recipe = partial(recipe_group.add_argument, default=SUPPRESS)
+    method_group.add_argument(
         "--preset",
         choices=("fast",),
         help="oats-h: fast finds supports as OATS does, splits the budget equally and calibrates on 128 images: minutes for "
         "a ViT-B; other flags beat it",
     )
-    method("--nsamples", type=positive, metavar="N", help="calibration images, drawn at random (default: 512)")
-    budget = parser.add_mutually_exclusive_group()
+    recipe("--nsamples", type=positive, metavar="N", help="calibration images, drawn at random (default: 512)")
+    budget = amount_group.add_mutually_exclusive_group()
     asked = partial(budget.add_argument, default=SUPPRESS)
     asked(
         "--compression", type=float, metavar="RHO", help="share of the weights to remove (default: 0.5 unless N:M implies it)"
@@ -52,7 +56,7 @@ def add_method_flags(parser: ArgumentParser) -> None:
     asked(
         "--max-mb", type=positive_number, metavar="MB", help="remove what brings the exported file to MB megabytes (10^6 bytes)"
     )
-    parser.add_argument(
+    amount_group.add_argument(
         "--cost-table",
         type=Path,
         metavar="FILE",
@@ -63,7 +67,7 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "--rank-ratio",
         type=float,
         metavar="KAPPA",
-        help="oats-h, oats: share of the kept weights for the low-rank term (default: 0.25, oats 0.2)",
+        help="oats-h, oats: share of the kept weights that goes to the low-rank term (default: 0.25, oats 0.2)",
     )
     method(
         "--iterations",
@@ -82,37 +86,37 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "which is cheaper (default: admm)",
     )
     method("--tolerance", type=float, help="oats: stop below this relative gain a step; 0 never stops early (default: 1e-4)")
-    method(
+    recipe(
         "--target",
         choices=("block", "sequential", "dense", "residual"),
         help="what a layer is to put out: what its dense weights make of the inputs it gets from compressed blocks (block), "
         "or from compressed layers too (sequential), what it puts out in the dense model (dense), or what makes up for the "
         "residual stream's losses as well (residual) (default: block; residual for oats-h)",
     )
-    method(
+    recipe(
         "--refit-bias",
         action=BooleanOptionalAction,
         help="let biases take up the mean of what is lost (default: no; yes for oats-h)",
     )
-    method(
+    recipe(
         "--allocation",
         choices=("uniform", "owl", "sensitivity"),
         help="how the budget is split over the layers: equally, by each block's outliers (OWL), or by what compressing each "
         "layer alone does to the features, measured and kept in the cache (default: uniform; sensitivity for oats-h)",
     )
-    method(
+    recipe(
         "--calibration-mix",
         choices=("none", "synthetic", "general", "both"),
         help="calibrate on as many synthetic images, or images of --general-images, as of your own, so that features also hold "
         "on images unlike yours (default: none; synthetic for oats-h)",
     )
-    parser.add_argument("--general-images", metavar="DIR", help="varied images to calibrate on beside your own")
-    method(
+    recipe_group.add_argument("--general-images", metavar="DIR", help="varied images to calibrate on beside your own")
+    recipe(
         "--weights",
         choices=("float32", "int8"),
         help="of the compressed layers; with int8, these also round their inputs while the model runs (default: float32)",
     )
-    parser.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not q, k and v apart")
+    recipe_group.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not as three")
 
 
 def settings(args: Namespace) -> dict[str, Any]:

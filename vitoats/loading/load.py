@@ -16,6 +16,7 @@ from vitoats.loading import embedded
 from vitoats.loading.checkpoint import HEAD, is_checkpoint, load_checkpoint
 from vitoats.loading.head_files import attach_head
 from vitoats.loading.hub import hub_folder
+from vitoats.loading.image_sizes import check_image_size
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
 from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, HUB_NAMES, ON_HUB
@@ -117,6 +118,7 @@ def load_model(
         size = loaded.preprocessing.img_size
         loaded.model = attach_head(loaded.timm_model, head, head_layers, head_name, source=loaded.source, img_size=size)
     loaded.model.eval().requires_grad_(False)
+    check_image_size(loaded)
     return loaded
 
 
@@ -147,6 +149,7 @@ def from_memory(
     loaded = LoadedModel(name, copy.deepcopy(model), preprocessing or resolved, "given in memory")
     _check_finite(loaded)
     loaded.model.eval().requires_grad_(False)
+    check_image_size(loaded)
     return loaded
 
 

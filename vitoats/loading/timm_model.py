@@ -245,8 +245,9 @@ def _stored_config(timm_name: str) -> TimmConfig | None:
 
 def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if img_size is not None and patch and img_size % patch[0]:
-        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change `img_size`")
+    step = patch if isinstance(patch, int) else patch[0] if patch else 1
+    if img_size is not None and img_size % step:
+        raise InputError(f"{name} takes image sizes that are multiples of {step}, not {img_size}: change `img_size`")
 
 
 def _check_positions(checkpoint: Path, reading: Reading, model: Any) -> None:
