@@ -15,7 +15,9 @@ from vitoats.cli.demo import main as demo
 from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.main import COMMANDS, dispatch
+from vitoats.cli.results import write_results
 from vitoats.cli.train_linear_probe import main as train_linear_probe
+from vitoats.common.errors import RunError
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
@@ -91,13 +93,18 @@ def test_all_commands_give_what_the_results_file_holds(call, plain, job, image_t
         assert json.loads(out.splitlines()[-1])["model"]
 
 
-def test_a_results_file_that_cannot_be_written(call, job, tmp_path):
+def test_a_results_file_that_cannot_be_written_is_refused_before_the_work(refuse, job, tmp_path):
     (tmp_path / "file").touch()
-    status, out, err = call(compress, *job, "--quiet", "--results-file", tmp_path / "file" / "results.json")
-    assert status == 1
-    assert json.loads(out)["n_layers"] == 12  # the result is not lost
-    assert len(err.splitlines()) == 1
-    assert "--results-file" in err
+    for file in (tmp_path / "file" / "results.json", tmp_path):
+        assert "--results-file" in refuse(compress, *job, "--results-file", file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_cannot_be_written_in_the_end_is_printed(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="--results-file"):
+        write_results(tmp_path / "file" / "results.json", None, {"n": 1}, '{"n": 1}')
+    assert capsys.readouterr().out == '{"n": 1}\n'
 
 
 # ---- the other commands

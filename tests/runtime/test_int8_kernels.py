@@ -13,7 +13,7 @@ from tests.runtime.int8_models import EPSILON, Int8Case, int8_model, random_case
 from tests.runtime.sparse_models import replace_constant
 from tests.runtime.test_native import open_native
 from vitoats.format.operator import DENSE_INT8, INT8_OPERATORS, SPARSE_INT8
-from vitoats.format.tiles import unpack, untiled
+from vitoats.format.tiles import tiled, unpack, untiled
 from vitoats.runtime import library
 
 ISAS = library.available_isas()
@@ -125,7 +125,7 @@ def of_integers(random: np.random.Generator, name: str, n: int, k: int) -> Int8C
 
 
 @pytest.mark.parametrize("operator", [SPARSE_INT8, DENSE_INT8])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 9, 12, 23, 70])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 9, 12, 23, 70, 110])
 def test_sums_are_exact_to_the_last_bit(isa, operator, tokens):
     """Bytes of x, weights down to -128: nothing saturates and nothing is lost."""
     random = np.random.default_rng(tokens)
@@ -144,6 +144,17 @@ def test_the_largest_sums_do_not_overflow(isa, weight, tokens):
     case.constants["weight"][:] = weight
     x = np.full((1, tokens, 65_536), 255, np.float32)
     assert np.array_equal(run(case, x), np.full((1, tokens, 16), np.float32(255 * 65_536 * weight)))
+
+
+@pytest.mark.parametrize(
+    "pair", [(64, 64), (64, 65), (127, 1), (127, 2), (-64, -64), (-64, -65), (-128, 0), (-128, -1), (127, -128)]
+)
+def test_two_products_do_not_saturate_at_16_bits(isa, pair):
+    case = of_integers(np.random.default_rng(0), DENSE_INT8, 16, 600)
+    weights = np.tile(np.array(pair, np.int8), (16, 300))
+    case.constants["weight"] = tiled(weights)
+    x = np.full((1, 17, 600), 255, np.float32)
+    assert np.array_equal(run(case, x), x @ weights.T.astype(np.float32))
 
 
 def test_tokens_of_zeros_give_the_bias(isa):
