@@ -151,6 +151,8 @@ def export_onnx(
     form: Form = "sparse",
     float16: bool = False,
     int8: bool = False,
+    features: str | None = None,
+    external_data: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Writes a model as ONNX, as ``tools/export_onnx.py`` does.
@@ -161,6 +163,8 @@ def export_onnx(
         form: "sparse"; "matmul" has low-rank terms as separate nodes, "inline" standard operators only, "dense" S + U V.
         float16: store S, U and V as float16.
         int8: round the weights of compressed layers to int8, or those of all blocks of a dense model.
+        features: tokens as outputs instead of logits: "cls", "patches", "all", "layers=4" or "layers=2,5,8,11".
+        external_data: write the weights to a second file, ``output`` with .data at its end; always so above 2 GB.
         overwrite: replace the file if it exists.
 
     Raises:
@@ -169,7 +173,9 @@ def export_onnx(
     """
     check_output_file(Path(output), overwrite)
     loaded, about = _opened(model)
-    write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16, int8)
+    if features is not None:
+        loaded = loaded.with_features(features)
+    write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16, int8, external_data)
     return Path(output)
 
 

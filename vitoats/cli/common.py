@@ -17,6 +17,7 @@ from vitoats.cli.results import write_results
 from vitoats.cli.wording import in_flags
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.json_files import to_json
+from vitoats.common.outputs import check_results_file
 
 if TYPE_CHECKING:
     from vitoats.loading.loaded import LoadedModel
@@ -56,6 +57,8 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         if signal.getsignal(polite) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(polite, signal.default_int_handler)
     try:
+        if flags.results_file is not None:
+            check_results_file(flags.results_file)
         result = main(argv)
         if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
             return 0

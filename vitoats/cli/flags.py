@@ -76,6 +76,11 @@ def add_model_flags(made: argparse.ArgumentParser, required: bool = True) -> Non
     )
 
 
+def add_no_amx(made: argparse.ArgumentParser) -> None:
+    """Adds --no-amx, for ``vitoats.common.amx.refuse_amx``."""
+    made.add_argument("--no-amx", action="store_true", help="keep AMX from all runtimes, as on a processor without it")
+
+
 def add_data_flags(made: argparse.ArgumentParser, batch_size: int, workers: int = 0) -> None:
     """Adds --data-dir and the flags that control how images are read."""
     made.add_argument(

@@ -69,7 +69,7 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "--iterations",
         type=int,
         metavar="N",
-        help="iterations at most (default: oats-h 150, oats 80, alps 300, dsnot 50, numerical 0)",
+        help="iterations at most (default: oats-h 300, oats 80, alps 300, dsnot 50, numerical 0)",
     )
     method(
         "--pattern",

@@ -22,7 +22,8 @@ from vitoats.common.tensor_files import save_tensors
 from vitoats.loading.classifiers import Classifier, choose, features_of, find_classifiers
 from vitoats.loading.names import HUB_NAMES
 from vitoats.loading.weights import check_stored, open_tensors, read_content
-from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_token
+from vitoats.models import heads
+from vitoats.models.heads import HeadInfo, LinearHeadClassifier
 
 log = logging.getLogger("vitoats")
 
@@ -81,7 +82,7 @@ def _info(said: dict[str, Any], n_classes: int) -> HeadInfo:
     texts = (info.backbone, *info.classes)
     numbers = (info.img_size, info.layers)
     fits = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-    if not fits or info.img_size < 0 or info.layers < 1 or type(info.patch_mean) is not bool:
+    if not fits or info.img_size < 0 or type(info.patch_mean) is not bool or info.layers < 0 or not info.tokens:
         raise ValueError(said)
     if len(info.classes) not in (0, n_classes):
         raise ValueError(said)
@@ -104,21 +105,20 @@ def attach_head(
     Raises:
         InputError: the head was made for another backbone or image size, or does not fit this backbone.
     """
-    check_class_token(backbone)
-    chosen, info = load_head(path, name, backbone.num_features, layers)
+    width = heads.width(backbone)
+    chosen, info = load_head(path, name, width, layers)
+    if info is None and not heads.has_class_token(backbone):
+        info = HeadInfo(layers=0)
     if info is None:
-        n_layers, patch_mean = features_of(path, chosen, backbone.num_features, layers)
+        n_layers, patch_mean = features_of(path, chosen, width, layers)
         info = HeadInfo(layers=n_layers, patch_mean=patch_mean)
     if layers not in (None, info.layers):
         raise InputError(f"{path} is a head for {info.layers} layers: leave `head_layers` out")
-    if chosen.weight.shape[1] != info.tokens * backbone.num_features:
+    heads.check_class_tokens(backbone, info.layers)
+    if chosen.weight.shape[1] != info.tokens * width:
         raise InputError(
             f"the head {path} takes {chosen.weight.shape[1]} features, but {info.layers} layer(s) of this backbone "
-            f"give {info.tokens * backbone.num_features}: use the head of this backbone"
-        )
-    if info.layers > len(backbone.blocks):
-        raise InputError(
-            f"the head {path} takes {info.layers} layers, but this backbone has {len(backbone.blocks)}: use another head"
+            f"give {info.tokens * width}: use the head of this backbone"
         )
     if not same_model(info.backbone, source):
         raise InputError(f"the head {path} was made for {info.backbone}, not for {source}: use the head of this backbone")

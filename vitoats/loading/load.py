@@ -1,7 +1,9 @@
 """Loads a model with its preprocessing, by name, from a folder or from memory."""
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from vitoats.loading.head_files import attach_head
 from vitoats.loading.hub import hub_folder
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
-from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
+from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, HUB_NAMES, ON_HUB
 from vitoats.loading.timm_model import load_timm, resolved_preprocessing
+from vitoats.models.positions import set_image_size
 
 EMBEDDED_HEAD = Path(__file__).parent.parent / "data" / "fashion_mnist_head.safetensors"
 _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {embedded.PACKAGE_VERSION}"
+
+log = logging.getLogger("vitoats")
 
 
 def load(folder: str | Path) -> nn.Module:
@@ -176,11 +181,29 @@ def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
             f"{folder} was not written by compress (it has no vitoats.json): for a timm folder use local-dir:{folder}"
         )
     loaded = load_checkpoint(folder)
-    if img_size is not None and img_size != loaded.preprocessing.img_size:
-        raise InputError(
-            f"{folder} was compressed for {loaded.preprocessing.img_size} px: leave `img_size` out, or compress again"
-        )
+    if img_size not in (None, loaded.preprocessing.img_size):
+        _resize_positions(loaded, img_size)
     return loaded
+
+
+def _resize_positions(loaded: LoadedModel, img_size: int) -> None:
+    """Makes a compressed model take images of another size, and says so.
+
+    Raises:
+        InputError: it has no position embedding that can be resized.
+    """
+    model, size = loaded.timm_model, loaded.preprocessing.img_size
+    if getattr(model, "pos_embed", None) is None or not (hasattr(model, "no_embed_class") and hasattr(model, "set_input_size")):
+        raise InputError(f"{loaded.name} was compressed for {size} px: leave `img_size` out, or compress again")
+    patch = model.patch_embed.patch_size[0]
+    if img_size % patch:
+        raise InputError(f"{loaded.name} takes image sizes that are multiples of {patch}, not {img_size}: change `img_size`")
+    named = HUB_NAMES.get(loaded.source)
+    set_image_size(model, img_size, named.pos_resample if named else "timm")
+    loaded.preprocessing = replace(loaded.preprocessing, img_size=img_size)
+    log.warning(
+        "%s was compressed for %d px; its positions are resized for %d px, which may cost accuracy", loaded.name, size, img_size
+    )
 
 
 def _check_finite(loaded: LoadedModel) -> None:

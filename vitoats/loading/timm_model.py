@@ -25,7 +25,7 @@ from vitoats.loading.sketch import WITHOUT_FILE, Held, create, sketch
 from vitoats.loading.timm_config import TimmConfig, read_config
 from vitoats.loading.transformers_config import is_transformers, read_transformers
 from vitoats.loading.weights import check_stored, no_weights, read_content, tensor_shapes, weights_file
-from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_token
+from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_tokens
 from vitoats.models.positions import set_image_size
 
 import timm  # isort: skip
@@ -95,7 +95,7 @@ def load_timm(
         preprocessing = resolved_preprocessing(model, img_size)
     loaded = LoadedModel(name, model, preprocessing, weights)
     if head is not None:
-        check_class_token(model)
+        check_class_tokens(model, 1)
         loaded.model = LinearHeadClassifier(model, *head, HeadInfo(name, preprocessing.img_size))
     return loaded
 
