@@ -41,6 +41,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.loading.head_files import save_head
     from vitoats.models.heads import HeadInfo, most_layers
 
+    if args.head_layers not in (None, 1, MOST_LAYERS):
+        raise InputError(f"heads are trained for 1 or {MOST_LAYERS} layers: give --head-layers 1 or {MOST_LAYERS}")
     set_threads(args.threads)
     start = time.perf_counter()
     loaded = common.load(args, with_head=False)
