@@ -164,6 +164,21 @@ def test_tokens_of_zeros_give_the_bias(isa):
         assert np.array_equal(found, np.broadcast_to(case.constants["bias"], found.shape))
 
 
+def test_gelu_is_exact_to_two_millionths(isa):
+    """Without weights, the outputs are the GELU of the biases. Small ones are relatively exact, too."""
+    around_zero = np.geomspace(1e-30, 0.1, 2000)
+    bias = np.concatenate([np.linspace(-9, 9, 18_001), around_zero, -around_zero, [30, -30, 1e30, -1e30]]).astype(np.float32)
+    case = random_case(np.random.default_rng(0), "MatMulInt8Gelu", len(bias), 4)
+    case.constants |= {"weight": np.zeros_like(case.constants["weight"]), "bias": bias}
+    found = run(case, np.ones((1, 40, 4), np.float32))[0, -1].astype(np.float64)
+    x = bias.astype(np.float64)
+    expected = x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    small, usual = np.abs(x) <= 0.1, np.abs(x) < 10
+    assert np.all(np.abs(found - expected)[usual] <= 2e-6)
+    assert np.all(np.abs(found - expected)[small] <= 1e-4 * np.abs(expected[small]))
+    assert np.all(np.abs(found - expected)[~usual] <= 1e-6 * np.abs(x[~usual]))
+
+
 def test_no_tokens(isa):
     for name in (SPARSE_INT8, DENSE_INT8):
         assert run(random_case(np.random.default_rng(0), name, 5, 9), np.zeros((2, 0, 9), np.float32)).shape == (2, 0, 5)
