@@ -22,7 +22,10 @@ from vitoats.common.outputs import check_results_file
 if TYPE_CHECKING:
     from vitoats.loading.loaded import LoadedModel
 
-MODEL_FLAGS = ("checkpoint", "random_weights", "img_size", "crop_mode", "pos_resample", "head", "head_layers")
+MODEL_FLAGS = (
+    *("checkpoint", "random_weights", "img_size", "crop_mode", "pos_resample", "head", "head_layers", "head_name"),
+    *("model_kwargs", "mean", "std", "interpolation", "crop_pct"),
+)
 
 log = logging.getLogger("vitoats")
 stderr = Console(stderr=True)
@@ -32,8 +35,13 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     """Loads the model that the model flags name."""
     from vitoats.loading.source import ModelSource, open_model
 
-    given = {name: getattr(args, name) for name in MODEL_FLAGS}
-    return open_model(ModelSource(name=args.model, **given), with_head)
+    return open_model(ModelSource(name=args.model, **model_settings(args)), with_head)
+
+
+def model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of the model flags; --model-kwargs as a dictionary."""
+    given = {name: getattr(args, name) for name in MODEL_FLAGS if name in args}
+    return given | ({"model_kwargs": dict(args.model_kwargs)} if given.get("model_kwargs") else {})
 
 
 def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:

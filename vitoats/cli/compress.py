@@ -108,24 +108,24 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
     from vitoats.models.flops import FLOPS
     from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
 
-    report, about = compressed.report, compressed.about
+    report, about = compressed.report, saved(output)
     if isinstance(report, PruningReport):
         pruning_table(report)
     else:
         layer_table(report)
     for line in skipped_lines(report):
         print(line)
-    count_table(about["counts_before"], saved(output)["counts"])
+    count_table(about["counts_before"], about["counts"])
     print(f"GFLOPs: {about['flops_before'] / 1e9:.4f} before, {about['flops'] / 1e9:.4f} after ({FLOPS})")
 
 
 def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, format: str, seconds: float) -> dict[str, Any]:
     """The JSON line that the command prints last."""
     from vitoats.compression.structural import PruningReport
-    from vitoats.format.layers import parameter_count
     from vitoats.loading.checkpoint import WEIGHTS
+    from vitoats.loading.checkpoint import about as saved
 
-    report, about = compressed.report, compressed.about
+    report, about = compressed.report, saved(output)
     return {
         "model": job.model.name,
         "method": job.method,
@@ -136,7 +136,7 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
         "weights": job.weights,
         **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
         "param_count_before": round(about["counts_before"]["parameters"] / 1e6, 3),
-        "param_count": round(parameter_count(compressed.loaded.timm_model) / 1e6, 3),
+        "param_count": round(about["counts"]["parameters"] / 1e6, 3),
         "gflops_before": round(about["flops_before"] / 1e9, 4),
         "gflops": round(about["flops"] / 1e9, 4),
         "feature_error": {name: round(error, 6) for name, error in about["feature_error"].items()},

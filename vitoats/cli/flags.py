@@ -1,12 +1,15 @@
 """Flags that several commands share, and types for the values of flags."""
 
 import argparse
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vitoats import __version__
 from vitoats.common.errors import InputError
+
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")  # Pillow's, by timm's names
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -42,7 +45,7 @@ def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> 
         "-m",
         required=required,
         metavar="NAME",
-        help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
+        help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), dinov3_vits16, a timm name, hf-hub:owner/name, "
         "local-dir:/path, a folder that compress wrote, or dinov2s_derived",
     )
     made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
@@ -60,11 +63,33 @@ def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> 
         "--head",
         type=Path,
         metavar="FILE",
-        help="a linear head for a backbone without one (.safetensors or DINOv2's .pth)",
+        help="a linear head for a backbone without one (.safetensors or .pth)",
     )
     made.add_argument(
-        "--head-layers", type=int, choices=(1, 4), help="how many layers the head takes, where its file does not say"
+        "--head-layers", type=positive, metavar="N", help="how many layers the head takes, where its file does not say"
     )
+    made.add_argument("--head-name", metavar="NAME", help="which of the heads in the file, by its name or a part of it")
+    made.add_argument(
+        "--model-kwargs",
+        type=keyword,
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="arguments of timm's architecture: global_pool=avg init_values=1e-5 reg_tokens=4",
+    )
+    made.add_argument("--mean", type=float, nargs="+", metavar="X", help="per channel, of pixels in 0..1")
+    made.add_argument("--std", type=positive_number, nargs="+", metavar="X", help="per channel")
+    made.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resize")
+    made.add_argument(
+        "--crop-pct",
+        type=positive_number,
+        metavar="X",
+        help="share of the resized image that is cropped",
+    )
+
+
+def add_no_amx(made: argparse.ArgumentParser) -> None:
+    """Adds --no-amx, for ``vitoats.common.amx.refuse_amx``."""
+    made.add_argument("--no-amx", action="store_true", help="keep AMX from all runtimes, as on a processor without it")
 
 
 def add_data_flags(made: argparse._ActionsContainer, batch_size: int, workers: int = 0) -> None:
@@ -98,6 +123,17 @@ def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
     if value is None or not good(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
     return value
+
+
+def keyword(text: str) -> tuple[str, Any]:
+    """Parses NAME=VALUE as timm does, for argparse: the value is a Python literal, or else text."""
+    name, given, value = text.partition("=")
+    if not given or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value
 
 
 def positive(text: str) -> int:

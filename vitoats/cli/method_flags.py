@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli.common import MODEL_FLAGS
+from vitoats.cli.common import model_settings
 from vitoats.cli.flags import positive, positive_number
 
 # Flags that are not given are absent from the namespace, so that the preset or the method decides; these are None instead.
@@ -14,7 +14,7 @@ SETTINGS = (
     *("method", "nsamples", "compression", "speedup", "max_ms", "max_mb", "rank_ratio", "iterations", "pattern", "solver"),
     *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv", "weights"),
 )
-SHARED = (*MODEL_FLAGS, "batch_size", "workers", "device", "threads", "seed", "memory_limit")  # by several commands
+SHARED = ("batch_size", "workers", "device", "threads", "seed", "memory_limit")  # by several commands
 
 
 def add_method_flags(parser: ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "--iterations",
         type=int,
         metavar="N",
-        help="iterations at most (default: oats-h 150, oats 80, alps 300, dsnot 50, numerical 0)",
+        help="iterations at most (default: oats-h 300, oats 80, alps 300, dsnot 50, numerical 0)",
     )
     method(
         "--pattern",
@@ -127,6 +127,6 @@ def settings(args: Namespace) -> dict[str, Any]:
     """
     from vitoats.compression.settings import read_options
 
-    given = {name: getattr(args, name) for name in (*SETTINGS, *SHARED) if name in args}
+    given = model_settings(args) | {name: getattr(args, name) for name in (*SETTINGS, *SHARED) if name in args}
     given |= {name: getattr(args, name) for name in ALWAYS if getattr(args, name) is not None}
     return given | read_options(args.method, args.method_options)

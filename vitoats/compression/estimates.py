@@ -13,8 +13,9 @@ Memory does not grow with depth:
   + batch * (tokens * 4 * 4 * width) * 4    one block running on one batch: up to four tensors of the MLP's width; twice for
                                             targets from the dense path, because both paths' inputs are compared
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
-  + if a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
-    solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the rows that are refitted at once
+  + 8 * (sum of d_in^2 over a block's linear layers)   full second moments, by which errors are measured
+  + if a method needs these for its solver: 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the
+    rows that are refitted at once
   + the model itself and its low-rank factors (S, stored with its zeros, replaces the dense weight)
 
 While saving, a packed copy of the compressed weights replaces all but the process and the model: 4 bytes per kept parameter and
@@ -28,6 +29,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from vitoats.calibration.moments import ERROR_TOKENS
 from vitoats.calibration.targets import token_stride
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import StatisticsLevel
@@ -99,9 +101,9 @@ def estimate_memory(
     sizes = [layer.module.weight.numel() for layer in adapter.linears]
     widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
     kept = max(elements * (sum(block) / block[0] + 3) for elements, block in zip(before, widths, strict=True) if block)
-    statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
+    statistics = 8 * max(sum(width**2 for width in block) for block in widths)
+    solver = SOLVER_BUFFERS * 4 * max(sizes)
     if level == "full":
-        statistics = 8 * max(sum(width**2 for width in block) for block in widths)
         solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
         solver += HESSIAN_BUFFERS * 8 * max(width for block in widths for width in block) ** 2 + REFIT_BYTES
     return MemoryEstimate(
@@ -164,8 +166,9 @@ def estimate_work(
             tokens = nsamples * math.prod(block.shape_before) // block.linears[0].module.in_features
             if level == "full" and two_paths:
                 statistics += tokens // token_stride(tokens, module.in_features) * 2 * module.in_features**2
-            elif level == "full":
-                statistics += tokens * module.in_features**2
+            else:
+                stride = 1 if level == "full" else max(1, tokens // ERROR_TOKENS)
+                statistics += tokens // stride * module.in_features**2
             if hasattr(configs[layer.name], "multiply_adds"):
                 shares = module.out_features // layer.parts, module.in_features
                 solver += layer.parts * configs[layer.name].multiply_adds(*shares)

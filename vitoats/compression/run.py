@@ -72,7 +72,10 @@ class Compressed:
             RunError: the folder is not writable.
         """
         check_output_folder(Path(output), overwrite)
-        save_checkpoint(self.loaded, Path(output), self.about, dense=format == "dense", overwrite=overwrite)
+        about = self.about
+        if format == "dense":
+            about = {**about, "flops": about["flops_before"]}  # zeros are multiplied, too
+        save_checkpoint(self.loaded, Path(output), about, dense=format == "dense", overwrite=overwrite)
         return Path(output)
 
 

@@ -57,7 +57,7 @@ class ModuleRow:
         before: number of units before.
         kept: number of units kept.
         weights: number of weights left, without biases.
-        relative_error: error of its output layer after the refit, ||X (W - W')^T||_F / ||X W^T||_F, bias included, for the
+        relative_error: error of its output layer after the refit (``vitoats.methods.registry.output_error``), for the
             inputs X of the refit.
         seconds: time of the refit.
     """

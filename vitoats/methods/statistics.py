@@ -3,7 +3,7 @@
 X [n_tokens, d_in] stacks the input of one linear layer over all tokens of all calibration images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -18,6 +18,7 @@ StatisticsLevel = Literal["diagonal", "neurons", "full"]
 
 ROUND_OFF = 1e-6  # share of an input's second moment that its variance may be wrong by, for moments from float32 sums
 VAGUE = 1e-4  # share of its second moment below which an input's variance is increased by that
+CONSTANT = 1e-12  # share of an input's mean square below which its variance is round-off of float32 activations
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class InputStatistics:
         mean: [d_in], mean over tokens of x_j. None if H is.
         neurons: [n], for a layer whose rows produce the n hidden neurons of an MLP (once, or twice if it packs gate and up):
             mean square of each neuron as the MLP's output layer sees it. None for other layers, or if no method needs it.
+        round_off: how far an eigenvalue of H may be off, because H is the difference of larger numbers.
     """
 
     second_moment: Tensor
     H: Tensor | None = None
     mean: Tensor | None = None
     neurons: Tensor | None = None
+    round_off: float = 0.0
 
     @classmethod
     def of(cls, X: Tensor) -> "InputStatistics":
@@ -81,20 +84,35 @@ class InputStatistics:
         scale = torch.where(scale == 0, 1, scale)  # an input that was always zero
         return Correlation(scale, (self.full / scale / scale[:, None]).float())
 
+    def diagonal(self) -> "InputStatistics":
+        """The moments that a method sees which does without H."""
+        return replace(self, H=None, mean=None)
+
     def centred(self) -> "InputStatistics":
         """The moments about the mean, which give the output error that remains once the bias is refitted.
 
-        The variance of an input that hardly varies counts as larger by its round-off.
+        An input whose variance is below round-off counts as constant: its moments are 0. The variance of one that hardly varies
+        counts as larger by the round-off of sums.
 
         Raises:
             InputError: only the diagonal was collected.
         """
         mean = self._collected_mean()
         H = self.full - torch.outer(mean, mean)
-        variance = H.diagonal().clamp_(min=0)
-        rounding = ROUND_OFF * len(H) ** 0.5 * self.second_moment
-        variance += torch.where(variance < VAGUE * self.second_moment, rounding, 0)  # else H might not be positive definite
-        return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean))
+        constant = H.diagonal() <= CONSTANT * self.full.diagonal()
+        H[constant] = H[:, constant] = 0
+        vague = ~constant & (H.diagonal() < VAGUE * self.second_moment)  # there H might not be positive definite
+        H.diagonal().add_(torch.where(vague, ROUND_OFF * len(H) ** 0.5 * self.second_moment, 0))
+        round_off = torch.finfo(torch.float64).eps * self.full.trace().item()
+        return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean), round_off=round_off)
+
+    def ridge(self, share: float) -> float:
+        """What damping adds to the diagonal of H: a share of its mean, but at least the round-off.
+
+        Raises:
+            InputError: only the diagonal was collected.
+        """
+        return max(share * self.full.diagonal().mean().item(), self.round_off)
 
     def mean_output(self, weight: Tensor) -> Tensor:
         """Mean output over tokens of a weight [d_out, d_in], float64 [d_out].
@@ -112,7 +130,7 @@ class InputStatistics:
     def to(self, device: torch.device) -> "InputStatistics":
         """The same moments on another device."""
         H, mean, neurons = (None if x is None else x.to(device) for x in (self.H, self.mean, self.neurons))
-        return InputStatistics(self.second_moment.to(device), H, mean, neurons)
+        return InputStatistics(self.second_moment.to(device), H, mean, neurons, self.round_off)
 
 
 def check_finite(weight: Tensor, statistics: InputStatistics) -> None:

@@ -20,9 +20,8 @@ class ImageInputs:
 
     img_size: int
 
-    # for export: names of arguments and outputs, and the dynamic axes of each argument
+    # for export: names of arguments, and the dynamic axes of each
     names: ClassVar[tuple[str, ...]] = ("images",)
-    output_names: ClassVar[tuple[str, ...]] = ("logits",)
     dynamic_axes: ClassVar[tuple[dict[int, str], ...]] = ({0: "batch"},)
 
     def shape(self, n: int) -> tuple[int, int, int, int]:

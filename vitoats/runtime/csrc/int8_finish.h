@@ -7,9 +7,14 @@
 namespace vitoats {
 namespace {
 
-// Sums of a block for two strips, [kMaxBlock, kPanelRows].
+// Tokens that a kernel multiplies at a time.
+template <class E>
+constexpr int kBlock = E::kTokens > kDotTokens ? E::kTokens : kDotTokens;
+
+// Sums of a block for two strips, [kBlock, kPanelRows].
+template <class E>
 struct alignas(64) BlockSums {
-  int32_t S[kMaxBlock * kPanelRows], U[kMaxBlock * kPanelRows];
+  int32_t S[kBlock<E> * kPanelRows], U[kBlock<E> * kPanelRows];
 };
 
 // The outputs of a block from its sums: scales, bias, activation, residual. Tokens are finished a few at a time. The flags say
@@ -19,7 +24,7 @@ class Finish {
  public:
   Finish() = default;
   Finish(const Int8Weights& w, const Int8Tokens& tokens, const Int8Output& output, int64_t strip, int64_t second, int64_t token,
-         int64_t count, const BlockSums& sums)
+         int64_t count, const BlockSums<E>& sums)
       : count_(count),
         width_(smaller(w.rows - strip * kStripRows, (second - strip + 1) * kStripRows)),
         rows_(w.rows),
@@ -92,7 +97,7 @@ class Finish {
 
   // The last outputs, where they are no whole panel. The constants are padded to whole strips.
   VITOATS_NOINLINE void finish_part(int64_t first, int64_t end) const {
-    float padded[kMaxBlock * kPanelRows], residual[kMaxBlock * kPanelRows] = {};
+    float padded[kBlock<E> * kPanelRows], residual[kBlock<E> * kPanelRows] = {};
     const auto bytes = static_cast<size_t>(width_) * sizeof(float);
     for (int64_t t = first; t < end && with_residual; ++t)
       std::memcpy(residual + (t - first) * kPanelRows, residual_ + t * rows_, bytes);

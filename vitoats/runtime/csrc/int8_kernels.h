@@ -29,17 +29,17 @@ struct NoSideWork {
 
 // The product of engines whose dot works on registers: the sums of all tokens of a block for both strips.
 template <class E, int tokens>
-VITOATS_INLINE void product_of(const uint8_t* x, int64_t stride, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums) {
+VITOATS_NOINLINE void product_of(const uint8_t* x, int64_t stride, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums) {
   typename E::Sums s[tokens][2];
 #pragma GCC unroll 16
   for (int t = 0; t < tokens; ++t) s[t][0] = s[t][1] = E::zero();
-  for (int64_t quad = 0; quad < quads; ++quad) {
-    const auto a = E::load(w0 + quad * kQuadBytes), b = E::load(w1 + quad * kQuadBytes);
-    const uint8_t* bytes = x + quad * kQuad;
+#pragma GCC unroll 4
+  for (const uint8_t* end = x + quads * kQuad; x < end; x += kQuad, w0 += kQuadBytes, w1 += kQuadBytes) {
+    const auto a = E::load(w0), b = E::load(w1);
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; ++t) {
-      s[t][0] = E::dot(s[t][0], bytes + t * stride, a);
-      s[t][1] = E::dot(s[t][1], bytes + t * stride, b);
+      s[t][0] = E::dot(s[t][0], x + t * stride, a);
+      s[t][1] = E::dot(s[t][1], x + t * stride, b);
     }
   }
 #pragma GCC unroll 16
@@ -112,7 +112,7 @@ struct Int8KernelsOf {
     const typename E::Scope scope;
     const DenseStrips& strips = weights.V;
     const int64_t width = weights.parts * weights.z_stride();
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; s += kPanelStrips) {
       const int64_t second = smaller(s + 1, strip_end - 1);
@@ -154,7 +154,7 @@ struct Int8KernelsOf {
     const auto panel = [&](int64_t s, int i) {
       return s < strip_end ? Panel<E>(weights, s, smaller(s + 1, strip_end - 1), expanded + i * half) : Panel<E>();
     };
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     int side = 0;
     FinishOf finish;
@@ -170,14 +170,14 @@ struct Int8KernelsOf {
         const SideWork<E, FinishOf> side_work{finish, next, divide_up(finish.tokens_left(), steps), divide_up(quads, steps * blocks)};
         product.run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, current.strip(0),
                     current.strip(1), quads, sums.S, side_work);
-        finish.advance(kMaxBlock);
+        finish.advance(kBlock<E>);
         if (weights.rank) multiply_z(product, weights, tokens, s, second, part, part_end, t, count, sums.U);
         finish = FinishOf(weights, tokens, output, s, second, t, count, sums);
       }
       current = next;
     }
     product.finish();
-    finish.advance(kMaxBlock);
+    finish.advance(kBlock<E>);
   }
 
   // U z for two strips, which may belong to different parts.
@@ -192,7 +192,7 @@ struct Int8KernelsOf {
     };
     multiply(part, s, second, sums);
     if (part == part_end) return;
-    int32_t of_second[kMaxBlock * kPanelRows];
+    int32_t of_second[kBlock<E> * kPanelRows];
     multiply(part_end, second, second, of_second);
     product.finish();
     for (int64_t i = 0; i < count; ++i)
@@ -203,7 +203,7 @@ struct Int8KernelsOf {
   template <class FinishOf>
   static void multiply_few(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end,
                            const Int8Output& output) {
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; ++s) {
       dot_count<kDotTokens>(tokens.count, weights.S.masks + 8 * s * weights.S.quads, weights.S.values[static_cast<size_t>(s)],

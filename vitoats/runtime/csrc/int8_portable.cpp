@@ -116,7 +116,7 @@ class BlockProduct<Portable> {
     for (int j = 0; j < kRows; ++j) sums[j] += s[j];
   }
 
-  alignas(64) int16_t numbers_[kMaxBlock][kSomeQuads * kQuad], weights_[kStripRows][kSomeQuads * kQuad];
+  alignas(64) int16_t numbers_[Portable::kTokens][kSomeQuads * kQuad], weights_[kStripRows][kSomeQuads * kQuad];
 };
 
 }  // namespace
