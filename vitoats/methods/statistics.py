@@ -16,8 +16,6 @@ from vitoats.common.errors import InputError
 # ("neurons"), or H and the mean ("full").
 StatisticsLevel = Literal["diagonal", "neurons", "full"]
 
-ROUND_OFF = 1e-6  # share of an input's second moment that its variance may be wrong by, for moments from float32 sums
-VAGUE = 1e-4  # share of its second moment below which an input's variance is increased by that
 CONSTANT = 1e-12  # share of an input's mean square below which its variance is round-off of float32 activations
 
 
@@ -91,8 +89,7 @@ class InputStatistics:
     def centred(self) -> "InputStatistics":
         """The moments about the mean, which give the output error that remains once the bias is refitted.
 
-        An input whose variance is below round-off counts as constant: its moments are 0. The variance of one that hardly varies
-        counts as larger by the round-off of sums.
+        An input whose variance is below round-off counts as constant: its moments are 0.
 
         Raises:
             InputError: only the diagonal was collected.
@@ -101,8 +98,6 @@ class InputStatistics:
         H = self.full - torch.outer(mean, mean)
         constant = H.diagonal() <= CONSTANT * self.full.diagonal()
         H[constant] = H[:, constant] = 0
-        vague = ~constant & (H.diagonal() < VAGUE * self.second_moment)  # there H might not be positive definite
-        H.diagonal().add_(torch.where(vague, ROUND_OFF * len(H) ** 0.5 * self.second_moment, 0))
         round_off = torch.finfo(torch.float64).eps * self.full.trace().item()
         return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean), round_off=round_off)
 
