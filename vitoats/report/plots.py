@@ -77,12 +77,13 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str
 
 
 def _name_ends(axes: Axes, runs: Sequence[dict[str, Any]], x: str, y: str, looks: dict[str, Any]) -> None:
-    """Writes each curve's name to the right of the axes, at the height of its last point, but not on each other."""
+    """Writes each curve's name to the right of the axes, at the height of its last point in them, but not on each other."""
+    low, high = axes.get_ylim()
     ends: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(runs, key=lambda row: row[x], reverse=x == "bytes"):  # the last one has the most removed
-        ends[row["method"], row["asked_pattern"]] = row
-    low, high = axes.get_ylim()
-    shown = sorted((row for row in ends.values() if row[y] >= low), key=lambda row: row[y])
+        if row[y] >= low:
+            ends[row["method"], row["asked_pattern"]] = row
+    shown = sorted(ends.values(), key=lambda row: row[y])
     step, bottom = 0.042, 0.0
     heights = []
     for row in shown:
