@@ -4,6 +4,7 @@ They are one tensor [n, tokens, width], updated in place, so memory does not gro
 A block runs over them while still dense, to measure its layers' inputs, and again once compressed, to advance them.
 """
 
+import contextlib
 import math
 import mmap
 import os
@@ -19,7 +20,10 @@ from vitoats.models.blocks import Block, ModelAdapter
 
 
 class HiddenStates:
-    """The hidden states of the calibration images before the current block, [n, *its hidden shape], float32."""
+    """The hidden states of the calibration images before the current block, [n, *its hidden shape], float32.
+
+    They are on the device if they fit there, otherwise in memory or in a file.
+    """
 
     def __init__(self, values: Tensor, batch_size: int, device: torch.device, spill_to: Path | None):
         self.values = values
@@ -48,17 +52,17 @@ class HiddenStates:
         Raises:
             RunError: there is no room for the hidden states.
         """
-        values = _allocate((nsamples, *adapter.blocks[0].shape_before), spill_to)
+        values = _allocate((nsamples, *adapter.blocks[0].shape_before), spill_to, adapter.device)
         count = 0
         for batch in images:
             hidden = adapter.first_hidden(batch.to(adapter.device))
-            values[count : count + len(batch)] = hidden.to("cpu", torch.float32)
+            values[count : count + len(batch)] = hidden.to(values)
             count += len(batch)
         return cls(values[:count], batch_size, adapter.device, spill_to)
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":
         """A copy, in memory or in a file in ``spill_to``."""
-        values = _allocate(tuple(self.values.shape), spill_to).copy_(self.values)
+        values = _allocate(tuple(self.values.shape), spill_to, self.device).copy_(self.values)
         return HiddenStates(values, self.batch_size, self.device, spill_to)
 
     @property
@@ -88,15 +92,18 @@ class HiddenStates:
         run = run or (lambda _i, batch: block.run(batch))
         before = self.values
         if before.shape[1:] != block.shape_after:
-            self.values = _allocate((len(before), *block.shape_after), self.spill_to)
+            self.values = _allocate((len(before), *block.shape_after), self.spill_to, self.device)
         batches = zip(before.split(self.batch_size), self.values.split(self.batch_size), strict=True)
         for i, (batch, outputs) in enumerate(batches):
             outputs.copy_(run(i, batch.to(self.device)))
 
 
-def _allocate(shape: tuple[int, ...], spill_to: Path | None) -> Tensor:
-    """An uninitialised float32 tensor, in memory or in an unnamed file that disappears with it."""
+def _allocate(shape: tuple[int, ...], spill_to: Path | None, device: torch.device) -> Tensor:
+    """An uninitialised float32 tensor: on the device if it fits, in memory, or in an unnamed file that disappears with it."""
     if spill_to is None:
+        if device.type != "cpu":
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return torch.empty(shape, dtype=torch.float32, device=device)
         try:
             return torch.empty(shape, dtype=torch.float32)
         except RuntimeError:

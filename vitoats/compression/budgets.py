@@ -17,17 +17,21 @@ from vitoats.compression.outliers import outlier_shares
 from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities
 from vitoats.data.calibration import CalibrationImages
 from vitoats.loading.loaded import LoadedModel
+from vitoats.loading.loaded_text import LoadedLanguageModel
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
 from vitoats.models.blocks import ModelAdapter
+from vitoats.models.inputs import TextInputs
 
 ALLOCATION_IMAGES = 96  # calibration images used to split the budget
+ALLOCATION_WINDOWS = 32  # the same, of text
+FEATURE_TOKENS = 4096  # of these, on which a language model's predictions are compared
 CONSTRAINT_FEATURE_IMAGES = 48  # of these, under a cost limit: small errors decide which layers stay dense
 
 
 def make_budgets(
     job: CompressionJob,
-    loaded: LoadedModel,
+    loaded: LoadedModel | LoadedLanguageModel,
     images: CalibrationImages,
     constraint: Constraint | None,
     progress: Progress,
@@ -52,8 +56,10 @@ def make_budgets(
         return (dataclasses.replace(config, compression=constraint.uniform()) if constraint else config), None
     if ":" in getattr(config, "pattern", ""):
         return config, None  # N:M fixes what each layer keeps
-    adapter = adapt(loaded.timm_model, loaded.inputs)
-    some = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
+    adapter = adapt(loaded.backbone, loaded.inputs)
+    text = isinstance(loaded, LoadedLanguageModel)
+    most = ALLOCATION_WINDOWS if text else ALLOCATION_IMAGES
+    some = dataclasses.replace(images, nsamples=min(images.nsamples, most))
     if allocation == "owl":
         hidden = _hidden_states(job, adapter, some)
         n_blocks = len(adapter.blocks)
@@ -77,7 +83,7 @@ def make_budgets(
 
 def _sensitivities(
     job: CompressionJob,
-    loaded: LoadedModel,
+    loaded: LoadedModel | LoadedLanguageModel,
     adapter: ModelAdapter,
     images: CalibrationImages,
     constraint: Constraint | None,
@@ -86,6 +92,8 @@ def _sensitivities(
     """Reads the sensitivities from the cache, or measures them."""
     data, config = job.data, job.config
     feature_images = CONSTRAINT_FEATURE_IMAGES if constraint else FEATURE_IMAGES
+    if isinstance(adapter.inputs, TextInputs):
+        feature_images = max(2, FEATURE_TOKENS // adapter.inputs.seq_len)
     without_rank = constraint is not None and len(constraint.rank_ratios) > 1
     measured_with = OATSHConfig(
         rank_ratio=getattr(config, "rank_ratio", 0.0),

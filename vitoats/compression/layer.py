@@ -60,14 +60,14 @@ class LayerProblem:
     Attributes:
         weight: [d_out, d_in], float32.
         bias: [d_out].
-        parts: how many matrices of equal height the weight stacks; each is solved on its own.
+        heights: of the matrices that the weight stacks; each is solved on its own.
         statistics: moments of the input, on the weight's device.
         refit_bias: whether the bias, which must then exist, absorbs the mean of the lost output.
     """
 
     weight: Tensor
     bias: Tensor | None
-    parts: int
+    heights: tuple[int, ...]
     statistics: InputStatistics
     refit_bias: bool
 
@@ -78,7 +78,7 @@ class LayerProblem:
 
     def solve(self, solve: Callable[[Tensor, InputStatistics], Decomposition]) -> list[Decomposition]:
         """Each part's decomposition."""
-        return [solve(part, self.moments) for part in self.weight.chunk(self.parts)]
+        return [solve(part, self.moments) for part in self.weight.split(self.heights)]
 
     def refitted_bias(self, lost: Tensor) -> Tensor:
         """The bias that makes up for the mean output of the missing weights ``lost`` [d_out, d_in]."""
@@ -121,7 +121,8 @@ def compress_layer(
     refit_bias = refit_bias and bias is not None
     if error is not None:
         weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
-    problem = LayerProblem(weight, bias, layer.parts, statistics, refit_bias)
+    heights = layer.heights
+    problem = LayerProblem(weight, bias, heights, statistics, refit_bias)
 
     def known(moments: InputStatistics) -> InputStatistics:
         return InputStatistics(moments.second_moment) if method.needs == "diagonal" else moments
@@ -142,13 +143,13 @@ def compress_layer(
                 removes, parts = False, problem.solve(keep_all)  # a dense matrix is smaller
             damping = getattr(config, "damping", DAMPING)
             rounded = [
-                quantized(w, known(problem.moments), p, damping) for w, p in zip(weight.chunk(layer.parts), parts, strict=True)
+                quantized(w, known(problem.moments), p, damping) for w, p in zip(weight.split(heights), parts, strict=True)
             ]
             parts = [p.error for p in rounded]
     except InputError as refusal:
         raise InputError(f"{layer.name}: {refusal}") from None
     if refit_bias:
-        lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.chunk(layer.parts), parts, strict=True)])
+        lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.split(heights), parts, strict=True)])
         bias = problem.refitted_bias(lost)
     compressed = int8_layer(rounded, bias, removes) if int8 else SparseLowRankLinear.from_decompositions(parts, bias)
     total = sum(p.objective / p.relative_error**2 for p in parts if p.relative_error)
@@ -177,6 +178,8 @@ def int8_layer(parts: list[Int8Decomposition], bias: Tensor | None, factored: bo
 def int8_linear(linear: nn.Linear, statistics: InputStatistics) -> Int8Linear:
     """Rounds a dense layer, of which nothing is removed, for its quantized input of these full statistics."""
     weight = linear.weight.detach().float()
-    problem = LayerProblem(weight, linear.bias, 1, statistics.to(weight.device), refit_bias=linear.bias is not None)
+    problem = LayerProblem(
+        weight, linear.bias, (len(weight),), statistics.to(weight.device), refit_bias=linear.bias is not None
+    )
     found = quantized(weight, problem.moments, measured(weight, problem.moments, weight))
     return Int8Linear(found.S, problem.refitted_bias(weight - found.error.S) if problem.refit_bias else None)

@@ -79,8 +79,8 @@ def plan_compression(
         raise InputError(f"the method {job.method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
     factors = 0
     for layer in layers:  # a budget that leaves nothing fails here
-        d_out, d_in = layer.module.out_features // layer.parts, layer.module.in_features
-        factors += layer.parts * configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in)
+        d_in = layer.module.in_features
+        factors += sum(configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in) for d_out in layer.heights)
     limit, batch_size = job.resources.memory_limit_bytes, job.resources.batch_size
     memory = estimate_memory(adapter, n_images, batch_size, factors, job.config.total_compression(), level, 1 + two_paths)
     keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory())
@@ -108,7 +108,7 @@ def chosen_blocks(
     roles = layer_roles(adapter.blocks)
     reasons = {x.name: method.left_dense(roles.get(x.name, "other"), config) for x in adapter.linears}
     chosen = [
-        replace(block, linears=[replace(x, parts=1) if fused_qkv else x for x in block.linears if reasons[x.name] is None])
+        replace(block, linears=[x.whole() if fused_qkv else x for x in block.linears if reasons[x.name] is None])
         for block in adapter.blocks
     ]
     if not any(block.linears for block in chosen):

@@ -1,6 +1,6 @@
 """A model's inputs: examples of them, calling the model with them, and computing its features.
 
-Everything that depends on the kind of input is in this module; all other code only deals with hidden states.
+Everything that depends on the kind of input is here, and in ``text_inputs``; all other code only deals with hidden states.
 """
 
 from dataclasses import asdict, dataclass
@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from vitoats.models.text_inputs import TextInputs
 
 FINAL_NORMS = ("norm", "fc_norm")  # timm's names; if a model has both, one is an identity
 
@@ -68,3 +70,6 @@ def _pooled(model: Any, normed: Tensor) -> Tensor:
     prefix = getattr(model, "num_prefix_tokens", 0)
     patches = normed[:, prefix:].mean(dim=1)
     return torch.cat([normed[:, 0], patches], dim=1) if prefix else patches
+
+
+ModelInputs = ImageInputs | TextInputs
