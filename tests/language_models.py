@@ -56,3 +56,26 @@ def make_model(kind, **changes):
             if parameter.ndim == 2:
                 parameter.data *= 5
     return model.eval().requires_grad_(False)
+
+
+def make_tokenizer():
+    """A tokenizer with a token for each printable character, and the tokens of the beginning and the end of a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    known = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {chr(code): code - 28 for code in range(32, 124)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def save_folder(folder, kind="llama", **changes):
+    """A transformers folder with a tiny model and its tokenizer."""
+    make_model(kind, **changes).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+PROSE = "\n".join(
+    f"The {i} ships of the line sailed past island {i * i}, and {i + 3} of them came back in winter." for i in range(40)
+)

@@ -1,6 +1,7 @@
 """Compares methods on a language model: perplexity on texts that did not calibrate. One JSON line a row, as they are found."""
 
 import copy
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -148,6 +149,8 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
                 "parameters": parameter_count(compressed.model),
                 "feature_error": {name: round(x, 5) for name, x in compressed.about["feature_error"].items()},
                 "seconds": round(compressed.report.seconds, 1),
+                "config": dataclasses.asdict(row.job.config),
+                "recipe": dataclasses.asdict(row.job.recipe),
                 **_figures(measure(compressed.model, name), dense),
                 "key": row.key,
                 "measured_on": measured_on,

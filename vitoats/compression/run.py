@@ -130,7 +130,7 @@ def run(
     if job.limit and isinstance(method, Method) and isinstance(loaded, LoadedModel):
         constraint = make_constraint(job, job.limit, method, loaded, progress)
     buffers = {name for name, _ in model.named_buffers()}
-    before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, inputs)
+    before, flops_before = count(_untied(model), not_parameters=buffers), count_flops(model, inputs)
     settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
     store = None
     if partial_folder is not None and isinstance(method, Method):
@@ -160,6 +160,12 @@ def run(
     }
     _warn_of_other_domains(about["feature_error"])
     return Compressed(loaded, about, report)
+
+
+def _untied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model, those that several layers share only once."""
+    by_address = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(model.state_dict().items())}
+    return {name: tensor for name, tensor in model.state_dict().items() if by_address[tensor.data_ptr(), tensor.shape] == name}
 
 
 def prepare(resources: Resources) -> None:
