@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# for tests: one process for each processor, up to four, for each takes up to 1.5 GB
+PROCESSES := --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .PHONY: setup demo test test-slow lint typecheck clean
 
@@ -19,10 +21,10 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(PROCESSES) -m 'not slow'
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PROCESSES) -m slow
 
 lint: setup
 	$(BIN)/ruff check .

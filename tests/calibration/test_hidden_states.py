@@ -51,12 +51,12 @@ def test_no_room_for_the_mapped_file_is_an_error_not_a_signal(tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from vitoats.calibration.hidden_states import _allocate
+from vitoats.calibration.hidden_states import CPU, _allocate
 from vitoats.common.errors import RunError
 from vitoats.models.inputs import ImageInputs
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
-    _allocate((1000, 1000), Path({str(tmp_path)!r}))
+    _allocate((1000, 1000), CPU, Path({str(tmp_path)!r}))
 except RunError as error:
     assert "`nsamples`" in str(error), error
     print("refused")

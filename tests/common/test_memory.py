@@ -33,7 +33,7 @@ held = resident()
 return_freed_memory()
 returned = held - resident()
 before = resident()
-kept = PageBuffers(1).copy("x", torch.ones(2**24))
+kept = PageBuffers(1, torch.device("cpu")).copy("x", torch.ones(2**24))
 return_freed_memory()
 with_kept = resident() - before
 del kept
@@ -52,7 +52,7 @@ def test_freed_tensors_are_reused_until_they_are_handed_back():
 
 @pytest.mark.parametrize("x", [torch.randn(3, 4).T, torch.ones(2, 0, 5), torch.arange(6, dtype=torch.int64), torch.tensor(1.5)])
 def test_what_is_copied_to_pages_is_a_copy(x):
-    copy = PageBuffers(1).copy("x", x)
+    copy = PageBuffers(1, torch.device("cpu")).copy("x", x)
     assert torch.equal(copy, x)
     assert copy.dtype == x.dtype
     if x.numel():
@@ -61,7 +61,7 @@ def test_what_is_copied_to_pages_is_a_copy(x):
 
 
 def test_copies_under_one_name_are_apart_from_each_other_whatever_their_shapes():
-    buffers = PageBuffers(2)
+    buffers = PageBuffers(2, torch.device("cpu"))
     tensors = [torch.full((4, 3), 1.0), torch.full((2, 3), 2.0), torch.full((4, 3), 3.0)]  # a smaller one, and one too many
     copies = [buffers.copy("x", x) for x in tensors]
     for copy, x in zip(copies, tensors, strict=True):

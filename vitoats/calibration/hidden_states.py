@@ -4,7 +4,6 @@ They are one tensor [n, tokens, width], updated in place, so memory does not gro
 A block runs over them while still dense, to measure its layers' inputs, and again once compressed, to advance them.
 """
 
-import contextlib
 import math
 import mmap
 import os
@@ -18,12 +17,11 @@ from torch import Tensor
 from vitoats.common.errors import RunError
 from vitoats.models.blocks import Block, ModelAdapter
 
+CPU = torch.device("cpu")
+
 
 class HiddenStates:
-    """The hidden states of the calibration images before the current block, [n, *its hidden shape], float32.
-
-    They are on the device if they fit there, otherwise in memory or in a file.
-    """
+    """The hidden states of the calibration images before the current block, [n, *its hidden shape], float32."""
 
     def __init__(self, values: Tensor, batch_size: int, device: torch.device, spill_to: Path | None):
         self.values = values
@@ -39,6 +37,7 @@ class HiddenStates:
         nsamples: int,
         batch_size: int,
         spill_to: Path | None = None,
+        storage: torch.device = CPU,
     ) -> "HiddenStates":
         """Runs the images up to the first block.
 
@@ -48,21 +47,22 @@ class HiddenStates:
             nsamples: maximum number of images.
             batch_size: how many images a block runs on at a time.
             spill_to: folder for a memory-mapped file of hidden states; None keeps them in memory.
+            storage: the device whose memory that is.
 
         Raises:
             RunError: there is no room for the hidden states.
         """
-        values = _allocate((nsamples, *adapter.blocks[0].shape_before), spill_to, adapter.device)
+        values = _allocate((nsamples, *adapter.blocks[0].shape_before), storage, spill_to)
         count = 0
         for batch in images:
             hidden = adapter.first_hidden(batch.to(adapter.device))
-            values[count : count + len(batch)] = hidden.to(values)
+            values[count : count + len(batch)] = hidden
             count += len(batch)
         return cls(values[:count], batch_size, adapter.device, spill_to)
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":
         """A copy, in memory or in a file in ``spill_to``."""
-        values = _allocate(tuple(self.values.shape), spill_to, self.device).copy_(self.values)
+        values = _allocate(tuple(self.values.shape), self.values.device, spill_to).copy_(self.values)
         return HiddenStates(values, self.batch_size, self.device, spill_to)
 
     @property
@@ -92,20 +92,17 @@ class HiddenStates:
         run = run or (lambda _i, batch: block.run(batch))
         before = self.values
         if before.shape[1:] != block.shape_after:
-            self.values = _allocate((len(before), *block.shape_after), self.spill_to, self.device)
+            self.values = _allocate((len(before), *block.shape_after), before.device, self.spill_to)
         batches = zip(before.split(self.batch_size), self.values.split(self.batch_size), strict=True)
         for i, (batch, outputs) in enumerate(batches):
             outputs.copy_(run(i, batch.to(self.device)))
 
 
-def _allocate(shape: tuple[int, ...], spill_to: Path | None, device: torch.device) -> Tensor:
-    """An uninitialised float32 tensor: on the device if it fits, in memory, or in an unnamed file that disappears with it."""
+def _allocate(shape: tuple[int, ...], storage: torch.device, spill_to: Path | None) -> Tensor:
+    """An uninitialised float32 tensor, in the memory of a device or in an unnamed file that disappears with it."""
     if spill_to is None:
-        if device.type != "cpu":
-            with contextlib.suppress(torch.OutOfMemoryError):
-                return torch.empty(shape, dtype=torch.float32, device=device)
         try:
-            return torch.empty(shape, dtype=torch.float32)
+            return torch.empty(shape, dtype=torch.float32, device=storage)
         except RuntimeError:
             raise RunError(
                 f"no memory for hidden states of shape {list(shape)}: lower `nsamples`, or set `memory_limit`"

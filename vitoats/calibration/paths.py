@@ -53,7 +53,7 @@ class DensePath:
         self.additions = stream_additions(block, linears, images) if residual else {}
         if not self._keep:
             return
-        self._kept, buffers = [], PageBuffers(self.hidden.n_batches)
+        self._kept, buffers = [], PageBuffers(self.hidden.n_batches, self.hidden.values.device)
 
         def keep(name: str, x: Tensor) -> None:
             self._kept[-1][name] = buffers.copy(name, x)
@@ -105,14 +105,14 @@ class CompressedPath:
         self._pending: list[str] = []
         self._finished: list[str] = []  # its modules that will not change any more
         self._outputs: list[dict[str, _Output]] = []  # outputs of these modules, by batch
-        self._buffers = PageBuffers(0)
+        self._buffers = PageBuffers(0, hidden.values.device)
 
     def enter(self, block: Block, linears: list[LinearLayer]) -> None:
         """Enters the next block, whose layers ``linears`` will be compressed."""
         self._block = block
         self._compressed, self._pending, self._finished = [], [block.name_inside(x) for x in linears], []
         self._outputs = [{} for _ in range(self.hidden.n_batches)]
-        self._buffers = PageBuffers(self.hidden.n_batches)
+        self._buffers = PageBuffers(self.hidden.n_batches, self.hidden.values.device)
 
     def finish(self, layer: LinearLayer) -> None:
         """Called once a layer is compressed. The outermost modules with only compressed layers will not change any more."""
@@ -140,7 +140,7 @@ class CompressedPath:
                 return block.run(hidden)
 
         self.hidden.advance(block, run)
-        self._finished, self._outputs, self._buffers = [], [], PageBuffers(0)
+        self._finished, self._outputs, self._buffers = [], [], PageBuffers(0, self.hidden.values.device)
 
     @contextmanager
     def _shortcuts(self, batch: int) -> Iterator[None]:

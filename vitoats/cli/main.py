@@ -18,6 +18,9 @@ COMMANDS = {
     "front": "accuracy against milliseconds and bytes of exported files",
     "train_linear_probe": "train a linear head on frozen features",
     "demo": "the main job on embedded weights and images",
+    "methods": "the methods, their settings and defaults",
+    "models": "names of models",
+    "doctor": "which kernels run here and why others do not, versions, what is missing",
 }
 
 

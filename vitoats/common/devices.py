@@ -4,6 +4,8 @@ import torch
 
 from vitoats.common.errors import InputError
 
+FREE_SHARE = 0.8  # of an accelerator's free memory that a compression may fill
+
 
 def set_threads(threads: int) -> int:
     """Sets the number of CPU threads that torch uses, and returns it; 0 keeps torch's default, all cores."""
@@ -12,8 +14,15 @@ def set_threads(threads: int) -> int:
     return torch.get_num_threads()
 
 
+def storage_device(device: torch.device, needed: int) -> torch.device:
+    """Where intermediate results are kept: on an accelerator with room for ``needed`` bytes beside them, else on the CPU."""
+    if device.type == "cuda" and needed <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")
+
+
 def check_device(device: str) -> str:
-    """Checks that torch can use the device, and returns it.
+    """Checks that torch can use the device, and returns it; a GPU computes in float32 from then on, convolutions too.
 
     Raises:
         InputError: the device is unavailable.
@@ -22,4 +31,5 @@ def check_device(device: str) -> str:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
         raise InputError(f"the device {device!r} cannot be used here: use `device='cpu'`") from None
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions, unlike that for matrix products, is TF32
     return device

@@ -5,7 +5,6 @@ takes a fifth of the time of a ViT-B's compression. If memory is reused instead,
 must then be copied elsewhere, or they fragment the heap.
 """
 
-import contextlib
 import ctypes
 import mmap
 import sys
@@ -33,27 +32,29 @@ def return_freed_memory() -> None:
 
 
 class PageBuffers:
-    """CPU copies of tensors, each in its own mapped pages, which return to the system when the copy is freed.
+    """Copies of tensors; on the CPU each has its own mapped pages, which return to the system when the copy is freed.
 
     The first copy under a name allocates buffers for all copies; they take no memory until they are written to. If each copy
     allocated its own, its few hundred bytes on the heap would lie between the large tensors of one batch, and those of the next
     batch would no longer fit there: the heap of a ViT-B's compression grows by 0.7 GB.
     """
 
-    def __init__(self, count: int):
-        """``count`` is the expected number of copies of equal shape per name; further copies are allocated on demand."""
-        self._count = count
+    def __init__(self, count: int, storage: torch.device):
+        """``count`` is the expected number of copies of equal shape per name; further copies are allocated on demand.
+
+        The copies are in the memory of the device ``storage``.
+        """
+        self._count, self._storage = count, storage
         self._room: dict[str, list[Tensor]] = {}
 
     def copy(self, name: str, x: Tensor) -> Tensor:
-        """Copies x; a tensor on another device stays there, if that has room.
+        """Copies x.
 
         Raises:
             MemoryError: the pages cannot be allocated.
         """
-        if x.device.type != "cpu":
-            with contextlib.suppress(torch.OutOfMemoryError):
-                return x.clone()
+        if self._storage.type != "cpu":
+            return x.to(self._storage, copy=True)
         if name not in self._room:
             self._room[name] = [_in_pages(x) for _ in range(self._count)]
         room = self._room[name].pop() if self._room[name] else _in_pages(x)

@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitoats.allocation.constraint import Budgets
 from vitoats.calibration.targets import FROM_DENSE_PATH
+from vitoats.common.devices import storage_device
 from vitoats.common.errors import InputError
 from vitoats.compression.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
 from vitoats.compression.job import CompressionJob
@@ -36,6 +39,7 @@ class CompressionPlan:
         keep: whether intermediate results are kept instead of computed again.
         int8: whether weights are rounded to int8, and layers quantize their inputs.
         spill_to: the folder for a file of hidden states; None keeps them in memory.
+        storage: the device whose memory holds hidden states and what is kept of a block.
     """
 
     adapter: ModelAdapter
@@ -48,6 +52,7 @@ class CompressionPlan:
     keep: bool
     int8: bool
     spill_to: Path | None
+    storage: torch.device
 
 
 def plan_compression(
@@ -84,11 +89,13 @@ def plan_compression(
     limit, batch_size = job.resources.memory_limit_bytes, job.resources.batch_size
     memory = estimate_memory(adapter, n_images, batch_size, factors, job.config.total_compression(), level, 1 + two_paths)
     keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory())
-    spill_to = plan_memory(memory if keep else replace(memory, kept=0), limit, scratch)
+    memory = memory if keep else replace(memory, kept=0)
+    spill_to = plan_memory(memory, limit, scratch)
+    storage = storage_device(adapter.device, memory.total) if limit is None else torch.device("cpu")
     passes = count_passes(blocks, recipe.target, keep)
     log.info("arithmetic: %s", estimate_work(adapter, blocks, configs, n_images, level, passes, two_paths))
     chosen = replace(adapter, blocks=blocks, skipped=adapter.skipped + left_dense)
-    return CompressionPlan(chosen, method, configs, recipe, n_images, batch_size, level, keep, job.int8, spill_to)
+    return CompressionPlan(chosen, method, configs, recipe, n_images, batch_size, level, keep, job.int8, spill_to, storage)
 
 
 def chosen_blocks(
