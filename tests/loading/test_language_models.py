@@ -87,6 +87,14 @@ def test_neurons_are_removed_and_attention_stays(folder, tmp_path):
         compressed.save(tmp_path / "dense", format="dense")
 
 
+@pytest.mark.parametrize("method", ["oats", "numerical"])
+def test_int8_weights(tmp_path, method):
+    settings = QUICK | {"method": method} if method == "oats" else {"seq_len": 16, "nsamples": 24, "method": method}
+    compressed = api.compress(make_model("gpt2"), [PROSE], tokenizer=make_tokenizer(), weights="int8", **settings)
+    compressed.save(tmp_path / "out")
+    assert torch.equal(logits(load.load(tmp_path / "out")), logits(compressed.model))
+
+
 def test_a_model_in_memory_is_not_changed():
     model = make_model("gpt2")
     before = logits(model)

@@ -93,7 +93,8 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
     """Prints the tables of layers and counts on stdout."""
     from vitoats.compression.structural import PruningReport
     from vitoats.loading.checkpoint import about as saved
-    from vitoats.models.flops import FLOPS
+    from vitoats.models.flops import FLOPS, FLOPS_OF_TEXT
+    from vitoats.models.inputs import TextInputs
     from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
 
     report, about = compressed.report, compressed.about
@@ -104,7 +105,8 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
     for line in skipped_lines(report):
         print(line)
     count_table(about["counts_before"], saved(output)["counts"])
-    print(f"GFLOPs: {about['flops_before'] / 1e9:.4f} before, {about['flops'] / 1e9:.4f} after ({FLOPS})")
+    counted = FLOPS_OF_TEXT if isinstance(compressed.loaded.inputs, TextInputs) else FLOPS
+    print(f"GFLOPs: {about['flops_before'] / 1e9:.4f} before, {about['flops'] / 1e9:.4f} after ({counted})")
 
 
 def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, format: str, seconds: float) -> dict[str, Any]:

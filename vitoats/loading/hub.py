@@ -116,6 +116,19 @@ def fetch_config(name: str) -> Path:
     return _fetch(name, "config.json").parent
 
 
+def reachable_config(name: str) -> Path | None:
+    """Like ``fetch_config``; None if the repository has none, or the Hub cannot be reached and it is not cached."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repo, revision = _split(name)
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str) and unreachable(constants.ENDPOINT):
+        return None
+    try:
+        return fetch_config(name)
+    except (OSError, ValueError):
+        return None
+
+
 def fetch_weights(name: str) -> Path:
     """The local file with the weights of hf-hub:owner/name, with or without @revision."""
     from huggingface_hub.errors import EntryNotFoundError

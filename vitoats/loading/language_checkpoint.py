@@ -167,10 +167,10 @@ def _build(folder: Path, config: Any, about: dict[str, Any]) -> nn.Module:
         outline = _sketch(config)
     if about["format"] != "dense":  # a dense folder holds what stock transformers expects
         call_linears(outline)
+    units.resize(outline, about.get("kept_units", {}))
     parts = {name: [(rows, rank) for rows, rank in pairs] for name, pairs in about["row_blocks"].items()}
     for name in [key.removesuffix(factored.SCALE) for key in held if key.endswith(factored.SCALE)]:
         parts[name] = [(units.linear(outline, name).out_features, 0)]
-    units.resize(outline, about.get("kept_units", {}))
     wanted = expected(outline, parts, held)
     compare({name: kind for name, kind in wanted.items() if name not in set(outline.all_tied_weights_keys)}, held)
     for path in files:

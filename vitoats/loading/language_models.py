@@ -12,7 +12,7 @@ from torch import nn
 import vitoats.common.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.json_files import read_json
-from vitoats.loading.hub import fetch_config, fetch_transformers_folder
+from vitoats.loading.hub import fetch_transformers_folder, reachable_config
 from vitoats.loading.language_checkpoint import load_compressed
 from vitoats.loading.loaded_text import LoadedLanguageModel, Packing
 from vitoats.loading.names import ON_HUB
@@ -47,10 +47,8 @@ def is_language_model(name: str, look_at_hub: bool = False) -> bool:
 def _on_hub(name: str) -> bool:
     if not re.fullmatch(r"hf-hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         return False
-    try:
-        return _is_transformers(fetch_config(name))
-    except Exception:  # loading as a timm model then gives the reason
-        return False
+    folder = reachable_config(name)  # if there is none, loading it as a timm model gives the reason
+    return folder is not None and _is_transformers(folder)
 
 
 def _is_transformers(folder: Path) -> bool:

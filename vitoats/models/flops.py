@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     from fvcore.nn import FlopCountAnalysis
 
 FLOPS = "multiply-adds for one image as fvcore counts them, where a kernel skips all zeros of compressed layers"
+FLOPS_OF_TEXT = "multiply-adds of linear layers and head for one window of tokens, without the zeros of compressed layers"
 
 
 def count_flops(model: nn.Module, inputs: ModelInputs) -> int:
