@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.language_models import CONFIGS, LENGTH, VOCABULARY, make_model, transformers
+import vitoats
+from tests.language_models import CONFIGS, LENGTH, PROSE, VOCABULARY, make_model, make_tokenizer, transformers
 from vitoats.common.errors import InputError
 from vitoats.models.adapter import adapt
 from vitoats.models.hooks import watch_outputs
@@ -102,6 +103,24 @@ def test_experts_that_are_linears_are_compressed_and_the_router_is_not():
     assert dict(adapter.skipped)["model.layers.1.mlp.gate"] == "a router"
 
 
+def test_each_expert_is_measured_on_the_tokens_that_reach_it():
+    model = make_model("llama")
+    for layer in model.model.layers:
+        layer.mlp = Experts()
+    small = vitoats.compress(
+        model.eval(), [PROSE], tokenizer=make_tokenizer(), method="wanda", compression=0.25, seq_len=16, nsamples=32
+    )
+    assert {row.name for row in small.report.layers} >= {f"model.layers.0.mlp.experts.{i}.0" for i in range(4)}
+    with pytest.raises(InputError, match=r"gets other tokens .* use `target='block'`"):
+        vitoats.compress(
+            model, [PROSE], tokenizer=make_tokenizer(), method="oats-h", allocation="uniform", seq_len=16, nsamples=32
+        )
+    for layer in model.model.layers:
+        layer.mlp.gate.weight.data.zero_()  # all tokens reach the first expert
+    with pytest.raises(InputError, match=r"no token reached model.layers.0.mlp.experts.1.0"):
+        vitoats.compress(model, [PROSE], tokenizer=make_tokenizer(), method="wanda", seq_len=16, nsamples=32)
+
+
 def test_an_encoder_is_refused():
     config = transformers.BertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
                                      intermediate_size=40)  # fmt: skip
@@ -116,7 +135,7 @@ def test_a_model_without_a_list_of_blocks_is_refused():
         adapt(model, INPUTS)
 
 
-def test_the_memory_of_a_gpt2_layer_is_not_doubled():
+def test_only_the_orientation_of_gpt2s_layers_changes():
     model = make_model("gpt2")
     before = copy.deepcopy(model.state_dict())
     adapt(model, INPUTS)

@@ -84,6 +84,10 @@ def input_statistics(
     with watch_inputs({name: block.model.get_submodule(name) for name in names}, measure):
         for batch in hidden.batches():
             block.run(batch)
+    if unreached := [name for name in names if name not in running]:
+        raise InputError(
+            f"no token reached {unreached[0]}, an expert of a mixture: give `images` more text, or raise `nsamples`"
+        )
     found = {}
     for name, means in running.items():
         moments = [mean.cpu() for mean in means.finish(name)]
