@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # for tests: one process for each processor, up to four, for each takes up to 1.5 GB
-PROCESSES := --numprocesses logical --maxprocesses 4 --dist worksteal
+PROCESSES := --numprocesses logical --maxprocesses 4
 
 .PHONY: setup demo test test-slow lint typecheck clean
 
@@ -21,10 +21,11 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup
-	$(BIN)/python -m pytest $(PROCESSES) -m 'not slow'
+	$(BIN)/python -m pytest $(PROCESSES) --dist worksteal -m 'not slow'
 
+# the tests of a file stay together, since some share a build of the native library
 test-slow: setup
-	$(BIN)/python -m pytest $(PROCESSES) -m slow
+	$(BIN)/python -m pytest $(PROCESSES) --dist loadfile -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -42,10 +42,10 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def make_tiny() -> torch.nn.Module:
-    """A ViT with random weights that differ from block to block: 3 blocks, width 48, 32 px, 4 classes."""
+def make_tiny(depth: int = 3) -> torch.nn.Module:
+    """A ViT with random weights that differ from block to block: width 48, 32 px, 4 classes."""
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", **TINY).eval()
+    model = timm.create_model("vit_tiny_patch16_224", **TINY | {"depth": depth}).eval()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
@@ -61,6 +61,14 @@ def tiny_folder(tmp_path_factory) -> Path:
     """The tiny model as timm saves one; ``local-dir:<folder>`` loads it."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     save_for_hf(make_tiny(), str(folder), safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shallow_folder(tmp_path_factory) -> Path:
+    """The tiny model with one block instead of three, for tests that export many files: tracing takes the time."""
+    folder = tmp_path_factory.mktemp("shallow") / "model"
+    save_for_hf(make_tiny(depth=1), str(folder), safe_serialization=True)
     return folder
 
 

@@ -35,5 +35,5 @@ def compress_in_place(
     model: torch.nn.Module, images: Tensor, job: CompressionJob, budgets=None, scratch=None, **work: Any
 ) -> CompressionReport:
     """Compresses a model with images [n, 3, size, size]; ``work`` goes to ``compress``."""
-    plan = plan_compression(adapt(model, ImageInputs(images.shape[-1])), job, len(images), budgets, scratch)
-    return compress(plan, iter(images.split(3)), **work)
+    plan = plan_compression(adapt(model, ImageInputs(images.shape[-1])), job, len(images), scratch)
+    return compress(plan.with_budgets(job.config, budgets), iter(images.split(3)), **work)

@@ -4,7 +4,7 @@ Nothing is printed. Progress is reported to the callback ``progress``, messages 
 the caller turns them on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +66,12 @@ def compress(
     head_layers: int | None = None,
     seq_len: int | None = None,
     tokenizer: Any = None,
+    head_name: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     device: str = "cpu",
@@ -98,8 +104,8 @@ def compress(
         nsamples, seed: number of calibration images, or windows of text, and the seed that draws them.
         seq_len: tokens of a window of text.
         tokenizer: the transformers tokenizer of a language model in memory.
-        checkpoint, random_weights, pos_resample, head, head_layers: how a model is loaded by name.
-        img_size, crop_mode: preprocessing of the images.
+        checkpoint, random_weights, pos_resample, head, head_layers, head_name, model_kwargs: how a model is loaded by name.
+        img_size, crop_mode, mean, std, interpolation, crop_pct: preprocessing of the images.
         batch_size, workers, device, threads, memory_limit (GB): resources.
         scratch: folder for the hidden states if they exceed the memory limit.
         progress: called with the stage, steps done, steps in total, and a description of the current step.
@@ -112,6 +118,7 @@ def compress(
         RunError: memory or disk space runs out.
     """
     given = {name: value for name, value in locals().items() if name in _DECIDED and value is not None}
+    preprocessing = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
     loaded: LoadedModel | LoadedLanguageModel | None = None
     if batch_size is not None:
         given["batch_size"] = batch_size
@@ -120,11 +127,10 @@ def compress(
         loaded = language_model_in_memory(model, tokenizer, seq_len=seq_len)
     elif isinstance(model, nn.Module):
         loaded = from_memory(model, img_size=img_size)
-        if crop_mode is not None:
-            loaded.preprocessing = loaded.preprocessing.with_crop_mode(crop_mode)
+        loaded.preprocessing = loaded.preprocessing.changed(crop_mode, preprocessing)
     else:
         given |= {"checkpoint": checkpoint, "random_weights": random_weights, "pos_resample": pos_resample}
-        given |= {"head": head, "head_layers": head_layers}
+        given |= {"head": head, "head_layers": head_layers, "head_name": head_name, "model_kwargs": model_kwargs}
     if isinstance(images, Sequence) and not isinstance(images, str) and all(isinstance(x, Path) for x in images):
         files: Any = [str(path) for path in images]
     else:
@@ -136,6 +142,7 @@ def compress(
         text=language or None,
         **given,
         seq_len=seq_len,
+        **preprocessing,
         img_size=img_size,
         crop_mode=crop_mode,
         fused_qkv=fused_qkv,
@@ -163,6 +170,8 @@ def export_onnx(
     form: Form = "sparse",
     float16: bool = False,
     int8: bool = False,
+    features: str | None = None,
+    external_data: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Writes a model as ONNX, as ``tools/export_onnx.py`` does.
@@ -173,6 +182,8 @@ def export_onnx(
         form: "sparse"; "matmul" has low-rank terms as separate nodes, "inline" standard operators only, "dense" S + U V.
         float16: store S, U and V as float16.
         int8: round the weights of compressed layers to int8, or those of all blocks of a dense model.
+        features: tokens as outputs instead of logits: "cls", "patches", "all", "layers=4" or "layers=2,5,8,11".
+        external_data: write the weights to a second file, ``output`` with .data at its end; always so above 2 GB.
         overwrite: replace the file if it exists.
 
     Raises:
@@ -181,7 +192,9 @@ def export_onnx(
     """
     check_output_file(Path(output), overwrite)
     loaded, about = _opened(model)
-    write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16, int8)
+    if features is not None:
+        loaded = loaded.with_features(features)
+    write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16, int8, external_data)
     return Path(output)
 
 

@@ -448,9 +448,9 @@ def test_predicted_bytes_are_those_of_the_exported_file(tmp_path, mixed):
 
 def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
     """Its weights are those of the dense model; the others' nodes stay sparse, and the file runs as torch does."""
-    model = make_tiny()
+    model = make_tiny(depth=1)
     before = copy.deepcopy(model)
-    names = [f"blocks.{i}.attn.qkv" for i in range(3)]
+    names = ["blocks.0.attn.qkv"]
     budgets = {name: {"compression": 0.0, "rank_ratio": 0.0} for name in names}
     compress_in_place(model, IMAGES, job_of("oats-h", OATSHConfig(iterations=5)), budgets)
     for name in names:
@@ -459,7 +459,7 @@ def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
     proto = export_onnx(loaded, tmp_path / "model.onnx")
     sparse = {node.name for node in proto.graph.node if node.op_type == "SparseMatMul"}
     opened = session(tmp_path / "model.onnx")
-    assert len(sparse) == 9
+    assert len(sparse) == 3
     assert sparse <= set(opened.native_nodes)
     with torch.inference_mode():
         expected = model(IMAGES).numpy()
@@ -467,7 +467,7 @@ def test_a_layer_that_keeps_all_is_a_plain_product(tmp_path):
 
 
 def test_a_model_of_dense_layers_alone_has_no_operator(tmp_path):
-    model = make_tiny()
+    model = make_tiny(depth=1)
     compress_in_place(model, IMAGES, job_of("magnitude", MagnitudeConfig(compression=0.0)))
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.calibration.states import collect, inputs_in_float64
+from vitoats.calibration import moments
 from vitoats.calibration.moments import RunningMeans, gram, input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common.errors import InputError
@@ -55,6 +56,22 @@ def test_the_diagonal_alone_is_collected_where_no_more_is_needed(tiny):
             got.full  # noqa: B018
 
 
+@pytest.mark.parametrize("tokens", [20, 10**6])
+def test_errors_are_measured_by_some_of_the_tokens(tiny, monkeypatch, tokens):
+    """Batches of 4 and 3 images of 17 tokens: every sixth and every fifth if 20 are enough; the mean squares are of all."""
+    monkeypatch.setattr(moments, "ERROR_TOKENS", tokens)
+    images = torch.randn(7, 3, 32, 32)
+    adapter, hidden = collect(tiny, images)
+    found = input_statistics(hidden, adapter.blocks[0], for_errors=True)
+    for name, got in found.items():
+        x = inputs_in_float64(tiny, name, images)
+        some = torch.cat([x[:68][0::6], x[68:][1::5]]) if tokens == 20 else x
+        assert torch.allclose(got.second_moment, x.square().mean(dim=0), rtol=1e-4)
+        assert torch.allclose(got.H, InputStatistics.of(some).H, rtol=1e-3, atol=1e-5)
+        assert torch.allclose(got.mean, some.mean(dim=0), rtol=1e-3, atol=1e-5)
+        assert got.diagonal().H is None
+
+
 def test_later_blocks_see_the_compressed_ones(tiny):
     images = torch.randn(6, 3, 32, 32)
     adapter, hidden = collect(tiny, images)
@@ -69,8 +86,8 @@ def test_later_blocks_see_the_compressed_ones(tiny):
 
 @pytest.mark.parametrize("level", ["diagonal", "full"])
 def test_activations_that_are_not_finite_are_refused(tiny, level):
-    tiny.blocks[1].norm1.bias.data[0] = 1e30
-    tiny.blocks[1].norm1.weight.data[0] = 1e30
+    tiny.blocks[1].norm1.bias.data[0] = 3e38
+    tiny.blocks[1].norm1.weight.data[0] = 3e38
     adapter, hidden = collect(tiny, torch.randn(4, 3, 32, 32))
     hidden.advance(adapter.blocks[0])
     with pytest.raises(InputError, match=r"activations at blocks\.1\.attn\.qkv are not finite"):

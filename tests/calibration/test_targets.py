@@ -9,10 +9,10 @@ from tests.calibration.states import collect, scaled
 from tests.conftest import make_tiny
 from tests.in_place import compress_in_place, job_of
 from vitoats.calibration import targets
-from vitoats.calibration.moments import input_statistics
+from vitoats.calibration.moments import full_statistics, input_statistics, sums
 from vitoats.calibration.targets import OutputError, calibration_for, corrected
 from vitoats.methods.magnitude import MagnitudeConfig
-from vitoats.methods.oats_h import OATSHConfig
+from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.methods.statistics import InputStatistics
 
 import timm  # isort: skip
@@ -194,3 +194,27 @@ def test_blocks_without_linear_layers_are_passed(target):
     assert len(report.layers) == 8
     with torch.inference_mode():
         assert torch.isfinite(model(images)).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-6, 1e-4, 1e-3])
+@pytest.mark.parametrize("width", [4, 64])
+def test_inputs_that_hardly_vary_have_no_singular_moments(spread, width):
+    """Sums in float32 leave less of their variance than of their mean, or nothing (CaiT's attention over its heads)."""
+    x = (0.005 * (1 + spread * torch.randn(20000, width))).float()
+    e = torch.randn(20000, 8)
+    shift = x[:100].mean(dim=0)
+    H, mean = (total.double() / len(x) for total in sums(x, shift))
+    statistics = full_statistics(H, mean, shift)
+    error = OutputError((e.T @ x).double() / len(x), e.double().mean(dim=0))
+    weight, bias = corrected(torch.randn(8, width), torch.zeros(8), statistics, error, refit_bias=True)
+    assert torch.isfinite(weight).all()
+    assert torch.isfinite(bias).all()
+    found = oats_h(weight, statistics.centred(), OATSHConfig(iterations=5))
+    assert torch.isfinite(found.S).all()
+    assert 0 <= found.relative_error < 2
+
+
+def test_inputs_that_vary_keep_their_moments():
+    X = torch.randn(1000, 8).double() + 3
+    statistics = InputStatistics.of(X)
+    assert torch.equal(statistics.centred().full, statistics.full - torch.outer(statistics.mean, statistics.mean))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import vitoats
 from tests.jobs import weights, without
 from vitoats.cli.benchmark import main as benchmark
 from vitoats.cli.compress import main as compress
@@ -15,7 +16,9 @@ from vitoats.cli.demo import main as demo
 from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.main import COMMANDS, dispatch
+from vitoats.cli.results import write_results
 from vitoats.cli.train_linear_probe import main as train_linear_probe
+from vitoats.common.errors import RunError
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
@@ -77,11 +80,10 @@ def test_compression_in_the_json_line_is_that_of_the_weights(succeed, job, tmp_p
     assert result["compression"] == pytest.approx(0.6, abs=0.03)
 
 
-def test_all_commands_give_what_the_results_file_holds(call, succeed, job, image_tree, tmp_path):
-    succeed(compress, *job)
+def test_all_commands_give_what_the_results_file_holds(call, plain, job, image_tree, tmp_path):
     runs = [
-        (eval_imagenet, "--model", tmp_path / "out", "--data-dir", image_tree),
-        (export_onnx, tmp_path / "out", "-o", tmp_path / "m.onnx"),
+        (eval_imagenet, "--model", plain, "--data-dir", image_tree),
+        (export_onnx, plain, "-o", tmp_path / "m.onnx"),
         (eval_imagenet, "--model", tmp_path / "m.onnx", "--data-dir", image_tree),
         (benchmark, "solver", *job[:2], "--iterations", "2", "--threads", "1"),
     ]
@@ -92,13 +94,37 @@ def test_all_commands_give_what_the_results_file_holds(call, succeed, job, image
         assert json.loads(out.splitlines()[-1])["model"]
 
 
-def test_a_results_file_that_cannot_be_written(call, job, tmp_path):
+def test_a_results_file_that_cannot_be_written_is_refused_before_the_work(refuse, job, tmp_path):
     (tmp_path / "file").touch()
-    status, out, err = call(compress, *job, "--quiet", "--results-file", tmp_path / "file" / "results.json")
-    assert status == 1
-    assert json.loads(out)["n_layers"] == 12  # the result is not lost
-    assert len(err.splitlines()) == 1
-    assert "--results-file" in err
+    for file in (tmp_path / "file" / "results.json", tmp_path):
+        assert "--results-file" in refuse(compress, *job, "--results-file", file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_cannot_be_written_in_the_end_is_printed(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="--results-file"):
+        write_results(tmp_path / "file" / "results.json", None, {"n": 1}, '{"n": 1}')
+    assert capsys.readouterr().out == '{"n": 1}\n'
+
+
+def test_help_groups_flags_and_says_no_empty_defaults(capsys):
+    with pytest.raises(SystemExit):
+        compress(["--help"])
+    said = capsys.readouterr().out
+    groups = ("model:", "images:", "resources:", "method:", "amount:", "recipe:")
+    assert [group for group in groups if f"\n{group}" not in said] == []
+    assert not [words for words in ("default: None", "default: False", "default: )", "default: ==") if words in said]
+    assert "images at a time (default: 64)" in " ".join(said.split())
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compress(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"vitoats {vitoats.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "vitoats", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"vitoats {vitoats.__version__}\n"
 
 
 # ---- the other commands
@@ -146,30 +172,27 @@ def test_demo_refuses_a_folder_in_use(refuse, tmp_path):
     assert "--overwrite" not in line  # demo has no such flag
 
 
-def test_an_onnx_file_that_exists_is_kept(succeed, refuse, job, tmp_path):
-    succeed(compress, *job)
+def test_an_onnx_file_that_exists_is_kept(succeed, refuse, plain, tmp_path):
     (tmp_path / "m.onnx").write_text("mine")
-    assert "--overwrite" in refuse(export_onnx, tmp_path / "out", "-o", tmp_path / "m.onnx")
+    assert "--overwrite" in refuse(export_onnx, plain, "-o", tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_text() == "mine"
-    result = succeed(export_onnx, tmp_path / "out", "-o", tmp_path / "m.onnx", "--overwrite")
+    result = succeed(export_onnx, plain, "-o", tmp_path / "m.onnx", "--overwrite")
     assert result["sparse_nodes"] == 12
     assert (tmp_path / "m.onnx").stat().st_size > 10_000
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "out"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--float16"], ["--inline"]])
-def test_verify_compares_with_torch(succeed, job, image_tree, tmp_path, flags):
-    succeed(compress, *job)
-    result = succeed(export_onnx, tmp_path / "out", "-o", tmp_path / "m.onnx", "--verify", "--data-dir", image_tree, *flags)
+def test_verify_compares_with_torch(succeed, plain, image_tree, tmp_path, flags):
+    result = succeed(export_onnx, plain, "-o", tmp_path / "m.onnx", "--verify", "--data-dir", image_tree, *flags)
     assert 0 < result["relative_error"] < (1e-2 if flags == ["--float16"] else 1e-5)
     assert result["native_nodes"] == result["sparse_nodes"]
     assert result["n_images"] > 0
     assert all(image["margin"] <= 2 * result["logit_error"] for image in result["differing"])
 
 
-def test_int8_weights_of_a_folder_and_of_a_dense_model(succeed, job, tiny_folder, image_tree, tmp_path):
-    succeed(compress, *job)
-    for name, source in {"sparse": [tmp_path / "out"], "dense": ["--model", f"local-dir:{tiny_folder}"]}.items():
+def test_int8_weights_of_a_folder_and_of_a_dense_model(succeed, plain, tiny_folder, image_tree, tmp_path):
+    for name, source in {"sparse": [plain], "dense": ["--model", f"local-dir:{tiny_folder}"]}.items():
         file = tmp_path / f"{name}.onnx"
         result = succeed(export_onnx, *source, "-o", file, "--int8", "--verify", "--data-dir", image_tree)
         assert (result["int8"], result["float16"], result["sparse_nodes"]) == (True, False, 13)  # with the classifier
@@ -188,10 +211,9 @@ def test_a_folder_with_int8_weights_keeps_them(succeed, refuse, job, image_tree,
     assert (result["int8"], result["sparse_nodes"]) == (False, 0)
 
 
-def test_an_export_that_cannot_be_written_says_so_before_the_work(call, succeed, job, tmp_path):
-    succeed(compress, *job)
+def test_an_export_that_cannot_be_written_says_so_before_the_work(call, plain, tmp_path):
     (tmp_path / "file").write_text("mine")
-    status, out, err = call(export_onnx, tmp_path / "out", "-o", tmp_path / "file" / "m.onnx", "--quiet")
+    status, out, err = call(export_onnx, plain, "-o", tmp_path / "file" / "m.onnx", "--quiet")
     assert status in (1, 2)
     assert out == ""
     assert len(err.splitlines()) == 1
@@ -204,7 +226,7 @@ def test_an_export_that_cannot_be_written_says_so_before_the_work(call, succeed,
 def tool(name, *argv, **env):
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, argv)],
-        cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=45,
+        cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 
@@ -255,6 +277,6 @@ def test_a_pipe_that_closes_early_is_no_traceback(job):
         [sys.executable, "tools/compress.py", *job, "--quiet"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True
     )
     os.close(write)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=120)[1]
     assert "Traceback" not in err
     assert "Exception ignored" not in err

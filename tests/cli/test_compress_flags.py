@@ -80,11 +80,16 @@ def test_two_of_four(succeed, job, tmp_path):
 
 def test_dense_format_is_the_same_model_in_stock_timm(succeed, job, tmp_path):
     succeed(compress, *job)
-    succeed(compress, *job, "--output", tmp_path / "dense", "--format", "dense")
+    result = succeed(compress, *job, "--output", tmp_path / "dense", "--format", "dense")
     stock = timm.create_model(f"local-dir:{tmp_path / 'dense'}", pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(stock(images), vitoats.load(tmp_path / "out")(images), rtol=1e-4, atol=1e-4)
+    said = json.loads((tmp_path / "dense/vitoats.json").read_text())  # of what the folder holds, where nothing is skipped
+    assert said["counts"]["parameters"] == said["counts"]["nonzeros"] == sum(p.numel() for p in stock.parameters())
+    assert result["param_count"] == result["param_count_before"] == round(said["counts"]["parameters"] / 1e6, 3)
+    assert said["flops"] == said["flops_before"]
+    assert result["gflops"] == result["gflops_before"]
 
 
 def test_random_weights_of_a_timm_name(succeed, flat_images, tmp_path):

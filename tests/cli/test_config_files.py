@@ -84,7 +84,7 @@ def test_what_yaml_makes_of_values(succeed, job, recipe, tmp_path, text, key, va
         ("solver: magic", "fast"),
         ("fused_qkv: maybe", "true or false"),
         ("fused_qkv: 1", "true or false"),
-        ("head_layers: 3", "1, 4"),
+        ("head_layers: 0", "whole number"),
         ("pattern: [2, 4]", "pattern"),
         ("method: 5", "oats"),
         ("data_dir: {a: 1}", "data"),

@@ -103,7 +103,7 @@ def stopped_after_first_block(flags, sent=signal.SIGINT):
             break
         time.sleep(0.01)
     process.send_signal(sent)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 

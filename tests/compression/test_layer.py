@@ -7,13 +7,17 @@ import pytest
 import torch
 
 import vitoats.methods  # noqa: F401  (fills the table of methods)
+from tests.in_place import compress_in_place, job_of
+from vitoats.calibration.targets import OutputError
 from vitoats.common.errors import InputError, RunError
 from vitoats.compression.layer import LayerProblem, compress_layer
 from vitoats.methods.magnitude import MagnitudeConfig
 from vitoats.methods.mrp import MRPConfig
 from vitoats.methods.registry import get_method, measured, output_energy
 from vitoats.methods.statistics import InputStatistics
+from vitoats.models.adapter import adapt
 from vitoats.models.blocks import LinearLayer
+from vitoats.models.inputs import ImageInputs
 
 
 def problem(refit_bias, parts=1):
@@ -56,7 +60,8 @@ def test_where_nothing_is_removed_the_layer_stays_as_it_is():
     compressed, row = compress_layer(layer, statistics, None, get_method("mrp"), MRPConfig(compression=0.0), refit_bias=True)
     assert torch.equal(compressed.weight, layer.module.weight)
     assert torch.allclose(compressed.bias, layer.module.bias)
-    assert (row.nonzeros, row.kept_parameters, row.relative_error, row.ranks) == (24, 24, 0.0, (0,))
+    assert (row.nonzeros, row.kept_parameters, row.solver_error, row.ranks) == (24, 24, 0.0, (0,))
+    assert row.relative_error < 1e-6  # the bias is rounded
 
 
 def test_a_method_of_the_diagonal_is_told_no_more():
@@ -67,7 +72,26 @@ def test_a_method_of_the_diagonal_is_told_no_more():
         compress_layer(layer, known, None, get_method("magnitude"), MagnitudeConfig(), refit_bias=False)[1]
         for known in (statistics, InputStatistics(statistics.second_moment))
     ]
-    assert rows[0].relative_error == rows[1].relative_error > 0
+    assert rows[0].solver_error == rows[1].solver_error > 0
+    assert rows[1].solver_error == rows[1].relative_error != rows[0].relative_error
+
+
+@pytest.mark.parametrize("method", ["magnitude", "oats", "mrp", "oats-h"])
+@pytest.mark.parametrize("corrects", [False, True])
+@pytest.mark.parametrize("refit_bias", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_error_of_every_method_is_that_of_the_outputs(method, corrects, refit_bias, int8):
+    """Restated on the tokens: against the dense layer's own outputs, whatever the solver was asked for."""
+    X = (torch.randn(200, 6) @ torch.randn(6, 6) + 2).double()
+    layer = layer_of(torch.nn.Linear(6, 4))
+    e = torch.randn(200, 4).double()
+    error = OutputError(e.T @ X / 200, e.mean(dim=0)) if corrects else None
+    found = get_method(method)
+    compressed, row = compress_layer(layer, InputStatistics.of(X), error, found, found.config(), refit_bias, int8)
+    dense = layer.module.weight.double()
+    lost = X @ (compressed.weight.double() - dense).T + (compressed.bias - layer.module.bias).double()
+    assert row.relative_error == pytest.approx((lost.norm() / (X @ dense.T).norm()).item(), rel=1e-5)
+    assert row.solver_error != pytest.approx(row.relative_error, rel=1e-3) or not (corrects or refit_bias)
 
 
 def test_a_refusal_names_the_layer():
@@ -97,3 +121,16 @@ def test_an_energy_of_nan_is_not_zero():
     statistics = InputStatistics.of(torch.randn(9, 6))
     assert math.isnan(output_energy(torch.full((4, 6), float("nan"), dtype=torch.float64), statistics))
     assert math.isnan(measured(torch.randn(4, 6), statistics, torch.full((4, 6), float("nan"))).relative_error)
+
+
+@pytest.mark.parametrize("images", ["one", "black", "ordinary"])
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-30])
+@pytest.mark.parametrize("method", ["oats-h", "alps", "svd"])
+def test_weights_near_zero_and_images_that_are_all_the_same_are_compressed(tiny, images, scale, method):
+    """Constant inputs have a variance below round-off, and squares of inputs near zero do not fit into float32."""
+    for linear in adapt(tiny, ImageInputs(32)).linears:
+        linear.module.weight.data *= scale
+    batch = {"one": torch.randn(1, 3, 32, 32).expand(8, -1, -1, -1), "black": torch.zeros(8, 3, 32, 32)}
+    job = job_of(method, get_method(method).config(compression=0.5), target="residual", refit_bias=True)
+    report = compress_in_place(tiny, batch.get(images, torch.randn(8, 3, 32, 32)), job)
+    assert all(0 <= row.solver_error < 0.6 and math.isfinite(row.relative_error) for row in report.layers)

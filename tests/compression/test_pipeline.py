@@ -65,12 +65,14 @@ def test_figures_by_hand():
     assert report.compression == pytest.approx(1 - kept / sum(r.d_out * r.d_in for r in report.layers))
     assert abs(report.compression - 0.5) < 0.03  # layers of width 48 round coarsely
     assert report.n_images == 8
-    # the relative error is that of the output where inputs are uncorrelated
+    # the solver's error is that of the output where inputs are uncorrelated, the relative error that of the output
     with torch.inference_mode():
         x = dense.blocks[0].norm1(dense._pos_embed(dense.patch_embed(images))).reshape(-1, 48)
     D = x.double().square().mean(dim=0).sqrt()
     W = dense.blocks[0].attn.qkv.weight.double()
-    assert row.relative_error == pytest.approx((((layer.weight - W) * D).norm() / (W * D).norm()).item(), rel=1e-4)
+    assert row.solver_error == pytest.approx((((layer.weight - W) * D).norm() / (W * D).norm()).item(), rel=1e-4)
+    lost = ((layer.weight - W) @ x.double().T).norm() / (W @ x.double().T).norm()
+    assert row.relative_error == pytest.approx(lost.item(), rel=1e-4)
 
 
 def test_methods_that_need_the_full_second_moment_report_the_true_output_error():

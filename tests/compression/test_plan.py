@@ -25,7 +25,8 @@ def adapter(tiny):
 
 
 def make(adapter, method="oats-h", config=None, budgets=None, scratch=None, **settings):
-    return plan_compression(adapter, job_of(method, config or OATSHConfig(), **settings), 8, budgets, scratch)
+    job = job_of(method, config or OATSHConfig(), **settings)
+    return plan_compression(adapter, job, 8, scratch).with_budgets(job.config, budgets)
 
 
 def test_budgets_of_single_layers_change_their_configs_alone(adapter):

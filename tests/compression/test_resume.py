@@ -11,7 +11,6 @@ import torch
 
 from tests.conftest import make_tiny
 from tests.in_place import compress_in_place, job_of
-from vitoats.common.errors import InputError
 from vitoats.compression.resume import STATE, BlockStore
 from vitoats.methods.oats import OATSConfig
 
@@ -183,8 +182,12 @@ def test_a_folder_without_a_finished_block_is_begun_anew(tmp_path, content, resu
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[" * 100_000, b'{"fingerprint": "same"}', b"\xff"])
-def test_finished_blocks_without_their_fingerprint_are_reported(left, content):
+@pytest.mark.parametrize(("fingerprint", "made"), [("same", [2]), ("another", [0, 1, 2])])
+def test_blocks_without_their_fingerprint_are_checked_one_by_one(left, content, fingerprint, made, caplog):
     (left / STATE).write_bytes(content)
-    with pytest.raises(InputError, match="damaged"):
-        BlockStore(left, "same", resume=True)
-    assert len(list(left.glob("block_*"))) == 2
+    with caplog.at_level(logging.WARNING, "vitoats"):
+        logging.getLogger("vitoats").addHandler(caplog.handler)
+        assert run(make_tiny(), BlockStore(left, fingerprint, resume=True)) == made
+        logging.getLogger("vitoats").removeHandler(caplog.handler)
+    assert f"{STATE} is damaged" in caplog.text
+    assert run(make_tiny(), BlockStore(left, fingerprint, resume=True)) == []

@@ -84,8 +84,8 @@ def test_splits_inside_a_folder(tmp_path, folders, split, taken):
     [
         # any case of the ending
         (("a/1.JPEG", "b/2.Png"), ("a", "b"), ["1.JPEG", "2.Png"]),
-        # folders inside a class belong to the class
-        (("a/deep/er/1.png", "b/2.png"), ("a", "b"), ["1.png", "2.png"]),
+        # an image's class is the folder it lies in, as in timm
+        (("a/deep/er/1.png", "b/2.png"), ("b", "er"), ["1.png", "2.png"]),
         # a hidden folder is no class
         ((".cache/0.png", "a/1.png"), ("a",), ["1.png"]),
         # images beside an unrelated folder are a flat folder

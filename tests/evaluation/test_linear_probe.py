@@ -297,3 +297,25 @@ def test_training_images_as_test_images_are_a_warning(places, tmp_path, capsys):
     flags = ["-m", f"local-dir:{places / 'b'}", "--data-dir", str(places / "data" / "train"), *FAST, "--quiet"]
     assert run(train_linear_probe, [*flags, "-o", str(tmp_path / "h.safetensors")]) == 0
     assert "no test images of its own" in capsys.readouterr().err
+
+
+def test_what_would_fail_in_the_end_is_refused_before_any_feature_is_computed(places, tmp_path, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr(features, "extract", never)
+    shutil.copytree(places / "data", tmp_path / "data")
+    (tmp_path / "data" / "val" / "class9").rename(tmp_path / "data" / "val" / "cats")
+    flags = ("-m", f"local-dir:{places / 'b'}", "--data-dir", tmp_path / "data", "-o", tmp_path / "h.safetensors")
+    assert "test images of 'cats'" in call(capsys, train_linear_probe, *flags, status=2)
+
+
+def test_classes_without_test_images_are_trained_but_not_tested(places, trained, tmp_path, capsys):
+    shutil.copytree(places / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "val" / "class10")
+    flags = ("-m", f"local-dir:{places / 'b'}", "--data-dir", tmp_path / "data", *FAST)
+    said = call(capsys, train_linear_probe, *flags, "-o", tmp_path / "h.safetensors")
+    assert said["n_images"] == 20
+    assert (tmp_path / "h.safetensors").read_bytes() == trained[0].read_bytes()
+    found = call(capsys, eval_imagenet, *flags[:2], "--head", tmp_path / "h.safetensors", tmp_path / "data", "-j", "0")
+    assert found["top1"] == said["top1"]

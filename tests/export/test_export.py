@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import make_tiny
+from tests.conftest import TINY, make_tiny
 from tests.in_place import compress_in_place, job_of
 from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse
 from vitoats.common.errors import InputError, RunError
@@ -28,6 +28,8 @@ from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
 from vitoats.runtime import metadata, session
+
+import timm  # isort: skip
 
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -99,7 +101,7 @@ def test_float16_halves_the_compressed_layers(exported, tiny_compressed, form, t
     onnx.checker.check_model(proto, full_check=True)
     kept = sum(layer.kept_parameters for layer in compressed_layers(tiny_compressed.model).values())
     saved = exported[form][1].stat().st_size - (tmp_path / "half.onnx").stat().st_size
-    assert 0.99 * 2 * kept < saved <= 2 * kept  # less what a larger number of bytes takes to write down
+    assert 0.9 * 2 * kept < saved <= 2 * kept  # less what a larger number of bytes, or Cast nodes, take to write down
     with torch.inference_mode():
         expected = tiny_compressed.model(IMAGES).numpy()
     for native in (True, False):
@@ -288,3 +290,23 @@ def test_files_that_are_no_models_are_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"model\.onnx"):
         session(path)
+
+
+def test_export_says_when_sparse_layers_are_not_sparse_any_more(tiny_compressed, tmp_path, caplog):
+    filled = copy.deepcopy(tiny_compressed)
+    layers = list(compressed_layers(filled.model).values())
+    layers[0].S.data += 1e-3  # every entry
+    layers[1].S.data.view(-1)[:20] += 1e-3  # a few
+    proto = export_onnx(filled, tmp_path / "model.onnx")
+    assert sum(node.op_type == NAME for node in proto.graph.node) == 11
+    assert "2 compressed layers have more non-zeros than compress left" in caplog.text
+    assert "1 compressed layers are written dense" in caplog.text
+
+
+def test_one_output_is_verified(tmp_path):
+    """There is no second class, and no other one to differ."""
+    model = timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 1, "depth": 1}).eval()
+    loaded = LoadedModel("one", model, Preprocessing(img_size=32), "random")
+    export_onnx(loaded, tmp_path / "model.onnx")
+    found = verify(loaded, session(tmp_path / "model.onnx"), [(IMAGES, torch.zeros(7))])
+    assert (found.n_images, found.differing) == (7, [])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers, parameter_count, replace_module
@@ -50,3 +51,19 @@ def test_replacing_by_name():
     layer = make([(4, 1)], 4, bias=True)
     replace_module(model, "0.0", layer)
     assert compressed_layers(model) == {"0.0": layer}
+
+
+@pytest.mark.parametrize("tokens", [1, 50], ids=["few tokens", "many, for which U V is added to S"])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_training_changes_the_values_and_keeps_the_zeros(tokens, optimizer):
+    layer = make([(8, 2), (8, 2)], 16, bias=True).requires_grad_(True)
+    before, terms = layer.S.detach().clone(), [u.detach().clone() for u in layer.U]
+    x = torch.randn(tokens, 16, dtype=torch.float64)
+    dense = layer.weight.detach().requires_grad_(True)
+    F.linear(x, dense, layer.bias.detach()).square().sum().backward()
+    layer(x).square().sum().backward()
+    assert torch.allclose(layer.S.grad, dense.grad * (before != 0))  # the exact gradient, on the support
+    optimizer(layer.parameters(), lr=0.01, weight_decay=0.1).step()
+    assert torch.equal(layer.S != 0, before != 0)
+    assert (layer.S[before != 0] != before[before != 0]).all()
+    assert all(not torch.equal(u, old) for u, old in zip(layer.U, terms, strict=True))

@@ -63,9 +63,9 @@ def test_sample_is_what_it_says():
 
 
 def test_head_says_what_it_is_for_and_works():
-    weight, bias, info = load_head(EMBEDDED_HEAD)
-    assert weight.shape == (10, 768)
-    assert bias.shape == (10,)
+    head, info = load_head(EMBEDDED_HEAD)
+    assert head.weight.shape == (10, 768)
+    assert head.bias.shape == (10,)
     assert (info.backbone, info.img_size, info.layers, len(info.classes)) == ("dinov2s_derived", 98, 1, 10)
     loaded = load_model("dinov2s_derived")
     dataset = open_images(SAMPLE, "test", loaded.preprocessing.transform())

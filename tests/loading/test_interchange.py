@@ -22,6 +22,7 @@ from vitoats.cli import common
 from vitoats.cli.compress import main as compress_command
 from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.model_card import main as model_card
+from vitoats.cli.results import read_results
 from vitoats.common.errors import InputError
 from vitoats.loading.load import load_model
 from vitoats.loading.model_card import model_card as written_card
@@ -347,14 +348,15 @@ def test_the_card_names_the_base_model_where_it_came_from_the_hub(tiny_folder, f
     assert "base_model" not in front_matter((other / "README.md").read_text())
 
 
-def test_evaluations_are_those_of_results_files(folders, image_tree, tmp_path, capsys):
-    results, flags = tmp_path / "results.json", ["--data-dir", str(image_tree), "--quiet", "--threads", "1"]
+@pytest.mark.parametrize("name", ["results.json", "results.csv"])
+def test_evaluations_are_those_of_results_files(folders, image_tree, tmp_path, capsys, name):
+    results, flags = tmp_path / name, ["--data-dir", str(image_tree), "--quiet", "--threads", "1"]
     folder = tmp_path / "out"
     subprocess.run(["cp", "-r", str(folders / "factored"), str(folder)], check=True)
     evaluate = ["--model", str(folder), *flags, "--results-file", str(results)]
     assert common.run(eval_imagenet, evaluate) == 0
     assert common.run(model_card, [str(folder), "--evaluation", str(results)]) == 0
-    said, card = json.loads(results.read_text()), (folder / "README.md").read_text()
+    said, card = read_results(results)[0], (folder / "README.md").read_text()
     assert f"| out | {said['top1']} | {said['top5']} | {said['n_images']} | 32 |" in card
     assert (
         card.replace(card[card.index("## Evaluation") : card.index("## Layers that")], "")

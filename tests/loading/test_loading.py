@@ -19,7 +19,7 @@ from vitoats.cli.common import run
 from vitoats.cli.compress import main as compress
 from vitoats.common.errors import InputError
 from vitoats.loading.load import load_model
-from vitoats.loading.weights import read_weights
+from vitoats.loading.weights import read_content
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip
@@ -214,7 +214,7 @@ def write_checkpoint(state, path):
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".safetensors"])
 def test_kinds_of_files(tmp_path, ending):
     state = make_tiny().state_dict()
-    read = read_weights(write_checkpoint(state, tmp_path / f"w{ending}"))
+    read = read_content(write_checkpoint(state, tmp_path / f"w{ending}"))
     assert read.keys() == state.keys()
     assert all(torch.equal(read[k], state[k]) for k in state)
 

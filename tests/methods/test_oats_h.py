@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitoats.common.errors import InputError
-from vitoats.methods.admm import LowRank, conjugate_gradients
+from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
 from vitoats.methods.alps import ALPSConfig, alps
 from vitoats.methods.oats import OATSConfig, oats
 from vitoats.methods.oats_h import OATSHConfig, oats_h
@@ -127,6 +127,65 @@ def test_with_correlated_inputs_it_beats_oats_and_sparsegpt():
     assert ours < columns
 
 
+class ExactLowRank(LowRank):
+    """Takes so many steps each time that only round-off is left."""
+
+    def fit(self, R, steps=1):
+        super().fit(R, 400)
+
+
+def restated(W, A, penalty, kept, rank):
+    """ADMM of the module's docstring, with an inverse and an SVD in each iteration; float64."""
+    root = torch.linalg.cholesky(A)
+
+    def best(R):
+        U = torch.linalg.svd(R @ root).U[:, :rank]
+        return U @ U.T @ R
+
+    def largest(M):
+        return M.abs() >= M.abs().flatten().sort(descending=True).values[kept - 1]
+
+    L = best(W) if penalty.short else torch.zeros_like(W)
+    D = torch.where(largest(W - L), W - L, 0)
+    V, rho, support = torch.zeros_like(W), penalty.first, D != 0
+    for step in range(1, 301):
+        B = ((W - L) @ A - V + rho * D) @ torch.linalg.inv(A + rho * torch.eye(len(A)))
+        D = torch.where(largest(B + V / rho), B + V / rho, 0)
+        V = V + rho * (B - D)
+        L = best(W - (D if penalty.short else B))
+        if step % 3 == 0:
+            moved, support = ((D != 0) != support).sum().item(), D != 0
+            if moved == 0 or (step >= 30 and moved < penalty.settled * kept):
+                break
+            rho *= next(factor for share, factor in penalty.growth if moved >= share * kept)
+    return B, best(W - D), step
+
+
+@pytest.mark.parametrize("name", ["slow", "fast"])
+@pytest.mark.parametrize("shape", [(24, 32), (48, 16)])
+def test_admm_is_its_formulas(name, shape):
+    weight, statistics = layer(7, *shape)
+    A = statistics.full / statistics.second_moment.sqrt() / statistics.second_moment.sqrt()[:, None] + 0.01 * torch.eye(
+        shape[1]
+    )
+    kept, rank = shape[0] * shape[1] // 3, 3
+    pattern, low_rank = Pattern.parse("layer"), ExactLowRank(A, shape[0], rank, seed=0)
+    B, steps = admm(weight, A, torch.linalg.eigh(A), lambda m: pattern.keep(m, kept), PENALTIES[name], 300, low_rank)
+    expected, L, expected_steps = restated(weight, A, PENALTIES[name], kept, rank)
+    assert steps == expected_steps
+    assert torch.allclose(B, expected, atol=1e-6)
+    assert torch.allclose(low_rank.U @ low_rank.V, L, atol=1e-6)
+
+
+def test_the_default_schedule_is_better_than_the_fast_one():
+    errors = dict.fromkeys(("slow", "fast"), 0.0)
+    for seed in range(3):
+        weight, statistics = layer(seed, 64, 64)
+        for name in errors:
+            errors[name] += oats_h(weight, statistics, OATSHConfig(compression=0.5, penalty=name)).objective
+    assert errors["slow"] < 0.97 * errors["fast"]
+
+
 def test_near_the_best_of_all_masks():
     """One row of 8 inputs of which 4 are kept: all 70 masks, each with its exact weights."""
     found, best, columns = 0.0, 0.0, 0.0
@@ -194,7 +253,7 @@ def test_centred_moments_are_those_about_the_mean():
     [
         ({"iterations": 0}, "`iterations`"),
         ({"solver": "exact"}, "admm or support"),
-        ({"penalty": "none"}, "alps or slow"),
+        ({"penalty": "none"}, "alps, slow, fast"),
         ({"refit_rounds": 0}, "1 or more"),
         ({"damping": -1.0}, "damping"),
         ({"compression": 1.0}, "`compression`"),

@@ -92,7 +92,7 @@ def test_the_error_is_that_of_the_rounded_weights():
 def test_the_refit_takes_up_the_error_of_the_low_rank_term():
     """With a low-rank term that was spoilt, S is refitted to what is left of W."""
     weight, statistics, found = solved()
-    spoilt = measured(weight, statistics, found.S, 0.9 * found.U, found.V)
+    spoilt = measured(weight, statistics, found.S, 0.5 * found.U, found.V)
     assert quantized(weight, statistics, spoilt).error.objective < 0.9 * spoilt.objective
 
 

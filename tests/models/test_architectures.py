@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
+import vitoats
+import vitoats.common.torchvision_ops
 from tests.in_place import compress_in_place, job_of
+from vitoats.common.errors import InputError
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.onnx_file import export_onnx
 from vitoats.format.layers import compressed_layers
@@ -108,3 +110,52 @@ def test_from_compression_to_onnx_runtime(name, arguments, n_layers, tmp_path):
     save_checkpoint(loaded, tmp_path / "dense", report.to_dict(), dense=True)
     stock = timm.create_model(f"local-dir:{tmp_path / 'dense'}", pretrained=True).eval()
     assert torch.allclose(stock(images), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+# (timm name, arguments, image size): chains with links that hold no linear layers, inputs that hardly vary, maps, other tokens
+DEFAULT_FAST = [
+    ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)}, 64),
+    ("hiera_tiny_224", {"img_size": 32, "embed_dim": 24, "num_heads": 1, "stages": (1, 1), "q_pool": 1}, 32),
+]
+DEFAULT_SLOW = [
+    ("vit_small_patch16_dinov3", {"img_size": 32, **ROTARY}, 32),
+    ("cait_xxs24_224", {"depth": 1}, 224),  # attention over 196 tokens is all but uniform
+    ("davit_tiny", {"depths": (1, 1), "embed_dims": (24, 48), "num_heads": (2, 2)}, 64),
+    ("sequencer2d_s", {"layers": (1, 1, 1, 1), "embed_dims": (24, 48, 48, 48), "hidden_sizes": (6, 12, 12, 12)}, 224),
+    ("nextvit_small", {}, 64),
+    ("edgenext_xx_small", {"dims": (16, 32, 32, 32), "depths": (1, 1, 2, 1)}, 64),
+    ("efficientformer_l1", {"depths": (1, 1, 1, 2), "embed_dims": (16, 16, 32, 32)}, 224),
+    ("swiftformer_xs", {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)}, 224),
+    ("mambaout_femto", {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)}, 64),
+    ("maxvit_tiny_tf_224", {"img_size": 64, "depths": (1, 1), "embed_dim": (32, 64)}, 64),
+    ("vit_small_r26_s32_224", {"img_size": 64, **VIT}, 64),  # a ResNet in front, whose blocks hold no linear layers
+    ("xcit_nano_12_p16_224", {"img_size": 32, **VIT}, 32),
+    ("naflexvit_base_patch16_gap", VIT, 32),
+    ("eva02_base_patch14_224", {"img_size": 28, **ROTARY}, 28),
+    ("beit_base_patch16_224", {"img_size": 32, **VIT}, 32),
+    ("samvit_base_patch16_224", {"img_size": 32, **VIT}, 32),
+    ("swinv2_cr_tiny_224", {"img_size": 64, "window_size": 4, **STAGES}, 64),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size"),
+    [*DEFAULT_FAST, *(pytest.param(*row, marks=pytest.mark.slow) for row in DEFAULT_SLOW)],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_the_default_method_with_its_own_recipe(name, arguments, size):
+    """Measured budgets, the residual target and all, with first weights as timm makes them; and its outlook."""
+    model = timm.create_model(name, num_classes=5, **arguments).eval()
+    found = vitoats.compress(model, torch.randn(12, 3, size, size), nsamples=12, img_size=size, batch_size=4)
+    assert found.about["recipe"]["allocation"] == "sensitivity"
+    assert 0 <= max(found.about["feature_error"].values()) < 1.5
+    assert set(compressed_layers(found.model)) == {row.name for row in found.report.layers}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("coat_tiny", 224), ("coat_lite_tiny", 224), ("crossvit_tiny_240", 240), ("volo_d1_224", 224)]
+)
+def test_what_does_not_fit_is_refused_by_the_default_method_too(name, size):
+    with pytest.raises(InputError, match=r"docs/models\.md"):
+        vitoats.compress(timm.create_model(name).eval(), torch.randn(12, 3, size, size), nsamples=12, img_size=size)

@@ -1,6 +1,7 @@
 """The native int8 operators: against exact integer sums on every instruction set, on special numbers and malformed models."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.runtime.int8_models import EPSILON, Int8Case, int8_model, random_case
 from tests.runtime.sparse_models import replace_constant
 from tests.runtime.test_native import open_native
 from vitoats.format.operator import DENSE_INT8, INT8_OPERATORS, SPARSE_INT8
-from vitoats.format.tiles import unpack, untiled
+from vitoats.format.tiles import tiled, unpack, untiled
 from vitoats.runtime import library
 
 ISAS = library.available_isas()
@@ -124,7 +125,7 @@ def of_integers(random: np.random.Generator, name: str, n: int, k: int) -> Int8C
 
 
 @pytest.mark.parametrize("operator", [SPARSE_INT8, DENSE_INT8])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 9, 12, 23, 70])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 9, 12, 23, 70, 110])
 def test_sums_are_exact_to_the_last_bit(isa, operator, tokens):
     """Bytes of x, weights down to -128: nothing saturates and nothing is lost."""
     random = np.random.default_rng(tokens)
@@ -145,6 +146,17 @@ def test_the_largest_sums_do_not_overflow(isa, weight, tokens):
     assert np.array_equal(run(case, x), np.full((1, tokens, 16), np.float32(255 * 65_536 * weight)))
 
 
+@pytest.mark.parametrize(
+    "pair", [(64, 64), (64, 65), (127, 1), (127, 2), (-64, -64), (-64, -65), (-128, 0), (-128, -1), (127, -128)]
+)
+def test_two_products_do_not_saturate_at_16_bits(isa, pair):
+    case = of_integers(np.random.default_rng(0), DENSE_INT8, 16, 600)
+    weights = np.tile(np.array(pair, np.int8), (16, 300))
+    case.constants["weight"] = tiled(weights)
+    x = np.full((1, 17, 600), 255, np.float32)
+    assert np.array_equal(run(case, x), x @ weights.T.astype(np.float32))
+
+
 def test_tokens_of_zeros_give_the_bias(isa):
     case = random_case(np.random.default_rng(0), SPARSE_INT8, 48, 100, parts=3)
     for tokens in (1, 20):
@@ -152,17 +164,46 @@ def test_tokens_of_zeros_give_the_bias(isa):
         assert np.array_equal(found, np.broadcast_to(case.constants["bias"], found.shape))
 
 
+def test_gelu_is_exact_to_two_millionths(isa):
+    """Without weights, the outputs are the GELU of the biases. Small ones are relatively exact, too."""
+    around_zero = np.geomspace(1e-30, 0.1, 2000)
+    bias = np.concatenate([np.linspace(-9, 9, 18_001), around_zero, -around_zero, [30, -30, 1e30, -1e30]]).astype(np.float32)
+    case = random_case(np.random.default_rng(0), "MatMulInt8Gelu", len(bias), 4)
+    case.constants |= {"weight": np.zeros_like(case.constants["weight"]), "bias": bias}
+    found = run(case, np.ones((1, 40, 4), np.float32))[0, -1].astype(np.float64)
+    x = bias.astype(np.float64)
+    expected = x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    small, usual = np.abs(x) <= 0.1, np.abs(x) < 10
+    assert np.all(np.abs(found - expected)[usual] <= 2e-6)
+    assert np.all(np.abs(found - expected)[small] <= 1e-4 * np.abs(expected[small]))
+    assert np.all(np.abs(found - expected)[~usual] <= 1e-6 * np.abs(x[~usual]))
+
+
 def test_no_tokens(isa):
     for name in (SPARSE_INT8, DENSE_INT8):
         assert run(random_case(np.random.default_rng(0), name, 5, 9), np.zeros((2, 0, 9), np.float32)).shape == (2, 0, 5)
 
 
-def test_threads_change_nothing(isa):
+def test_results_do_not_depend_on_threads_and_sessions(isa):
+    """Few tokens and many; several sessions, of one thread to three, at once from several threads."""
     random = np.random.default_rng(0)
     case = random_case(random, "LayerNormSparseMatMulInt8Gelu", 510, 300, parts=1, rank=30)
-    for tokens in (3, 150):
-        x = random.standard_normal((2, tokens, 300), np.float32)
-        assert np.array_equal(run(case, x, threads=1), run(case, x, threads=2))
+    inputs = [random.standard_normal((2, tokens, 300), np.float32) for tokens in (1, 3, 150)]
+    opened = [open_native(int8_model(case), threads) for threads in (1, 2, 3)]
+    alone = [opened[0].run(None, {"x": x})[0] for x in inputs]
+    assert np.array_equal(np.concatenate([opened[0].run(None, {"x": x[None]})[0] for x in inputs[2]]), alone[2])
+    same = []
+
+    def repeat(session):
+        for _ in range(5):
+            same.extend(np.array_equal(session.run(None, {"x": x})[0], y) for x, y in zip(inputs, alone, strict=True))
+
+    threads = [threading.Thread(target=repeat, args=(session,)) for session in opened * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True] * 90
 
 
 BROKEN = [

@@ -51,7 +51,8 @@ def footprint(shape: LayerShape, config: Any) -> LayerFootprint:
     """
     rows = shape.d_out // shape.parts
     budget = config.budget(rows, shape.d_in)
-    groups = 1 if Pattern.parse(getattr(config, "pattern", "row")).kind == "layer" else rows
+    pattern = Pattern.parse(getattr(config, "pattern", "row"))
+    groups = {"layer": 1, "N:M": rows * shape.d_in // max(1, pattern.m)}.get(pattern.kind, rows)
     return LayerFootprint(shape.parts * groups * budget.kept_per_group, shape.low_rank_parameters(budget.rank))
 
 

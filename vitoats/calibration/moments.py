@@ -1,6 +1,11 @@
-"""Moments of layer inputs over all calibration tokens: sums within a batch are float32, sums over batches float64."""
+"""Moments of layer inputs over all calibration tokens.
+
+Sums within a batch are float32 (float64 where squares would not fit), those over batches float64. Full moments are summed about
+the mean of the first batch.
+"""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +18,8 @@ from vitoats.models.blocks import Block
 from vitoats.models.hooks import watch_inputs
 from vitoats.models.units import find_units
 
+ERROR_TOKENS = 8192  # of a layer; with twice as many, the H that only measures its error uses every second token, and so on
+SQUARABLE = 1e-12, 1e15  # the largest of float32 values whose moments are summed in float32
 MIRRORED = 1024  # from this many inputs on, one half of a second moment is copied from the other
 
 
@@ -24,7 +31,7 @@ class RunningMeans:
         self._tokens = 0
 
     def add(self, sums: list[Tensor], tokens: int) -> None:
-        """Adds the sums over one batch of ``tokens`` tokens, float32 and always in the same order."""
+        """Adds the sums over one batch of ``tokens`` tokens, always in the same order."""
         if self._sums:
             for total, part in zip(self._sums, sums, strict=True):
                 total += part
@@ -54,6 +61,7 @@ def input_statistics(
     level: StatisticsLevel = "diagonal",
     layers: list[str] | None = None,
     int8: bool = False,
+    for_errors: bool = False,
 ) -> dict[str, InputStatistics]:
     """Runs a block over all images and measures the inputs of its linear layers.
 
@@ -65,6 +73,8 @@ def input_statistics(
         level: which statistics to collect.
         layers: names of the layers, all still dense; those of ``block.linears`` by default.
         int8: measure the inputs as a layer with int8 weights quantizes them.
+        for_errors: at levels that do without them, add H and the mean of every n-th token, to measure output errors by. The
+            first token differs from batch to batch.
 
     Returns:
         statistics by layer name, on the CPU.
@@ -74,15 +84,25 @@ def input_statistics(
     """
     names = [layer.name for layer in block.linears] if layers is None else layers
     running: dict[str, RunningMeans] = {}  # in call order
+    thinned: dict[str, RunningMeans] = {}
+    shifts: dict[str, Tensor] = {}
 
-    def measure(name: str, x: Tensor) -> None:
+    def measure(batch: int, name: str, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
         x = fake_quantized(x) if int8 else x
-        sums = [gram(x), x.sum(dim=0)] if level == "full" else [x.square().sum(dim=0)]
-        running.setdefault(name, RunningMeans()).add(sums, len(x))
+        shift = shifts.setdefault(name, x.mean(dim=0))
+        if level == "full":
+            running.setdefault(name, RunningMeans()).add(sums(x, shift), len(x))
+        else:
+            running.setdefault(name, RunningMeans()).add([exact(x).square().sum(dim=0)], len(x))
+        if for_errors and level != "full":
+            stride = max(1, len(x) * hidden.n_batches // ERROR_TOKENS)
+            some = x[batch % stride :: stride]
+            thinned.setdefault(name, RunningMeans()).add(sums(some, shift), len(some))
 
-    with watch_inputs({name: block.model.get_submodule(name) for name in names}, measure):
-        for batch in hidden.batches():
+    modules = {name: block.model.get_submodule(name) for name in names}
+    for index, batch in enumerate(hidden.batches()):
+        with watch_inputs(modules, partial(measure, index)):
             block.run(batch)
     if unreached := [name for name in names if name not in running]:
         raise InputError(
@@ -90,9 +110,30 @@ def input_statistics(
         )
     found = {}
     for name, means in running.items():
-        moments = [mean.cpu() for mean in means.finish(name)]
-        found[name] = full_statistics(*moments) if level == "full" else InputStatistics(*moments)
+        full = means if level == "full" else thinned.get(name)
+        squares = None if level == "full" else means.finish(name)[0].cpu()
+        if full is not None:
+            H, mean = (moment.cpu() for moment in full.finish(name))
+            statistics = full_statistics(H, mean, shifts[name].cpu())
+            found[name] = statistics if squares is None else replace(statistics, second_moment=squares)
+        elif squares is not None:
+            found[name] = InputStatistics(squares)
     return _with_neurons(block, found) if level == "neurons" else found
+
+
+def exact(x: Tensor) -> Tensor:
+    """Float64, if the squares of float32 values would be too small or too large for float32."""
+    largest = x.abs().max().item() if x.numel() else 0.0
+    return x if largest == 0 or SQUARABLE[0] < largest < SQUARABLE[1] else x.double()
+
+
+def sums(x: Tensor, shift: Tensor) -> list[Tensor]:
+    """The sums over tokens of (x - shift)^T (x - shift) [k, k] and of x - shift [k], for x [n, k] and shift [k].
+
+    With a shift near the mean, an input that hardly varies has a variance of as many digits as any other.
+    """
+    x = exact(x - shift)
+    return [gram(x), x.sum(dim=0)]
 
 
 def gram(x: Tensor) -> Tensor:
@@ -105,9 +146,12 @@ def gram(x: Tensor) -> Tensor:
     return G.triu() + G.triu(1).T
 
 
-def full_statistics(H: Tensor, mean: Tensor) -> InputStatistics:
-    """Statistics from H [d_in, d_in] and the mean [d_in]."""
-    return InputStatistics(H.diagonal().clone(), H, mean)
+def full_statistics(H: Tensor, mean: Tensor, shift: Tensor) -> InputStatistics:
+    """Statistics of x from H [d_in, d_in] and the mean [d_in] of x - shift."""
+    shift = shift.double()
+    across = torch.outer(mean, shift)
+    H = H + (across + across.T + torch.outer(shift, shift))
+    return InputStatistics(H.diagonal().clone(), H, mean + shift)
 
 
 def _with_neurons(block: Block, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.common.memory import PageBuffers
 from vitoats.models.blocks import Block, LinearLayer
-from vitoats.models.hooks import inputs_of, watch_inputs, watch_outputs
+from vitoats.models.hooks import answer_for, inputs_of, watch_inputs, watch_outputs
 from vitoats.models.stream import StreamAddition, stream_additions
 
 PROBES = 2  # images used to find the layers that add to the residual stream
@@ -148,24 +148,20 @@ class CompressedPath:
         module = self._block.module
         outputs = self._outputs[batch] if self._finished else {}
         calls: dict[str, list[_Output | None]] = {name: [] for name in self._finished if name not in outputs}
-        replayed = [module.get_submodule(name) for name in outputs]
-        for name, finished in zip(outputs, replayed, strict=True):
-            finished.forward = partial(self._replay, outputs[name])
-        try:
-            with watch_outputs(
+        with (
+            answer_for((module.get_submodule(name), partial(self._replay, output)) for name, output in outputs.items()),
+            watch_outputs(
                 {name: module.get_submodule(name) for name in calls},
                 lambda name, _x, out: calls[name].append(_Output.of(name, out, self._buffers)),
-            ):
-                yield
-        finally:
-            for finished in replayed:
-                del finished.forward
+            ),
+        ):
+            yield
         new = {name: found[0] for name, found in calls.items() if len(found) == 1 and found[0]}  # called once, and kept
         for name in [x for x in outputs if any(_inside(x, outer) for outer in new)]:
             del outputs[name]
         outputs.update(new)
 
-    def _replay(self, output: "_Output", *_args: Any, **_kwargs: Any) -> Any:
+    def _replay(self, output: "_Output") -> Any:
         first = output.first.to(self.hidden.device, copy=True)
         return first if output.nones is None else (first, *output.nones)
 

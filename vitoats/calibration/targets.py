@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.calibration.moments import RunningMeans, full_statistics, gram, input_statistics
+from vitoats.calibration.moments import RunningMeans, exact, full_statistics, gram, input_statistics
 from vitoats.calibration.paths import CompressedPath, DensePath
 from vitoats.common.errors import InputError
 from vitoats.format.int8 import fake_quantized
@@ -83,11 +83,11 @@ class SymmetricCalibration:
         self._block, self._linears, self._measured = block, linears, {}
 
     def measure(self, layer: LinearLayer) -> tuple[InputStatistics, None]:
-        """The statistics of a layer's input; all layers before it are compressed."""
+        """The statistics of a layer's input, with H in any case, to measure its error; all layers before it are compressed."""
         if layer.name not in self._measured:
             layers = self._linears if self._target == "block" else [layer]
             names = [x.name for x in layers]
-            self._measured = input_statistics(self.hidden, self._block, self._level, names, self._int8)
+            self._measured = input_statistics(self.hidden, self._block, self._level, names, self._int8, for_errors=True)
         return self._measured.pop(layer.name), None
 
     def finish(self, layer: LinearLayer) -> None:
@@ -133,7 +133,7 @@ class AsymmetricCalibration:
         names = [inner] if addition is None else [inner, addition.stream]
         weight = layer.module.weight.detach()
         stride = token_stride(self._tokens, layer.module.in_features)
-        means = RunningMeans()
+        means, shift = RunningMeans(), None
         for batch in range(self.hidden.n_batches):
             paths = self._compressed.inputs(batch, names), self._dense.inputs(batch, names)
             got, wanted = (
@@ -150,13 +150,18 @@ class AsymmetricCalibration:
             else:
                 gap = wanted[addition.stream] - got[addition.stream]
                 e = lost @ weight.T.float() + torch.where(addition.gamma == 0, 0, gap / addition.gamma)
+            shift = x.mean(dim=0) if shift is None else shift
+            x = exact(x - shift)
+            e = e.to(x)
             means.add([gram(x), x.sum(dim=0), e.T @ x, e.sum(dim=0)], len(x))
         H, mean, cross, error = means.finish(layer.name)
+        assert shift is not None
+        cross += torch.outer(error, shift.double())
         if addition is None:
             cross, error = weight.double() @ cross, weight.double() @ error
         self._pending.remove(layer)
         self._dense.keep_for(self._pending)
-        return full_statistics(H, mean), OutputError(cross, error)
+        return full_statistics(H, mean, shift), OutputError(cross, error)
 
     def finish(self, layer: LinearLayer) -> None:
         """Called once a layer is compressed."""
@@ -203,12 +208,12 @@ def corrected(
     Returns:
         W + dW [d_out, d_in] and the bias.
     """
-    H, cross, mean = statistics.full, error.cross, statistics.mean
+    moments, cross, mean = statistics.centred() if refit_bias else statistics, error.cross, statistics.mean
     if refit_bias:
         assert mean is not None
-        H = H - torch.outer(mean, mean)
         cross = cross - torch.outer(error.mean, mean)
-    damped = H + RIDGE * (H.diagonal().mean().item() or 1.0) * torch.eye(len(H), dtype=H.dtype, device=H.device)
+    damped = moments.full.clone()
+    damped.diagonal().add_(moments.ridge(RIDGE) or 1.0)
     dW = torch.cholesky_solve(cross.T, cholesky(damped)).T
     if refit_bias:
         assert bias is not None

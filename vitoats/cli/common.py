@@ -17,11 +17,15 @@ from vitoats.cli.results import write_results
 from vitoats.cli.wording import in_flags
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.json_files import to_json
+from vitoats.common.outputs import check_results_file
 
 if TYPE_CHECKING:
     from vitoats.loading.loaded import LoadedModel
 
-MODEL_FLAGS = ("checkpoint", "random_weights", "img_size", "crop_mode", "pos_resample", "head", "head_layers")
+MODEL_FLAGS = (
+    *("checkpoint", "random_weights", "img_size", "crop_mode", "pos_resample", "head", "head_layers", "head_name"),
+    *("model_kwargs", "mean", "std", "interpolation", "crop_pct"),
+)
 
 log = logging.getLogger("vitoats")
 stderr = Console(stderr=True)
@@ -31,8 +35,13 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     """Loads the model that the model flags name."""
     from vitoats.loading.source import ModelSource, open_model
 
-    given = {name: getattr(args, name) for name in MODEL_FLAGS}
-    return open_model(ModelSource(name=args.model, **given), with_head)
+    return open_model(ModelSource(name=args.model, **model_settings(args)), with_head)
+
+
+def model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of the model flags; --model-kwargs as a dictionary."""
+    given = {name: getattr(args, name) for name in MODEL_FLAGS if name in args}
+    return given | ({"model_kwargs": dict(args.model_kwargs)} if given.get("model_kwargs") else {})
 
 
 def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
@@ -48,6 +57,8 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         if signal.getsignal(polite) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(polite, signal.default_int_handler)
     try:
+        if flags.results_file is not None:
+            check_results_file(flags.results_file)
         result = main(argv)
         if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
             return 0

@@ -31,8 +31,21 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.outputs import check_parents
 
     check_parents(args.output)
+    if args.dry_run:
+        return preview(args)
     with hold(args.output):  # from here on the leftovers of a killed run are cleaned up
         return run(args)
+
+
+def preview(args: Namespace) -> dict[str, Any]:
+    """Says what the compression would cover and take; returns the JSON line."""
+    from vitoats.compression.run import preview
+
+    job = make_job(args)
+    expected = preview(job, scratch=args.output.parent)
+    for line in [] if args.quiet else expected.lines():
+        print(line)
+    return {"model": job.model.name, "method": job.method, "dry_run": True, **expected.to_dict()}
 
 
 def run(args: Namespace) -> dict[str, Any]:
@@ -97,14 +110,14 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
     from vitoats.models.inputs import TextInputs
     from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
 
-    report, about = compressed.report, compressed.about
+    report, about = compressed.report, saved(output)
     if isinstance(report, PruningReport):
         pruning_table(report)
     else:
         layer_table(report)
     for line in skipped_lines(report):
         print(line)
-    count_table(about["counts_before"], saved(output)["counts"])
+    count_table(about["counts_before"], about["counts"])
     counted = FLOPS_OF_TEXT if isinstance(compressed.loaded.inputs, TextInputs) else FLOPS
     print(f"GFLOPs: {about['flops_before'] / 1e9:.4f} before, {about['flops'] / 1e9:.4f} after ({counted})")
 
@@ -112,10 +125,10 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
 def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, format: str, seconds: float) -> dict[str, Any]:
     """The JSON line that the command prints last."""
     from vitoats.compression.structural import PruningReport
-    from vitoats.format.layers import parameter_count
     from vitoats.loading.checkpoint import WEIGHTS
+    from vitoats.loading.checkpoint import about as saved
 
-    report, about = compressed.report, compressed.about
+    report, about = compressed.report, saved(output)
     return {
         "model": job.model.name,
         "method": job.method,
@@ -126,9 +139,10 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
         "weights": job.weights,
         **(_units(report) if isinstance(report, PruningReport) else {"n_layers": len(report.layers)}),
         "param_count_before": round(about["counts_before"]["parameters"] / 1e6, 3),
-        "param_count": round(parameter_count(compressed.loaded.backbone) / 1e6, 3),
+        "param_count": round(about["counts"]["parameters"] / 1e6, 3),
         "gflops_before": round(about["flops_before"] / 1e9, 4),
         "gflops": round(about["flops"] / 1e9, 4),
+        "feature_error": {name: round(error, 6) for name, error in about["feature_error"].items()},
         **about["predicted"],
         "n_images": report.n_images,
         "model_mb": round(sum(file.stat().st_size for file in output.glob(WEIGHTS.replace(".", "*."))) / 1e6, 3),
@@ -155,6 +169,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML recipe; a flag beats it")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
+    parser.add_argument("--dry-run", action="store_true", help="say what it covers and takes (layers, memory, time), and stop")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     parser.add_argument(
         "--format",

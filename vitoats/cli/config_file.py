@@ -109,8 +109,10 @@ def _settings(path: Path, made: argparse.ArgumentParser) -> dict[str, Any]:
             settings[action.dest] = text.lower() == "true"
             continue
         try:
-            settings[action.dest] = made._get_value(action, text)
-            made._check_value(action, settings[action.dest])
+            values = [made._get_value(action, part) for part in (text.split() if action.nargs == "+" else [text])]
+            for value in values:
+                made._check_value(action, value)
+            settings[action.dest] = values if action.nargs == "+" else values[0]
         except argparse.ArgumentError as error:
             raise InputError(f"{path}: {key}: {error.message}") from None
     return settings

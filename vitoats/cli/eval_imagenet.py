@@ -8,7 +8,6 @@ The model's own preprocessing is used; an ONNX file stores it in its metadata. t
 
 import time
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,11 @@ if TYPE_CHECKING:
     from vitoats.evaluation.distributed import World
     from vitoats.evaluation.target import Target
 
-INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")  # Pillow's, by timm's names
+
+ABOUT_TORCH = (
+    *("checkpoint", "head", "head_layers", "head_name"),
+    *("img_size", "random_weights", "pos_resample", "model_kwargs"),
+)
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def open_target(args: Namespace) -> "Target":
     from vitoats.evaluation.target import onnx_target, torch_target
 
     if args.model.endswith(".onnx"):
-        for flag in ("checkpoint", "head", "head_layers", "img_size", "random_weights", "pos_resample", "amp"):
+        for flag in (*ABOUT_TORCH, "amp"):
             if getattr(args, flag):
                 raise InputError(f"an ONNX file is evaluated as it is: leave --{flag.replace('_', '-')} out")
         if args.device != "cpu":
@@ -136,16 +139,7 @@ def open_target(args: Namespace) -> "Target":
 
 def chosen(own: "Preprocessing", args: Namespace) -> "Preprocessing":
     """The model's preprocessing, overridden by the flags."""
-    if args.crop_mode is not None:
-        own = own.with_crop_mode(args.crop_mode)
-    given = {key: getattr(args, key) for key in ("crop_pct", "interpolation") if getattr(args, key) is not None}
-    for key in ("mean", "std"):
-        values = getattr(args, key)
-        if values is not None:
-            if len(values) not in (1, 3):
-                raise InputError(f"--{key} takes one number, or one for each of 3 channels, not {len(values)}")
-            given[key] = tuple(values) * (3 // len(values))
-    return replace(own, **given)
+    return own.changed(args.crop_mode, {key: getattr(args, key) for key in ("mean", "std", "interpolation", "crop_pct")})
 
 
 def square(input_size: list[int], img_size: int | None) -> int:
@@ -172,10 +166,6 @@ def make_parser() -> flags.ArgumentParser:
     add("--real-labels", type=Path, metavar="FILE", help="real.json of 'Are we done with ImageNet?'")
     add("--valid-labels", type=Path, metavar="FILE", help="which outputs count, one index a line, for images of some classes")
     add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size in timm's other way")
-    add("--crop-pct", type=flags.positive_number, metavar="X", help="share of the resized image that is cropped")
-    add("--interpolation", choices=INTERPOLATIONS, help="of the resize")
-    add("--mean", type=float, nargs="+", metavar="X", help="per channel, of pixels in 0..1")
-    add("--std", type=flags.positive_number, nargs="+", metavar="X", help="per channel")
     add("--amp", action="store_true", help="run torch models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="for --amp; float16, but bfloat16 on a CPU, where not given")
     add("--log-freq", type=flags.positive, metavar="N", help="log a line every N batches instead of a progress bar")

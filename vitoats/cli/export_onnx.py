@@ -37,6 +37,12 @@ def main(argv: list[str]) -> dict[str, Any]:
         "--int8", action="store_true", help="int8 weights: compressed layers', or all of a dense model's blocks"
     )
     parser.add_argument(
+        "--features",
+        metavar="KIND",
+        help="tokens instead of logits: cls, patches, all, layers=4 (the last four) or layers=2,5,8,11 (counted from 0)",
+    )
+    parser.add_argument("--external-data", action="store_true", help="weights in FILE.data; always so above 2 GB")
+    parser.add_argument(
         "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
     )
     flags.add_data_flags(parser, batch_size=50)
@@ -56,8 +62,11 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("--data-dir is for --verify: add that, or leave it out")
     from vitoats.common.devices import set_threads
     from vitoats.common.outputs import check_output_file
+    from vitoats.runtime.inference import data_file, stored_bytes
 
     check_output_file(args.output, args.overwrite)
+    if args.external_data:
+        check_output_file(data_file(args.output), args.overwrite)
     set_threads(args.threads)
 
     from vitoats.export.int8_layers import rounded
@@ -67,16 +76,20 @@ def main(argv: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
     args.model = name
     loaded = common.load(args)
+    if args.features:
+        loaded = loaded.with_features(args.features)
     form: Form = "inline" if args.inline else "matmul" if args.matmul else "dense" if args.dense else "sparse"
     common.log.info("tracing")
-    proto = export_onnx(loaded, args.output, form, described_by(loaded.about, name), args.float16, args.int8)
+    proto = export_onnx(
+        loaded, args.output, form, described_by(loaded.about, name), args.float16, args.int8, args.external_data
+    )
     result = {
         "model": name,
         "output": str(args.output),
         "form": form,
         "float16": args.float16,
         "int8": any(tensor.data_type == tensor.INT8 for tensor in proto.graph.initializer),
-        "onnx_mb": round(args.output.stat().st_size / 1e6, 3),
+        "onnx_mb": round(stored_bytes(args.output) / 1e6, 3),
         "sparse_nodes": sum(node.op_type in LINEAR for node in proto.graph.node),
         "img_size": loaded.preprocessing.img_size,
     }
@@ -98,8 +111,6 @@ def verified(loaded: "LoadedModel", args: Namespace) -> dict[str, Any]:
     common.log.info("comparing with torch")
     agreement, names = verify(loaded, exported), []
     if args.data_dir is not None:
-        if not loaded.n_classes:
-            raise InputError("this model gives features, which classify nothing: leave --data-dir out")
         dataset = open_images(args.data_dir, "test", loaded.preprocessing.transform())
         order = list(range(len(dataset)))[: args.num_samples]
         agreement = verify(loaded, exported, batches(dataset, order, args.batch_size, args.workers))
@@ -108,7 +119,7 @@ def verified(loaded: "LoadedModel", args: Namespace) -> dict[str, Any]:
         )  # if some were unreadable, names would not match positions
         names = [paths[i] if paths else f"image {i}" for i, _ in agreement.differing]
     common.log.info(
-        "largest difference from torch: %.1e of the largest output, at batch 1, 2 and 7; of a logit on %d images: %.1e",
+        "largest difference from torch: %.1e of the largest output, at batch 1, 2 and 7; of an output on %d images: %.1e",
         agreement.relative_error,
         agreement.n_images,
         agreement.logit_error,

@@ -1,11 +1,15 @@
 """Flags that several commands share, and types for the values of flags."""
 
 import argparse
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitoats import __version__
 from vitoats.common.errors import InputError
+
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")  # Pillow's, by timm's names
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -15,25 +19,35 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds the defaults that say something: not those of switches, of required flags, and of flags that are None or empty."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says = not action.required and action.default not in (None, False, "", argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if says and action.option_strings and action.nargs != 0 else action.help
+
+
 def parser(command: str, description: str) -> ArgumentParser:
     """Creates a parser with the flags that every command has."""
-    made = ArgumentParser(prog=command, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made = ArgumentParser(prog=command, description=description, formatter_class=HelpFormatter)
+    made.add_argument("--version", action="version", version=f"vitoats {__version__}", help="print the version, and stop")
     made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
     made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
     made.add_argument("--results-format", choices=("csv", "json"), help="of that file; by its ending where not given")
     return made
 
 
-def add_model_flags(made: argparse.ArgumentParser, required: bool = True) -> None:
+def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> None:
     """Adds --model, which may be ``required``, and the other flags that select and configure the model."""
+    made = made.add_argument_group("model")
     made.add_argument(
         "--model",
         "-m",
         required=required,
         metavar="NAME",
         help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
-        "local-dir:/path, a folder that compress wrote, or dinov2s_derived; compress also takes language models: smollm2, "
-        "hf-hub:owner/name, local-dir:/path, of transformers",
+        "local-dir:/path, a folder that compress wrote, dinov3_vits16 or dinov2s_derived; "
+        "compress also takes language models: smollm2, hf-hub:owner/name, local-dir:/path, of transformers",
     )
     made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     made.add_argument("--random-weights", action="store_true", help="random weights, for a dry run; nothing is fetched")
@@ -50,20 +64,43 @@ def add_model_flags(made: argparse.ArgumentParser, required: bool = True) -> Non
         "--head",
         type=Path,
         metavar="FILE",
-        help="a linear head for a backbone without one (.safetensors or DINOv2's .pth)",
+        help="a linear head for a backbone without one (.safetensors or .pth)",
     )
     made.add_argument(
-        "--head-layers", type=int, choices=(1, 4), help="how many layers the head takes, where its file does not say"
+        "--head-layers", type=positive, metavar="N", help="how many layers the head takes, where its file does not say"
+    )
+    made.add_argument("--head-name", metavar="NAME", help="which of the heads in the file, by its name or a part of it")
+    made.add_argument(
+        "--model-kwargs",
+        type=keyword,
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="arguments of timm's architecture: global_pool=avg init_values=1e-5 reg_tokens=4",
+    )
+    made.add_argument("--mean", type=float, nargs="+", metavar="X", help="per channel, of pixels in 0..1")
+    made.add_argument("--std", type=positive_number, nargs="+", metavar="X", help="per channel")
+    made.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resize")
+    made.add_argument(
+        "--crop-pct",
+        type=positive_number,
+        metavar="X",
+        help="share of the resized image that is cropped",
     )
 
 
-def add_data_flags(made: argparse.ArgumentParser, batch_size: int | None, workers: int = 0) -> None:
+def add_no_amx(made: argparse.ArgumentParser) -> None:
+    """Adds --no-amx, for ``vitoats.common.amx.refuse_amx``."""
+    made.add_argument("--no-amx", action="store_true", help="keep AMX from all runtimes, as on a processor without it")
+
+
+def add_data_flags(made: argparse._ActionsContainer, batch_size: int | None, workers: int = 0) -> None:
     """Adds --data-dir and the flags that control how images are read.
 
     If ``batch_size`` is None, the flag is left out of the namespace where it is not given, and --data-dir also takes texts.
     """
     images = "images: one folder for each class, a flat folder, or 'sample' (28 px clothes)"
     text = "; for a language model: .txt, .jsonl or .parquet files or folders, used in equal shares, or 'sample'"
+    made = made.add_argument_group("images")
     made.add_argument(
         "--data-dir",
         "--data-path",
@@ -78,8 +115,9 @@ def add_data_flags(made: argparse.ArgumentParser, batch_size: int | None, worker
     )
 
 
-def add_compute_flags(made: argparse.ArgumentParser) -> None:
+def add_compute_flags(made: argparse._ActionsContainer) -> None:
     """Adds --device, --threads and --seed."""
+    made = made.add_argument_group("resources")
     made.add_argument("--device", default="cpu", help="cpu, or cuda")
     made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")
@@ -93,6 +131,17 @@ def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
     if value is None or not good(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
     return value
+
+
+def keyword(text: str) -> tuple[str, Any]:
+    """Parses NAME=VALUE as timm does, for argparse: the value is a Python literal, or else text."""
+    name, given, value = text.partition("=")
+    if not given or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value
 
 
 def positive(text: str) -> int:

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from vitoats import __version__
 from vitoats.cli import common
 from vitoats.common.errors import InputError
 
@@ -26,7 +27,8 @@ COMMANDS = {
 
 def usage() -> str:
     """The usage message, with one line per command."""
-    return "usage: vitoats COMMAND [--help]\n" + "\n".join(f"  {name:20}{what}" for name, what in COMMANDS.items())
+    lines = [f"  {name:20}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: vitoats COMMAND [--help], or vitoats --version", *lines])
 
 
 def dispatch(argv: list[str]) -> dict:
@@ -41,5 +43,8 @@ def main() -> int:
     """Entry point of the console command."""
     if len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help"):
         print(usage())
+        return 0
+    if sys.argv[1:] == ["--version"]:
+        print(f"vitoats {__version__}")
         return 0
     return common.run(dispatch)

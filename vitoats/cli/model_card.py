@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.cli import config_file, flags
+from vitoats.cli.results import read_results
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
+
+NEEDED = {"model", "top1", "top5", "n_images"}
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -23,7 +26,6 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     args = config_file.parse(parser, argv)
 
-    from vitoats.common.json_files import read_json
     from vitoats.loading.checkpoint import CARD, about, is_checkpoint
     from vitoats.loading.model_card import model_card
     from vitoats.loading.timm_config import read_config
@@ -34,9 +36,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     for file in args.evaluation:
         if not file.is_file():
             raise InputError(f"there is no results file {file}: give --evaluation what eval_imagenet wrote with --results-file")
-        evaluations.append(read_json(file))
-        if not isinstance(evaluations[-1], dict) or not {"model", "top1", "top5", "n_images"} <= evaluations[-1].keys():
+        found = read_results(file)
+        if not found or not all(isinstance(line, dict) and line.keys() >= NEEDED for line in found):
             raise InputError(f"{file} holds no result of eval_imagenet: give --evaluation what it wrote with --results-file")
+        evaluations += found
     license = read_config(args.folder).pretrained_cfg.get("license")
     card = model_card(about(args.folder), license, evaluations)
     with atomic_write(args.folder / CARD, "free some space, or copy the folder") as partial:

@@ -23,12 +23,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = config_file.parse(parser, argv)
 
     import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
-    from vitoats.loading.names import DINOV2, EMBEDDED
+    from vitoats.loading.names import EMBEDDED, HUB_NAMES
 
     import timm  # isort: skip
 
     found = {EMBEDDED: "embedded weights, DINOv2-S-derived; nothing is fetched"}
-    found |= {name: f"timm's {model.timm_name}" for name, model in DINOV2.items()}
+    found |= {name: f"timm's {model.timm_name}" for name, model in HUB_NAMES.items()}
     if args.pattern is not None:
         found = dict.fromkeys(timm.list_models(args.pattern, pretrained=True), "timm")
         if not found:

@@ -1,12 +1,13 @@
-"""Writes the file named by --results-file."""
+"""Writes the file named by --results-file, and reads it again."""
 
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
-from vitoats.common.errors import RunError
+from vitoats.common.errors import InputError, RunError
 from vitoats.common.files import atomic_write
+from vitoats.common.json_files import read_json
 
 
 def write_results(path: Path, kind: str | None, result: dict[str, Any], line: str) -> None:
@@ -32,3 +33,26 @@ def write_results(path: Path, kind: str | None, result: dict[str, Any], line: st
     except RunError:
         print(line, flush=True)
         raise
+
+
+def read_results(path: Path) -> list[Any]:
+    """Reads a command's results: one from a JSON file, one from each row of a CSV file.
+
+    Raises:
+        InputError: the file does not exist or is damaged.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.lstrip().startswith(("{", "[")):
+            return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(text.splitlines())]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}): write it again with --results-file") from None
+    return [read_json(path)]
+
+
+def _value(text: str | None) -> Any:
+    """A cell of a CSV file: a number, a list or an object as JSON, None if it is empty, or text."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text

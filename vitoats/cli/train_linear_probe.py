@@ -10,6 +10,7 @@ Features are computed once (--cache keeps them).
 
 import time
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,36 +39,44 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.evaluation.knn import knn_predict
     from vitoats.evaluation.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
     from vitoats.loading.head_files import save_head
-    from vitoats.models.heads import HeadInfo
+    from vitoats.models.heads import HeadInfo, most_layers
 
+    if args.head_layers not in (None, 1, MOST_LAYERS):
+        raise InputError(f"heads are trained for 1 or {MOST_LAYERS} layers: give --head-layers 1 or {MOST_LAYERS}")
     set_threads(args.threads)
     start = time.perf_counter()
     loaded = common.load(args, with_head=False)
-    depth = min(MOST_LAYERS, len(loaded.timm_model.blocks))
-    layers = [args.head_layers] if args.head_layers else [n for n in (1, MOST_LAYERS) if n <= depth]
+    depth = min(MOST_LAYERS, most_layers(loaded.timm_model))
+    if depth == 0:
+        common.log.info("%s has no class token: the head takes its pooled features", args.model)
+    layers = [args.head_layers] if args.head_layers else [n for n in (1, MOST_LAYERS) if n <= depth] or [0]
     if layers[0] > depth:
-        raise InputError(f"{args.model} has {depth} blocks: leave --head-layers out")
+        raise InputError(f"{args.model} gives class tokens of {depth} layers: leave --head-layers out")
     rates = tuple(args.learning_rates or LEARNING_RATES)
     schedule = None if args.solver == "lbfgs" else Schedule(rates, args.epochs, args.train_batch_size, args.seed)
 
-    features, classes, paths = features_of(loaded, args, "train", args.nsamples)
+    training = drawn_images(loaded, args, "train", args.nsamples)
+    classes = training.dataset.classes
+    testing = drawn_images(loaded, args, "test", args.test_samples, classes)
+    if training.paths & testing.paths:
+        common.log.warning("%s has no test images of its own: the accuracy is that on training images", args.data_dir)
+    if not 0 < round(args.held_out * len(training.order)) < len(training.order):
+        n = len(training.order)
+        raise InputError(f"{n} images cannot be split to train and to pick the best: give more, or another --held-out")
+
+    features = features_of(loaded, args, training)
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(args.seed))
     n_held_out = round(args.held_out * len(order))
-    if not 0 < n_held_out < len(order):
-        raise InputError(f"{len(order)} images cannot be split to train and to pick the best: give more, or another --held-out")
     train, held_out = features.rows(order[n_held_out:]), features.rows(order[:n_held_out])
     with common.Bar("training", args.quiet) as bar:
         candidates = try_heads(train, held_out, len(classes), layers, schedule, bar.update)
     best = pick(candidates)
     weight, bias = train_again(best, features, len(classes), schedule)
 
-    test, test_classes, test_paths = features_of(loaded, args, "test", args.test_samples)
-    if test_classes != classes:
-        raise InputError(f"{args.data_dir} has {len(classes)} classes to train on and {len(test_classes)} others to test on")
-    if paths and set(paths) & set(test_paths):
-        common.log.warning("%s has no test images of its own: the accuracy is that on training images", args.data_dir)
+    test = features_of(loaded, args, testing)
     top1 = accuracy(test.select(best.layers, best.patch_mean) @ weight.T + bias, test.labels)
-    nearest = knn_predict(features.select(1, False), features.labels, test.select(1, False), args.knn)
+    plain = (1, False) if depth else (0, True)  # the last class token, or the pooled features
+    nearest = knn_predict(features.select(*plain), features.labels, test.select(*plain), args.knn)
     img_size = loaded.preprocessing.img_size
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output) as partial:
@@ -92,32 +101,67 @@ def main(argv: list[str]) -> dict[str, Any]:
     }
 
 
-def features_of(
-    loaded: "LoadedModel", args: Namespace, split: str, wanted: int | None
-) -> tuple["Features", tuple[str, ...], list[str]]:
-    """Features, class names and file names of a split's images, or of ``wanted`` randomly drawn ones."""
+@dataclass(frozen=True)
+class DrawnImages:
+    """Images of a split.
+
+    Attributes:
+        split: "train" or "test".
+        dataset: all images of the split.
+        order: indices of those that are used.
+        paths: their files; empty for images in memory.
+    """
+
+    split: str
+    dataset: Any
+    order: list[int]
+    paths: set[str]
+
+
+def drawn_images(
+    loaded: "LoadedModel", args: Namespace, split: str, wanted: int | None, classes: tuple[str, ...] = ()
+) -> DrawnImages:
+    """The images of a split, or ``wanted`` randomly drawn ones; with labels of ``classes``, if these are given.
+
+    Raises:
+        InputError: there are no labels, or other ones than those of ``classes``.
+    """
     import torch
 
-    from vitoats.common.devices import check_device
-    from vitoats.common.fingerprint import fingerprint
-    from vitoats.data.images import batches, digest, open_images
-    from vitoats.evaluation.features import cached, extract
+    from vitoats.data.images import open_images
+    from vitoats.data.labelled import Renumbered
 
     dataset: Any = open_images(args.data_dir, split, loaded.preprocessing.transform())
     if not dataset.classes:
         raise InputError("these images have no labels: training needs a folder with one subfolder for each class")
+    if classes and dataset.classes != classes:
+        if unknown := [name for name in dataset.classes if name not in classes]:
+            raise InputError(f"{args.data_dir} has test images of {unknown[0]!r}, but none to train on: add or remove some")
+        common.log.warning("there are test images of %d of %d classes", len(dataset.classes), len(classes))
+        dataset = Renumbered(dataset, [classes.index(name) for name in dataset.classes], classes)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))[:wanted].tolist()
+    return DrawnImages(split, dataset, order, {dataset.paths[i] for i in order} if getattr(dataset, "paths", []) else set())
+
+
+def features_of(loaded: "LoadedModel", args: Namespace, images: DrawnImages) -> "Features":
+    """The features of images, computed or read from the cache."""
+    from vitoats.common.devices import check_device
+    from vitoats.common.fingerprint import fingerprint
+    from vitoats.data.images import batches, digest
+    from vitoats.evaluation.features import cached, extract
+
     backbone = loaded.timm_model.to(check_device(args.device))
 
     def compute() -> "Features":
-        with common.Bar(f"features ({split})", args.quiet) as bar:
-            stream = batches(dataset, order, args.batch_size, args.workers)
-            return extract(backbone, stream, lambda done: bar.update(done, len(order)))
+        with common.Bar(f"features ({images.split})", args.quiet) as bar:
+            stream = batches(images.dataset, images.order, args.batch_size, args.workers)
+            return extract(backbone, stream, lambda done: bar.update(done, len(images.order)))
 
-    about = {"preprocessing": loaded.preprocessing.to_dict(), "images": digest(dataset, order)}
-    key = fingerprint(backbone, about) if args.cache else ""
-    paths = [dataset.paths[i] for i in order] if hasattr(dataset, "paths") else []
-    return cached(args.cache, key, compute), dataset.classes, paths
+    key = ""
+    if args.cache:
+        about = {"preprocessing": loaded.preprocessing.to_dict(), "images": digest(images.dataset, images.order)}
+        key = fingerprint(backbone, about)
+    return cached(args.cache, key, compute)
 
 
 def print_candidates(candidates: list[Any]) -> None:

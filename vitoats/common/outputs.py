@@ -40,8 +40,24 @@ def check_output_file(output: Path, overwrite: bool) -> None:
         raise InputError(f"{output} exists: add `overwrite` to replace it")
 
 
-def check_parents(output: Path) -> None:
+def check_results_file(path: Path) -> None:
+    """Refuses a file for results that cannot be written; it may exist, and be a device.
+
+    Raises:
+        InputError: it is a folder, or cannot be created.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give `results_file` a file")
+    if path.is_file() or not path.exists():
+        check_parents(path, "results_file")
+
+
+def check_parents(output: Path, field: str = "output") -> None:
     """Refuses an output whose nearest existing parent is not a writable folder.
+
+    Args:
+        output: the file or folder to write.
+        field: the argument that names it.
 
     Raises:
         InputError: the output cannot be created there.
@@ -49,5 +65,5 @@ def check_parents(output: Path) -> None:
     for parent in output.absolute().parents:
         if parent.exists():
             if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise InputError(f"{output} cannot be written, {parent} is no folder to write to: give another `output`")
+                raise InputError(f"{output} cannot be written, {parent} is no folder to write to: give another `{field}`")
             return

@@ -14,13 +14,13 @@ from vitoats.common.fingerprint import fingerprint
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.outliers import outlier_shares
-from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities
+from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities, sensitivity_work
 from vitoats.data.calibration import CalibrationImages
-from vitoats.loading.loaded import LoadedModel
-from vitoats.loading.loaded_text import LoadedLanguageModel
+from vitoats.data.transforms import Preprocessing
+from vitoats.loading.loaded_text import Packing
 from vitoats.methods.oats_h import OATSHConfig
-from vitoats.models.adapter import adapt
 from vitoats.models.blocks import ModelAdapter
+from vitoats.models.flops import count_flops
 from vitoats.models.inputs import TextInputs
 
 ALLOCATION_IMAGES = 96  # calibration images used to split the budget
@@ -31,18 +31,20 @@ CONSTRAINT_FEATURE_IMAGES = 48  # of these, under a cost limit: small errors dec
 
 def make_budgets(
     job: CompressionJob,
-    loaded: LoadedModel | LoadedLanguageModel,
+    adapter: ModelAdapter,
     images: CalibrationImages,
     constraint: Constraint | None,
+    preprocessing: Preprocessing | Packing,
     progress: Progress,
 ) -> tuple[Any, Budgets | None]:
     """The method's config, with the compression that a constraint implies, and the budgets of single layers.
 
     Args:
         job: the compression job.
-        loaded: the dense model, on the device.
+        adapter: the dense model, on the device.
         images: the calibration images.
         constraint: on the cost of the exported model; None uses the config's compression.
+        preprocessing: the model's, by which measurements are kept.
         progress: called with what is being measured.
 
     Returns:
@@ -56,8 +58,7 @@ def make_budgets(
         return (dataclasses.replace(config, compression=constraint.uniform()) if constraint else config), None
     if ":" in getattr(config, "pattern", ""):
         return config, None  # N:M fixes what each layer keeps
-    adapter = adapt(loaded.backbone, loaded.inputs)
-    text = isinstance(loaded, LoadedLanguageModel)
+    text = isinstance(adapter.inputs, TextInputs)
     most = ALLOCATION_WINDOWS if text else ALLOCATION_IMAGES
     some = dataclasses.replace(images, nsamples=min(images.nsamples, most))
     if allocation == "owl":
@@ -70,7 +71,7 @@ def make_budgets(
         return config, owl(shares, weights, config.total_compression())
     if constraint is None:
         check_compression(config.total_compression())
-    sensitivities = _sensitivities(job, loaded, adapter, some, constraint, progress)
+    sensitivities = _sensitivities(job, adapter, some, constraint, preprocessing, progress)
     if job.recipe.target in FROM_DENSE_PATH:
         sensitivities = counted_by_depth(sensitivities, [[x.name for x in block.linears] for block in adapter.blocks])
     if constraint is None:
@@ -83,27 +84,22 @@ def make_budgets(
 
 def _sensitivities(
     job: CompressionJob,
-    loaded: LoadedModel | LoadedLanguageModel,
     adapter: ModelAdapter,
     images: CalibrationImages,
     constraint: Constraint | None,
+    preprocessing: Preprocessing | Packing,
     progress: Progress,
 ) -> list[Sensitivity]:
     """Reads the sensitivities from the cache, or measures them."""
-    data, config = job.data, job.config
-    feature_images = CONSTRAINT_FEATURE_IMAGES if constraint else FEATURE_IMAGES
+    data = job.data
+    measured_with, without_rank, feature_images = _measurement(job)
     if isinstance(adapter.inputs, TextInputs):
         feature_images = max(2, FEATURE_TOKENS // adapter.inputs.seq_len)
-    without_rank = constraint is not None and len(constraint.rank_ratios) > 1
-    measured_with = OATSHConfig(
-        rank_ratio=getattr(config, "rank_ratio", 0.0),
-        pattern=getattr(config, "pattern", "layer"),  # for a method without patterns
-    )
     settings = {
         "data": [images.digests(), job.recipe.calibration_mix, images.nsamples, data.seed],
         "config": dataclasses.asdict(measured_with),
         "refit_bias": job.recipe.refit_bias,
-        "preprocessing": loaded.preprocessing.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
         "rates": [RATES, feature_images, without_rank],
     }
 
@@ -124,6 +120,27 @@ def _sensitivities(
         return read_sensitivities(values, layers, without_rank)
 
     return cached(f"sensitivity_{fingerprint(adapter.model, settings)[:32]}", read, make)
+
+
+def _measurement(job: CompressionJob) -> tuple[OATSHConfig, bool, int]:
+    """How sensitivities are measured: with which config, whether also without a low-rank term, and on how many images."""
+    measured_with = OATSHConfig(
+        rank_ratio=getattr(job.config, "rank_ratio", 0.0),
+        pattern=getattr(job.config, "pattern", "layer"),  # for a method without patterns
+    )
+    without_rank = job.limit is not None and job.limit.free_rank_ratio and measured_with.rank_ratio > 0
+    return measured_with, without_rank, CONSTRAINT_FEATURE_IMAGES if job.limit else FEATURE_IMAGES
+
+
+def budgets_work(job: CompressionJob, adapter: ModelAdapter, n_images: int) -> float:
+    """Multiply-adds that ``make_budgets`` takes with ``n_images`` calibration images, about; benchmarks are not counted."""
+    some = min(n_images, ALLOCATION_IMAGES)
+    if job.recipe.allocation == "uniform" or ":" in getattr(job.config, "pattern", ""):
+        return 0.0
+    if job.recipe.allocation == "owl":
+        return 2.0 * some * count_flops(adapter.model, adapter.inputs)
+    measured_with, without_rank, feature_images = _measurement(job)
+    return sensitivity_work(adapter, measured_with, without_rank, some, feature_images)
 
 
 def _hidden_states(job: CompressionJob, adapter: ModelAdapter, images: CalibrationImages) -> HiddenStates:

@@ -17,7 +17,7 @@ from vitoats.compression.job import CompressionJob, CostLimit
 from vitoats.compression.plan import chosen_blocks
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.registry import Method
-from vitoats.models.adapter import adapt
+from vitoats.models.blocks import ModelAdapter
 from vitoats.models.shapes import LayerShape, layer_shapes
 from vitoats.runtime.library import isa
 
@@ -27,7 +27,12 @@ GRAPH_BYTES, NODE_BYTES = 10_000, 1_500  # of an exported file without its weigh
 
 
 def make_constraint(
-    job: CompressionJob, limit: CostLimit, method: Method, loaded: LoadedModel, progress: Progress
+    job: CompressionJob,
+    limit: CostLimit,
+    method: Method,
+    loaded: LoadedModel,
+    adapter: ModelAdapter,
+    progress: Progress,
 ) -> Constraint:
     """Makes the constraint that a limit means for this model.
 
@@ -36,12 +41,12 @@ def make_constraint(
         limit: its cost limit.
         method: its method.
         loaded: the dense model.
+        adapter: the same model as a chain of blocks.
         progress: called with what is being measured, if there is no cost table yet.
 
     Raises:
         InputError: the limit is out of reach, or the cost table is for another model.
     """
-    adapter = adapt(loaded.timm_model, loaded.inputs)
     shapes = layer_shapes(adapter)
     chosen = {x.name for block in chosen_blocks(adapter, method, job.config)[0] for x in block.linears}
     own = {name: shape for name, shape in layer_shapes(adapter, job.fused_qkv).items() if name in chosen}

@@ -13,8 +13,9 @@ Memory does not grow with depth:
   + batch * (tokens * 4 * 4 * width) * 4    one block running on one batch: up to four tensors of the MLP's width; twice for
                                             targets from the dense path, because both paths' inputs are compared
   + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
-  + if a method needs full second moments: 8 * (sum of d_in^2 over a block's linear layers) bytes for these, and for its
-    solver 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the rows that are refitted at once
+  + 8 * (sum of d_in^2 over a block's linear layers)   full second moments, by which errors are measured
+  + if a method needs these for its solver: 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the
+    rows that are refitted at once
   + the model itself and its low-rank factors (S, stored with its zeros, replaces the dense weight)
 
 While saving, a packed copy of the compressed weights replaces all but the process and the model: 4 bytes per kept parameter and
@@ -28,6 +29,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from vitoats.calibration.moments import ERROR_TOKENS
 from vitoats.calibration.targets import token_stride
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import StatisticsLevel
@@ -99,9 +101,9 @@ def estimate_memory(
     sizes = [layer.module.weight.numel() for layer in adapter.linears]
     widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
     kept = max(elements * (sum(block) / block[0] + 3) for elements, block in zip(before, widths, strict=True) if block)
-    statistics, solver = 0, SOLVER_BUFFERS * 4 * max(sizes)
+    statistics = 8 * max(sum(width**2 for width in block) for block in widths)
+    solver = SOLVER_BUFFERS * 4 * max(sizes)
     if level == "full":
-        statistics = 8 * max(sum(width**2 for width in block) for block in widths)
         solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
         solver += HESSIAN_BUFFERS * 8 * max(width for block in widths for width in block) ** 2 + REFIT_BYTES
     return MemoryEstimate(
@@ -123,30 +125,34 @@ class WorkEstimate:
     passes: float
     statistics: float
     solver: float | None
+    budgets: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """What is known of it, in total."""
+        return self.passes + self.statistics + (self.solver or 0) + self.budgets
 
     def __str__(self) -> str:
         parts = {"passes": self.passes, "second moments": self.statistics, "solver": self.solver}
+        parts |= {"measuring budgets": self.budgets} if self.budgets else {}
         said = " + ".join(f"{name} {n / 1e12:.3g}" for name, n in parts.items() if n is not None)
-        total = sum(n for n in parts.values() if n is not None)
-        return f"at most {total / 1e12:.3g} T multiply-adds = {said}" + (
+        return f"at most {self.total / 1e12:.3g} T multiply-adds = {said}" + (
             "" if self.solver is not None else ", the solver apart"
         )
 
 
 def estimate_work(
     adapter: ModelAdapter,
-    blocks: list[Block],
     configs: dict[str, Any],
     nsamples: int,
     level: StatisticsLevel,
     passes: float,
     two_paths: bool,
 ) -> WorkEstimate:
-    """The arithmetic that compressing with ``nsamples`` images will take.
+    """The arithmetic that compressing with ``nsamples`` images will take, without measuring budgets.
 
     Args:
-        adapter: the model.
-        blocks: its blocks, with the layers to compress.
+        adapter: the model; its blocks have only the layers to compress.
         configs: the method's configs, by layer name; their ``multiply_adds(d_out, d_in)``, if any, gives the solver's count.
         nsamples: calibration images.
         level: which statistics of a layer's input are collected.
@@ -154,14 +160,15 @@ def estimate_work(
         two_paths: whether layers are measured against the dense path, which needs cross moments, too.
     """
     statistics, solver = 0, 0
-    for block in blocks:
+    for block in adapter.blocks:
         for layer in block.linears:
             module = layer.module
             tokens = nsamples * math.prod(block.shape_before) // block.linears[0].module.in_features
             if level == "full" and two_paths:
                 statistics += tokens // token_stride(tokens, module.in_features) * 2 * module.in_features**2
-            elif level == "full":
-                statistics += tokens * module.in_features**2
+            else:
+                stride = 1 if level == "full" else max(1, tokens // ERROR_TOKENS)
+                statistics += tokens // stride * module.in_features**2
             if hasattr(configs[layer.name], "multiply_adds"):
                 solver += sum(configs[layer.name].multiply_adds(height, module.in_features) for height in layer.heights)
     return WorkEstimate(passes * nsamples * count_flops(adapter.model, adapter.inputs), statistics, solver or None)

@@ -18,7 +18,7 @@ from vitoats.format.int8_layers import Int8Linear, Int8SparseLowRankLinear
 from vitoats.format.layers import SparseLowRankLinear
 from vitoats.methods.hessian import DAMPING
 from vitoats.methods.quantization import Int8Decomposition, quantized
-from vitoats.methods.registry import Method, measured
+from vitoats.methods.registry import Method, measured, output_error
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.blocks import LinearLayer
 
@@ -34,10 +34,12 @@ class LayerRow:
         ranks: rank of each part (three for a fused qkv).
         nonzeros: non-zeros of S.
         kept_parameters: nonzeros + sum of r_i (d_i + d_in).
-        relative_error: as the method measures it (``Decomposition``). With H it is the layer's relative output error
-            ||X (W - S - UV)^T||_F / ||X W^T||_F. With only the diagonal it is ||(W - S - UV) D||_F / ||W D||_F, with D the root
-            of the inputs' second moments, which ignores correlations between inputs. W is the dense weight after the target's
-            correction (``vitoats.calibration.targets``); if the bias is refitted, the moments are those about the mean.
+        relative_error: ||Y' - Y||_F / ||Y - b||_F, with Y' the layer's outputs, and Y those of the dense layer, with bias b,
+            for the same inputs (``vitoats.methods.registry.output_error``). A layer that makes up for errors of earlier ones
+            (``vitoats.calibration.targets``) deliberately has a larger one.
+        solver_error: the root of the solver's objective over that of W' = 0 (``Decomposition``), for the weights and moments
+            that the solver is given: the weights after the target's correction, and if the bias is refitted, the moments about
+            the mean. A method that knows only the diagonal of H ignores correlations between inputs.
         steps: iterations of the solver, the maximum over the parts.
         seconds: time spent in the solver.
     """
@@ -49,6 +51,7 @@ class LayerRow:
     nonzeros: int
     kept_parameters: int
     relative_error: float
+    solver_error: float
     steps: int
     seconds: float
 
@@ -100,7 +103,7 @@ def compress_layer(
 
     Args:
         layer: the dense layer.
-        statistics: moments of its input.
+        statistics: moments of its input, including H and the mean. The method sees those that it needs.
         error: the error of its dense weights, if the target is not their own output.
         method: the method that solves it.
         config: the method's config.
@@ -115,17 +118,13 @@ def compress_layer(
         RunError: the result is not finite.
     """
     start = time.perf_counter()
-    weight = layer.module.weight.detach().float()
+    weight = dense = layer.module.weight.detach().float()
     bias: Tensor | None = layer.module.bias
     statistics = statistics.to(weight.device)
     refit_bias = refit_bias and bias is not None
-    if error is not None:
-        weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
-    heights = layer.heights
-    problem = LayerProblem(weight, bias, heights, statistics, refit_bias)
 
     def known(moments: InputStatistics) -> InputStatistics:
-        return InputStatistics(moments.second_moment) if method.needs == "diagonal" else moments
+        return moments if method.needs == "full" else moments.diagonal()
 
     def keep_all(part: Tensor, moments: InputStatistics) -> Decomposition:
         return measured(part, known(moments), part)
@@ -135,6 +134,9 @@ def compress_layer(
 
     removes, rounded = config.total_compression() > 0, []
     try:
+        if error is not None:
+            weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
+        problem = LayerProblem(weight, bias, layer.heights, statistics, refit_bias)
         parts = problem.solve(solve if removes else keep_all)
         if not all(torch.isfinite(x).all() for part in parts for x in (part.S, part.U, part.V)):
             raise RunError(f"{layer.name}: the result is not finite (NaN or Inf): raise `damping`, or use another `method`")
@@ -143,15 +145,17 @@ def compress_layer(
                 removes, parts = False, problem.solve(keep_all)  # a dense matrix is smaller
             damping = getattr(config, "damping", DAMPING)
             rounded = [
-                quantized(w, known(problem.moments), p, damping) for w, p in zip(weight.split(heights), parts, strict=True)
+                quantized(w, known(problem.moments), p, damping)
+                for w, p in zip(weight.split(layer.heights), parts, strict=True)
             ]
             parts = [p.error for p in rounded]
     except InputError as refusal:
         raise InputError(f"{layer.name}: {refusal}") from None
+    found = torch.cat([p.S + p.U @ p.V for p in parts])
     if refit_bias:
-        lost = torch.cat([w - p.S - p.U @ p.V for w, p in zip(weight.split(heights), parts, strict=True)])
-        bias = problem.refitted_bias(lost)
+        bias = problem.refitted_bias(weight - found)
     compressed = int8_layer(rounded, bias, removes) if int8 else SparseLowRankLinear.from_decompositions(parts, bias)
+    shift = None if bias is None or bias is layer.module.bias else bias - layer.module.bias
     total = sum(p.objective / p.relative_error**2 for p in parts if p.relative_error)
     return compressed, LayerRow(
         name=layer.name,
@@ -160,7 +164,8 @@ def compress_layer(
         ranks=tuple(p.U.shape[1] for p in parts),
         nonzeros=compressed.nonzeros,
         kept_parameters=compressed.kept_parameters,
-        relative_error=(sum(p.objective for p in parts) / total) ** 0.5 if total else 0.0,
+        relative_error=output_error(dense, found - dense, shift, statistics),
+        solver_error=(sum(p.objective for p in parts) / total) ** 0.5 if total else 0.0,
         steps=max(p.steps for p in parts),
         seconds=time.perf_counter() - start,
     )

@@ -9,18 +9,21 @@ from typing import Any
 import torch
 
 from vitoats.allocation.constraint import Budgets
+from vitoats.allocation.cost import footprint
 from vitoats.calibration.targets import FROM_DENSE_PATH
 from vitoats.common.devices import storage_device
 from vitoats.common.errors import InputError
-from vitoats.compression.estimates import MemoryEstimate, count_passes, estimate_memory, estimate_work
+from vitoats.compression.estimates import MemoryEstimate, WorkEstimate, count_passes, estimate_memory, estimate_work
 from vitoats.compression.job import CompressionJob
 from vitoats.methods.registry import Method, Recipe, get_method
 from vitoats.methods.statistics import StatisticsLevel
 from vitoats.models.blocks import Block, ModelAdapter
+from vitoats.models.shapes import LayerShape
 from vitoats.models.units import layer_roles
 
 log = logging.getLogger("vitoats")
 
+ROUNDING = 0.05  # relative difference of what is kept from what was asked for that goes without saying
 MEMORY_SHARE = 0.5  # of the machine's memory, up to which intermediate results are kept, unless a limit is given
 
 
@@ -38,6 +41,7 @@ class CompressionPlan:
         level: which statistics of a layer's input are collected.
         keep: whether intermediate results are kept instead of computed again.
         int8: whether weights are rounded to int8, and layers quantize their inputs.
+        memory: the memory that it takes.
         spill_to: the folder for a file of hidden states; None keeps them in memory.
         storage: the device whose memory holds hidden states and what is kept of a block.
     """
@@ -51,51 +55,79 @@ class CompressionPlan:
     level: StatisticsLevel
     keep: bool
     int8: bool
+    memory: MemoryEstimate
     spill_to: Path | None
     storage: torch.device
 
+    def with_budgets(self, config: Any, budgets: Budgets | None) -> "CompressionPlan":
+        """The plan with the config of the whole model, and budgets of single layers, which override it.
 
-def plan_compression(
-    adapter: ModelAdapter,
-    job: CompressionJob,
-    n_images: int,
-    budgets: Budgets | None = None,
-    scratch: Path | None = None,
-) -> CompressionPlan:
-    """Makes the plan, and logs the memory and arithmetic it will take.
+        Raises:
+            InputError: a budget leaves nothing of a layer.
+        """
+        configs = {name: replace(config, **(budgets or {}).get(name, {})) for name in self.configs}
+        kept, total = 0, 0
+        for layer in self.adapter.linears:
+            for height in layer.heights:
+                shape = LayerShape(height, layer.module.in_features, 1, tokens=1)
+                kept += footprint(shape, configs[layer.name]).parameters
+                total += shape.size
+        asked = 1 - config.total_compression()
+        if abs(kept / total - asked) > ROUNDING * asked:
+            log.warning(
+                "%.4g of the weights will be removed, not %.4g: layers keep a whole number of entries in each row or group",
+                1 - kept / total,
+                1 - asked,
+            )
+        return replace(self, configs=configs)
+
+    @property
+    def work(self) -> WorkEstimate:
+        """The arithmetic that it takes at most."""
+        two_paths = self.recipe.target in FROM_DENSE_PATH
+        passes = count_passes(self.adapter.blocks, self.recipe.target, self.keep)
+        return estimate_work(self.adapter, self.configs, self.n_images, self.level, passes, two_paths)
+
+
+def plan_compression(adapter: ModelAdapter, job: CompressionJob, n_images: int, scratch: Path | None = None) -> CompressionPlan:
+    """Makes the plan, in which every layer has the job's own config.
 
     Args:
         adapter: the dense model.
         job: its method, config, recipe, weights and resources are used.
         n_images: maximum number of calibration images.
-        budgets: settings of single layers by name, which override the config's.
         scratch: a folder with room for the hidden states, used if the estimate is above the memory limit.
 
     Raises:
-        InputError: the method does not fit the model or the other settings, or a budget leaves nothing of a layer.
+        InputError: the method does not fit the model or the other settings.
     """
     method, recipe = get_method(job.method), job.recipe
     blocks, left_dense = chosen_blocks(adapter, method, job.config, job.fused_qkv)
-    layers = [layer for block in blocks for layer in block.linears]
-    configs = {layer.name: replace(job.config, **(budgets or {}).get(layer.name, {})) for layer in layers}
     two_paths = recipe.target in FROM_DENSE_PATH
     level: StatisticsLevel = "full" if two_paths or recipe.refit_bias else method.needs
     if method.needs == "neurons" and level == "full":
         raise InputError(f"the method {job.method} knows nothing of means: leave `refit_bias` out, and `target` at 'block'")
-    factors = 0
-    for layer in layers:  # a budget that leaves nothing fails here
-        d_in = layer.module.in_features
-        factors += sum(configs[layer.name].budget(d_out, d_in).rank * (d_out + d_in) for d_out in layer.heights)
+    weights = sum(layer.module.weight.numel() for block in blocks for layer in block.linears)
+    compression = job.config.total_compression()
+    factors = round(getattr(job.config, "rank_ratio", 0.0) * (1 - compression) * weights)
     limit, batch_size = job.resources.memory_limit_bytes, job.resources.batch_size
-    memory = estimate_memory(adapter, n_images, batch_size, factors, job.config.total_compression(), level, 1 + two_paths)
+    memory = estimate_memory(adapter, n_images, batch_size, factors, compression, level, 1 + two_paths)
     keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory())
     memory = memory if keep else replace(memory, kept=0)
-    spill_to = plan_memory(memory, limit, scratch)
-    storage = storage_device(adapter.device, memory.total) if limit is None else torch.device("cpu")
-    passes = count_passes(blocks, recipe.target, keep)
-    log.info("arithmetic: %s", estimate_work(adapter, blocks, configs, n_images, level, passes, two_paths))
-    chosen = replace(adapter, blocks=blocks, skipped=adapter.skipped + left_dense)
-    return CompressionPlan(chosen, method, configs, recipe, n_images, batch_size, level, keep, job.int8, spill_to, storage)
+    return CompressionPlan(
+        adapter=replace(adapter, blocks=blocks, skipped=adapter.skipped + left_dense),
+        method=method,
+        configs={layer.name: job.config for block in blocks for layer in block.linears},
+        recipe=recipe,
+        n_images=n_images,
+        batch_size=batch_size,
+        level=level,
+        keep=keep,
+        int8=job.int8,
+        memory=memory,
+        spill_to=plan_memory(memory, limit, scratch),
+        storage=storage_device(adapter.device, memory.total) if limit is None else torch.device("cpu"),
+    )
 
 
 def chosen_blocks(
@@ -124,7 +156,7 @@ def chosen_blocks(
 
 
 def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:
-    """Logs the memory estimate; returns the folder for hidden states if the estimate is above the limit, else None.
+    """The folder for hidden states, if the estimate is above the limit.
 
     Args:
         estimate: the estimate for the whole compression.
@@ -134,7 +166,6 @@ def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | N
     Raises:
         InputError: a folder is needed, but ``scratch`` is None.
     """
-    log.info("memory: %s", estimate)
     if limit is None or estimate.total <= limit:
         return None
     if estimate.total - estimate.hidden > limit:

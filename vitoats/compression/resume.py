@@ -25,7 +25,8 @@ class BlockStore:
     """Keeps each finished block in a folder, so that an interrupted run can resume.
 
     ``state.json`` holds the run's fingerprint, ``block_<i>.safetensors`` a block's compressed layers and their figures. A run
-    with another model, other images or other settings is refused; a block that this run did not write is compressed again.
+    with another model, other images or other settings is refused; a block that this run did not write is compressed again, and
+    a damaged ``state.json`` is written again.
     """
 
     def __init__(self, folder: Path, fingerprint: str, resume: bool):
@@ -41,13 +42,15 @@ class BlockStore:
                 raise InputError(
                     f"{folder} holds an interrupted run: add `resume` to go on with it, or delete the folder to start anew"
                 )
-            if _fingerprint_of(folder) != fingerprint:
+            written = _fingerprint_of(folder)
+            if written not in (None, fingerprint):
                 raise InputError(
                     f"{folder} is from a run with another model, other images or other settings: "
                     f"repeat its command with `resume`, or delete the folder to start anew"
                 )
             log.info("resuming: %d finished blocks in %s", len(finished), folder)
-            return
+            if written is not None:
+                return
         try:
             write_values(folder / STATE, STATE, fingerprint)
         except RunError:
@@ -122,11 +125,13 @@ def _block_files(folder: Path) -> list[Path]:
     return list(folder.glob("block_*.safetensors"))
 
 
-def _fingerprint_of(folder: Path) -> str:
+def _fingerprint_of(folder: Path) -> str | None:
+    """The fingerprint in ``state.json``; None if that is damaged, since each block has a digest with the fingerprint, too."""
     try:
         return str(read_values(folder / STATE, STATE))
     except (OSError, UnfitError) as error:
-        raise InputError(f"{folder / STATE} is damaged ({error}): delete its folder to start anew") from None
+        log.warning("%s is damaged (%s) and is made anew: each block is checked by itself", folder / STATE, error)
+        return None
 
 
 def _row(values: dict[str, Any]) -> LayerRow:

@@ -8,20 +8,20 @@ from typing import Any, Literal
 
 import torch
 
-from vitoats.allocation.constraint import Budgets
 from vitoats.common.devices import check_device, set_threads
 from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.memory import reuse_freed_memory
 from vitoats.common.outputs import check_output_folder
-from vitoats.common.progress import Progress, StageProgress, silent
+from vitoats.common.progress import Progress, silent
 from vitoats.compression.budgets import make_budgets
 from vitoats.compression.constraints import make_constraint, predict
 from vitoats.compression.job import CalibrationData, CalibrationText, CompressionJob, Resources
+from vitoats.compression.outlook import Outlook, outlook
 from vitoats.compression.pipeline import CompressionReport, compress
-from vitoats.compression.plan import plan_compression
+from vitoats.compression.plan import CompressionPlan, plan_compression
 from vitoats.compression.resume import BlockStore
-from vitoats.compression.structural import PruningReport, prune
+from vitoats.compression.structural import PruningReport, prune, pruning_outlook
 from vitoats.data.calibration import CalibrationImages, calibration_images
 from vitoats.data.text import calibration_text
 from vitoats.evaluation.fidelity import Fidelity
@@ -32,8 +32,9 @@ from vitoats.loading.language_models import load_language_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.loaded_text import LoadedLanguageModel
 from vitoats.loading.source import open_model
-from vitoats.methods.registry import STRUCTURAL, Method, find_method
+from vitoats.methods.registry import Method, StructuralMethod, find_method
 from vitoats.models.adapter import adapt
+from vitoats.models.blocks import ModelAdapter
 from vitoats.models.flops import count_flops
 
 log = logging.getLogger("vitoats")
@@ -88,11 +89,14 @@ class Compressed:
             RunError: the folder is not writable.
         """
         check_output_folder(Path(output), overwrite)
+        about = self.about
+        if format == "dense":
+            about = {**about, "flops": about["flops_before"]}  # zeros are multiplied, too
         settings: dict[str, Any] = {"dense": format == "dense", "overwrite": overwrite}
         if isinstance(self.loaded, LoadedLanguageModel):
-            save_language_checkpoint(self.loaded, Path(output), self.about, **settings)
+            save_language_checkpoint(self.loaded, Path(output), about, **settings)
         else:
-            save_checkpoint(self.loaded, Path(output), self.about, **settings)
+            save_checkpoint(self.loaded, Path(output), about, **settings)
         return Path(output)
 
 
@@ -121,14 +125,14 @@ def run(
         InputError: the model, the images or the settings are invalid.
         RunError: disk space or memory runs out.
     """
-    method = find_method(job.method)
-    prepare(job.resources)
-    loaded = loaded or _open(job)
-    model, inputs = loaded.backbone.to(job.resources.device), loaded.inputs
-    drawn = draw_images(job, loaded, images)
+    method, loaded, adapter, drawn = _begin(job, loaded, images)
+    model, inputs = loaded.backbone, loaded.inputs
+    plan, expected = _planned(job, method, adapter, drawn, scratch)
+    for line in expected.lines():
+        log.info(line)
     constraint = None
     if job.limit and isinstance(method, Method) and isinstance(loaded, LoadedModel):
-        constraint = make_constraint(job, job.limit, method, loaded, progress)
+        constraint = make_constraint(job, job.limit, method, loaded, adapter, progress)
     buffers = {name for name, _ in model.named_buffers()}
     before, flops_before = count(_untied(model), not_parameters=buffers), count_flops(model, inputs)
     settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
@@ -137,11 +141,18 @@ def run(
         depends_on = {"job": job.to_dict(), "preprocessing": settings["preprocessing"], "goal": settings["goal"]}
         store = BlockStore(partial_folder, fingerprint(model, depends_on | {"images": drawn.digests()}), resume)
     try:
-        fidelity = Fidelity(model, inputs, drawn.held_out, job.resources.batch_size, job.resources.workers)
-        config, budgets = make_budgets(job, loaded, drawn, constraint, progress)
+        config, budgets = make_budgets(job, adapter, drawn, constraint, loaded.preprocessing, progress)
         predicted = {} if constraint is None else predict(constraint, config, budgets)
-        job = dataclasses.replace(job, config=config)
-        report = _compressed(job, loaded, drawn, budgets, scratch, store, partial(progress, "block"))
+        if plan is not None and (budgets is not None or config is not job.config):
+            plan = plan.with_budgets(config, budgets)
+        fidelity = Fidelity(model, inputs, drawn.held_out, job.resources.batch_size, job.resources.workers)
+        stage = partial(progress, "block")
+        stream = drawn.batches(job.resources.batch_size, job.resources.workers)
+        report: CompressionReport | PruningReport
+        if plan is None:
+            report = prune(adapter, job, stream, drawn.nsamples, scratch, stage)
+        else:
+            report = compress(plan, stream, store, stage)
     except BaseException:
         if store:
             store.settle()
@@ -158,7 +169,7 @@ def run(
         "flops": count_flops(model, inputs),
         "feature_error": fidelity.errors(model),
     }
-    _warn_of_other_domains(about["feature_error"])
+    _warn_of_other_domains(about["feature_error"], job.recipe.calibration_mix)
     return Compressed(loaded, about, report)
 
 
@@ -166,6 +177,48 @@ def _untied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The tensors of a model, those that several layers share only once."""
     by_address = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(model.state_dict().items())}
     return {name: tensor for name, tensor in model.state_dict().items() if by_address[tensor.data_ptr(), tensor.shape] == name}
+
+
+def preview(job: CompressionJob, *, scratch: Path | None = None) -> Outlook:
+    """What compressing covers and takes; nothing is compressed.
+
+    Args:
+        job: the compression job.
+        scratch: as in ``run``.
+
+    Raises:
+        InputError: the model, the images or the settings are invalid.
+    """
+    method, _, adapter, drawn = _begin(job)
+    return _planned(job, method, adapter, drawn, scratch)[1]
+
+
+def _begin(
+    job: CompressionJob, loaded: LoadedModel | LoadedLanguageModel | None = None, images: Any = None
+) -> tuple[Method | StructuralMethod, LoadedModel | LoadedLanguageModel, ModelAdapter, CalibrationImages]:
+    """Opens the model and the images; a model that does not fit is refused here."""
+    method = find_method(job.method)
+    prepare(job.resources)
+    loaded = loaded or _open(job)
+    loaded.backbone.to(job.resources.device)
+    adapter = adapt(loaded.backbone, loaded.inputs)
+    return method, loaded, adapter, draw_images(job, loaded, images)
+
+
+def _planned(
+    job: CompressionJob,
+    method: Method | StructuralMethod,
+    adapter: ModelAdapter,
+    drawn: CalibrationImages,
+    scratch: Path | None,
+) -> tuple[CompressionPlan | None, Outlook]:
+    """The plan, which a structural method does not have, and the outlook."""
+    if isinstance(method, StructuralMethod):
+        return None, pruning_outlook(adapter, job, drawn.nsamples)
+    plan = plan_compression(adapter, job, drawn.nsamples, scratch)
+    if job.limit is None and job.recipe.allocation == "uniform":
+        plan = plan.with_budgets(job.config, None)  # a budget that leaves nothing of a layer fails here
+    return plan, outlook(plan, job)
 
 
 def prepare(resources: Resources) -> None:
@@ -240,23 +293,6 @@ def described(
     }
 
 
-def _compressed(
-    job: CompressionJob,
-    loaded: LoadedModel | LoadedLanguageModel,
-    drawn: CalibrationImages,
-    budgets: Budgets | None,
-    scratch: Path | None,
-    store: BlockStore | None,
-    progress: StageProgress,
-) -> CompressionReport | PruningReport:
-    """Compresses the model in place, with a method of either kind."""
-    adapter = adapt(loaded.backbone, loaded.inputs)
-    images = drawn.batches(job.resources.batch_size, job.resources.workers)
-    if job.method in STRUCTURAL:
-        return prune(adapter, job, images, drawn.nsamples, scratch, progress)
-    return compress(plan_compression(adapter, job, drawn.nsamples, budgets, scratch), images, store, progress)
-
-
 def _without_seconds(figures: dict[str, Any]) -> dict[str, Any]:
     """A report without its timings, so that the same job writes the same bytes."""
     return {
@@ -266,12 +302,24 @@ def _without_seconds(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _warn_of_other_domains(errors: dict[str, float]) -> None:
+OTHER_DOMAINS = {  # by the calibration mix that was used: what helps images unlike the user's
+    "none": "use `calibration_mix='synthetic'`, or give `general_images` a folder",
+    "synthetic": "add varied images with `general_images` and `calibration_mix='both'`, or raise `nsamples`",
+    "general": "use `calibration_mix='both'`, or raise `nsamples`",
+    "both": "raise `nsamples`, or lower `compression`",
+}
+
+
+def _warn_of_other_domains(errors: dict[str, float], mix: str) -> None:
     """Logs the feature errors on held-out images, and warns if images unlike the user's have much larger ones."""
-    log.info("relative feature error on held-out images: %s", ", ".join(f"{k} {v:.3f}" for k, v in errors.items()))
+    log.info(
+        "relative feature error on held-out images (0 as before, 1 no better than the mean feature): %s",
+        ", ".join(f"{k} {v:.3f}" for k, v in errors.items()),
+    )
     if errors.get("synthetic", 0) > DOMAIN_RATIO * errors.get("own", float("inf")):
+        ratio = f"{errors['synthetic'] / errors['own']:.1f} times" if errors["own"] else "many times"
         log.warning(
-            "features of images unlike yours are off %.1f times as much as those of yours: "
-            "if the model is to see such images, use `calibration_mix='synthetic'`, or give `general_images` a folder",
-            errors["synthetic"] / errors["own"],
+            "features of images unlike yours are off %s as much as those of yours: if the model is to see such images, %s",
+            ratio,
+            OTHER_DOMAINS[mix],
         )

@@ -1,5 +1,6 @@
 """Measures what compressing each layer alone does to a model (``evaluation.effect``), for ``allocation.sensitivity``."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from vitoats.evaluation.effect import effect_on
 from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.blocks import Block, LinearLayer, ModelAdapter
+from vitoats.models.flops import count_flops
 
 FEATURE_IMAGES = 8  # images to measure features on (docs/oats-h.md, Allocation)
 
@@ -45,13 +47,10 @@ def measure_sensitivities(
     Raises:
         InputError: no two images have different features.
     """
-    every = max(1, hidden.n_images // feature_images)
+    every = _stride(hidden.n_images, feature_images)
     if hidden.n_images < 2:
         raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
-    quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
-    cheap = [replace(quick, compression=rate) for rate in RATES]
-    if without_rank:
-        cheap.append(replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0))
+    cheap = _cheap_configs(config, without_rank)
     effect = effect_on(adapter, _behind(adapter.blocks, hidden.values[::every].to(hidden.device)))
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
@@ -69,6 +68,34 @@ def measure_sensitivities(
             measured, rest = tuple(errors[: len(RATES)]), errors[len(RATES) :]
             found.append(Sensitivity(layer.name, layer.module.weight.numel(), measured, *rest))
     return found
+
+
+def sensitivity_work(
+    adapter: ModelAdapter, config: OATSHConfig, without_rank: bool, n_images: int, feature_images: int = FEATURE_IMAGES
+) -> float:
+    """Multiply-adds that ``measure_sensitivities`` takes with ``n_images`` images, about."""
+    cheap = _cheap_configs(config, without_rank)
+    n_blocks, few = len(adapter.blocks), -(-n_images // _stride(n_images, feature_images))
+    model_passes, rest = 2.0 * n_images, 0
+    for index, block in enumerate(adapter.blocks):
+        for layer in block.linears:
+            model_passes += len(cheap) * few * (1 - index / n_blocks)
+            d_in = layer.module.in_features
+            tokens = n_images * math.prod(block.shape_before) // block.linears[0].module.in_features
+            rest += tokens * d_in**2 + sum(c.multiply_adds(height, d_in) for c in cheap for height in layer.heights)
+    return model_passes * count_flops(adapter.model, adapter.inputs) + rest
+
+
+def _stride(n_images: int, feature_images: int) -> int:
+    """The n for which features are measured on every n-th image."""
+    return max(1, n_images // feature_images)
+
+
+def _cheap_configs(config: OATSHConfig, without_rank: bool) -> list[OATSHConfig]:
+    """The configs that each layer is compressed with."""
+    quick = replace(config, solver="support", iterations=8, refit_rounds=2, refit_iterations=4)
+    cheap = [replace(quick, compression=rate) for rate in RATES]
+    return [*cheap, replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0)] if without_rank else cheap
 
 
 def _layer_errors(

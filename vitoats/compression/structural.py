@@ -11,7 +11,9 @@ Memory is that of ``vitoats.calibration`` with two copies of the hidden states: 
 
 import dataclasses
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +27,10 @@ from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common.errors import InputError
 from vitoats.common.progress import StageProgress
-from vitoats.compression.estimates import estimate_memory
+from vitoats.compression.estimates import MemoryEstimate, WorkEstimate, estimate_memory
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.layer import int8_linear
+from vitoats.compression.outlook import Outlook, speed
 from vitoats.compression.plan import plan_memory
 from vitoats.compression.smoothing import smooth
 from vitoats.format.layers import replace_module
@@ -35,10 +38,12 @@ from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.blocks import Block, ModelAdapter
+from vitoats.models.flops import count_flops
 from vitoats.models.units import Units, find_units, keep_units, linear, why_not
 
 log = logging.getLogger("vitoats")
 
+UNKNOWN = "its heads or neurons are not known"  # why a layer stays unchanged
 TRIAL_IMAGES = 2  # images used to check that a block's units can be removed
 
 
@@ -52,7 +57,7 @@ class ModuleRow:
         before: number of units before.
         kept: number of units kept.
         weights: number of weights left, without biases.
-        relative_error: error of its output layer after the refit, ||X (W - W')^T||_F / ||X W^T||_F, bias included, for the
+        relative_error: error of its output layer after the refit (``vitoats.methods.registry.output_error``), for the
             inputs X of the refit.
         seconds: time of the refit.
     """
@@ -115,9 +120,7 @@ def prune(
     """
     start = time.perf_counter()
     method, config, resources = STRUCTURAL[job.method], job.config, job.resources
-    estimate = estimate_memory(adapter, n_images, resources.batch_size, 0, config.compression, "full")
-    twice = dataclasses.replace(estimate, hidden=2 * estimate.hidden)
-    spill_to = plan_memory(twice, resources.memory_limit_bytes, scratch)
+    spill_to = plan_memory(_memory(adapter, job, n_images), resources.memory_limit_bytes, scratch)
     n_blocks = len(adapter.blocks)
     steps = (3 if job.int8 else 2) * n_blocks
     progress(0, steps, "reading images")
@@ -141,6 +144,36 @@ def prune(
         n_images=hidden.n_images,
         seconds=time.perf_counter() - start,
     )
+
+
+def pruning_outlook(adapter: ModelAdapter, job: CompressionJob, n_images: int) -> Outlook:
+    """The outlook on pruning a model, which counts all heads and neurons that are known, removable or not."""
+    called = {layer.name: layer.module.weight.numel() for layer in adapter.linears}
+    units = [units for block in adapter.blocks for units in find_units(adapter.model, block.name)]
+    names = [name for found in units for name in (*found.inputs, found.output) if name in called]
+    left = Counter(reason for _, reason in adapter.skipped) + Counter({UNKNOWN: len(called) - len(names)})
+    walks = 6 if job.int8 else 4  # each runs a block twice
+    widths = [linear(adapter.model, found.output).in_features for found in units]
+    tokens = n_images * math.prod(adapter.blocks[0].shape_before) // adapter.blocks[0].shape_before[-1]
+    work = WorkEstimate(
+        walks * n_images * count_flops(adapter.model, adapter.inputs), 2.0 * tokens * sum(width**2 for width in widths), None
+    )
+    return Outlook(
+        n_layers=len(names),
+        n_blocks=len({block.name for block in adapter.blocks if any(n.startswith(block.name + ".") for n in names)}),
+        weights=sum(called[name] for name in names),
+        parameters=sum(parameter.numel() for parameter in adapter.model.parameters()),
+        left_dense=dict(left),
+        memory=_memory(adapter, job, n_images),
+        work=work,
+        seconds=work.total / speed(adapter),
+    )
+
+
+def _memory(adapter: ModelAdapter, job: CompressionJob, n_images: int) -> MemoryEstimate:
+    """The memory that pruning takes, which keeps two copies of the hidden states."""
+    estimate = estimate_memory(adapter, n_images, job.resources.batch_size, 0, job.config.compression, "full")
+    return dataclasses.replace(estimate, hidden=2 * estimate.hidden)
 
 
 def _prune_blocks(
@@ -211,7 +244,7 @@ def _removable(adapter: ModelAdapter, hidden: Tensor) -> tuple[list[list[Units]]
     """
     called = {layer.name for layer in adapter.linears}
     found: list[list[Units]] = []
-    reasons = dict.fromkeys(sorted(called), "its heads or neurons are not known")
+    reasons = dict.fromkeys(sorted(called), UNKNOWN)
     for block in adapter.blocks:
         found.append([])
         for units in find_units(adapter.model, block.name):

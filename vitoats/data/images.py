@@ -17,6 +17,8 @@ from torch import Tensor
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm and torchvision)
 from vitoats.common.errors import InputError
+from vitoats.data.folders import find_images
+from vitoats.data.pixels import rgb
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset  # isort: skip
 from timm.utils.misc import natural_key  # isort: skip
@@ -56,7 +58,7 @@ class ImageFiles(Dataset):
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return self.transform(image.convert("RGB")), self.labels[index] if self.labels else -1
+                return self.transform(rgb(image)), self.labels[index] if self.labels else -1
         except Exception as error:  # PIL's decoders raise all kinds of errors on a broken file
             return Unreadable(path, str(error) or type(error).__name__)
 
@@ -115,9 +117,24 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
         return ImageArrays(images, targets, FASHION_MNIST_CLASSES, transform)
     for name in SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
-            root = root / name
-            break
+            _warn_of_neighbours(root, name)
+            return image_folder(root / name, transform)
     return image_folder(root, transform)
+
+
+def _warn_of_neighbours(root: Path, split: str) -> None:
+    """Warns if a folder that is taken for a split has neighbours that are no other splits: it may be a class of that name."""
+    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
+    with os.scandir(root) as entries:
+        others = [
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMG_EXTENSIONS)
+            or (entry.is_dir() and entry.name not in splits and not entry.name.startswith("."))
+        ]
+    if others:
+        others.sort(key=natural_key)
+        log.warning("in %s only the folder %s is read; left out beside it: %d (%s)", root, split, len(others), _some(others))
 
 
 def image_folder(root: Path, transform: Callable) -> ImageFiles:
@@ -126,12 +143,19 @@ def image_folder(root: Path, transform: Callable) -> ImageFiles:
     Raises:
         InputError: the folder contains no images.
     """
-    classes, paths, labels, ignored = _walk(root)
-    if ignored:
-        log.warning("files left out in %s, no images by their name: %d (%s)", root, len(ignored), _some(ignored))
-    if not paths:
+    found = find_images(root)
+    for what, paths in (
+        ("files left out in %s, no images by their name", found.others),
+        ("links or folders left out in %s that lead nowhere or cannot be read", found.unreachable),
+        ("images left out in %s, since they lie beside its class folders and are of no class", found.loose),
+        ("links left out in %s, whose files are counted already", found.again),
+        ("folders in %s without images, which are no classes", found.empty if found.classes else []),
+    ):
+        if paths:
+            log.warning(f"{what}: %d (%s)", root, len(paths), _some(paths))
+    if not found.paths:
         raise InputError(f"there are no images in {root}: give `images` a folder with .jpg, .png or other image files")
-    return ImageFiles(paths, labels if classes else None, classes, transform)
+    return ImageFiles(found.paths, found.labels if found.classes else None, found.classes, transform)
 
 
 def digest(dataset: ImageDataset, indices: Iterable[int]) -> str:
@@ -163,31 +187,6 @@ def read_idx(path: Path, header: int, shape: tuple[int, ...] = ()) -> np.ndarray
             return np.frombuffer(file.read(), np.uint8, offset=header).reshape(-1, *shape)
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): install or copy the data set again") from None
-
-
-def _walk(root: Path) -> tuple[tuple[str, ...], list[str], list[int], list[str]]:
-    """Lists a folder's classes (empty for a flat folder), image paths, labels, and the files that are not images.
-
-    The order is timm's, in which class2 comes before class10.
-    """
-    folders_found = (e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
-    classes = tuple(sorted(folders_found, key=lambda name: (natural_key(name), name)))
-    found: list[tuple[str, int]] = []
-    ignored: list[str] = []
-    for label, folder in enumerate(classes or ("",)):
-        for parent, folders, files in os.walk(root / folder, followlinks=True):
-            folders.sort()
-            for file in sorted(files):
-                path = os.path.join(parent, file)
-                if file.lower().endswith(IMG_EXTENSIONS):
-                    found.append((path, label))
-                else:
-                    ignored.append(path)
-    if not found and classes:  # images beside unrelated folders
-        flat = [e.path for e in os.scandir(root) if e.is_file() and e.name.lower().endswith(IMG_EXTENSIONS)]
-        return (), sorted(flat, key=natural_key), [], ignored
-    found.sort(key=lambda item: natural_key(item[0]))
-    return classes, [path for path, _ in found], [label for _, label in found], ignored
 
 
 def _some(names: list[str]) -> str:

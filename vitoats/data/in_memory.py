@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitoats.common.errors import InputError
+from vitoats.data.pixels import rgb
 
 NO_LABEL = -1
 
@@ -54,7 +55,7 @@ class ImagesInMemory(Dataset):
         item = self.images[index]
         image, label = (item[0], int(item[1])) if isinstance(item, (tuple, list)) else (item, NO_LABEL)
         if isinstance(image, Image.Image):
-            image = self.transform(image.convert("RGB"))
+            image = self.transform(rgb(image))
         wanted = (3, self.img_size, self.img_size)
         if not isinstance(image, Tensor) or tuple(image.shape) != wanted or not image.is_floating_point():
             what = f"{image.dtype} of shape {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__

@@ -19,6 +19,7 @@ from torch import Tensor
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError
 from vitoats.data.images import SAMPLE, ImageDataset, ImageFiles, Unreadable, image_folder, open_images
+from vitoats.data.pixels import rgb
 
 from timm.data import IterableImageDataset, create_dataset  # isort: skip
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar  # isort: skip
@@ -45,7 +46,7 @@ class ReadImages(Dataset):
         try:
             image, label = self.source[index]
             with image if isinstance(image, Image.Image) else Image.open(image) as opened:
-                pixels = opened.convert("RGB")
+                pixels = rgb(opened)
             return self.transform(pixels), int(label) if self.labelled and label is not None else -1
         except Exception as error:  # PIL's decoders raise all kinds of errors on a broken file
             name = self.paths[index] if self.paths else f"image {index}"
@@ -80,18 +81,28 @@ class Relabelled(Dataset):
 
 
 class Renumbered(Dataset):
-    """Images whose label i is replaced by ``labels[i]``."""
+    """Images whose label i is replaced by ``numbers[i]``."""
 
-    def __init__(self, dataset: Any, labels: list[int], classes: tuple[str, ...]):
-        self.dataset, self.labels, self.classes = dataset, labels, classes
+    def __init__(self, dataset: Any, numbers: list[int], classes: tuple[str, ...]):
+        self.dataset, self.numbers, self.classes = dataset, numbers, classes
         self.paths = getattr(dataset, "paths", [])
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The labels of all images, if the data set knows them without reading the images."""
+        own = getattr(self.dataset, "labels", None)
+        return None if own is None else [self.numbers[int(label)] for label in own]
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image, for a digest."""
+        return self.dataset.content(index)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
         item = self.dataset[index]
-        return item if isinstance(item, Unreadable) else (item[0], self.labels[item[1]] if item[1] >= 0 else -1)
+        return item if isinstance(item, Unreadable) else (item[0], self.numbers[item[1]] if item[1] >= 0 else -1)
 
 
 def open_labelled(

@@ -1,7 +1,7 @@
 """Image preprocessing, which is stored with every checkpoint and ONNX file."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -93,6 +93,21 @@ class Preprocessing:
         if crop_mode not in CROP_MODES:
             raise InputError(f"unknown crop mode {crop_mode!r}: use {', '.join(CROP_MODES)}")
         return replace(self, crop_mode=crop_mode, crop_pct=1.0 if crop_mode == "squash" else self.crop_pct)
+
+    def changed(self, crop_mode: str | None, settings: Mapping[str, Any]) -> "Preprocessing":
+        """The same preprocessing with another crop mode, and with those ``settings`` that are not None.
+
+        Raises:
+            InputError: a value is invalid, or mean or std has neither one number nor one for each channel.
+        """
+        own = self if crop_mode is None else self.with_crop_mode(crop_mode)
+        given = {name: value for name, value in settings.items() if value is not None}
+        for name in given.keys() & {"mean", "std"}:
+            values = given[name] if isinstance(given[name], Sequence) else [given[name]]
+            if len(values) not in (1, 3):
+                raise InputError(f"`{name}` takes one number, or one for each of 3 channels, not {len(values)}")
+            given[name] = tuple(values) * (3 // len(values))
+        return replace(own, **given)
 
     def transform(self) -> Callable:
         """The transform of a PIL image to a float tensor [3, img_size, img_size]."""

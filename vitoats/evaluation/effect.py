@@ -32,7 +32,7 @@ def effect_on(adapter: ModelAdapter, hidden: Tensor) -> Effect:
         return lambda now: divergence(inputs, model, hidden, now)
 
     def features(hidden: Tensor) -> np.ndarray:
-        return inputs.features_of(model, hidden).float().cpu().numpy()
+        return adapter.features_of(hidden).float().cpu().numpy()
 
     reference = features(hidden)
     if not (reference != reference[0]).any():

@@ -21,7 +21,7 @@ class Features:
 
     Attributes:
         tokens: [n, k + 1, d]: the class tokens of the last k blocks in order, each after the final norm; then the mean of the
-            last block's patch tokens.
+            last block's patch tokens. k is 0 for a backbone without class tokens.
         labels: [n].
     """
 
@@ -55,7 +55,7 @@ def extract(
         RunError: a feature is not finite.
     """
     device = next(backbone.parameters()).device
-    layers = min(MOST_LAYERS, len(backbone.blocks))  # type: ignore[arg-type]
+    layers = min(MOST_LAYERS, heads.most_layers(backbone))
     tokens: list[Tensor] = []
     labels: list[Tensor] = []
     done = 0

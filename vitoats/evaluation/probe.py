@@ -136,7 +136,7 @@ def try_heads(
     rates: Sequence[float | None] = (None,) if schedule is None else schedule.learning_rates
     found = []
     for n_layers in layers:
-        for patch_mean in (False, True):
+        for patch_mean in (False, True) if n_layers else (True,):
             weight, bias = train(features, n_classes, n_layers, patch_mean, schedule, progress)
             x = held_out.select(n_layers, patch_mean)
             for rate, w, b in zip(rates, weight, bias, strict=True):

@@ -15,7 +15,7 @@ from vitoats.format.layers import compressed_counts, parameter_count
 from vitoats.loading.checkpoint import WEIGHTS
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.names import EMBEDDED
-from vitoats.runtime.inference import metadata, session
+from vitoats.runtime.inference import metadata, session, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _compression(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _megabytes(path: Path) -> float | None:
-    return round(path.stat().st_size / 1e6, 3) if path.is_file() else None
+    return round(stored_bytes(path) / 1e6, 3) if path.is_file() else None
 
 
 def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None = None) -> Target:
@@ -99,7 +99,7 @@ def onnx_target(path: str, threads: int) -> Target:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
     if not described.get("n_classes"):
-        raise InputError(f"{path} gives features, not logits: export it with a classifier (`head`)")
+        raise InputError(f"{path} gives features, not logits: export it with a classifier (`head`) and without `features`")
     name = opened.get_inputs()[0].name
 
     def predict(images: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,10 @@ def add_functions(proto: onnx.ModelProto) -> None:
     for name, n_inputs in sorted(used.items(), key=lambda item: item[0] != NAME):
         if name == NAME:
             function = sparse_matmul_function(n_inputs)
+        elif name == ATTENTION:
+            function = qkv_attention_function(_head_width(proto.graph))
         else:
-            function = qkv_attention_function() if name == ATTENTION else int8_matmul_function(INT8_OPERATORS[name])
+            function = int8_matmul_function(INT8_OPERATORS[name])
         proto.functions.append(function)
     kept = [opset for opset in proto.opset_import if opset.domain != DOMAIN]
     del proto.opset_import[:]
@@ -26,3 +28,14 @@ def add_functions(proto: onnx.ModelProto) -> None:
     if used:
         version = DOMAIN_VERSION if used.keys() == {NAME} else NEWEST_DOMAIN_VERSION
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, version))
+
+
+def _head_width(graph: onnx.GraphProto) -> int | None:
+    """The width of a head in all attention nodes; None if they differ."""
+    shapes = {info.name: info.type.tensor_type.shape for info in (*graph.value_info, *graph.output)}
+    widths = {
+        shapes[node.output[0]].dim[2].dim_value // onnx.helper.get_node_attr_value(node, "num_heads")
+        for node in graph.node
+        if (node.domain, node.op_type) == (DOMAIN, ATTENTION)
+    }
+    return widths.pop() if len(widths) == 1 else None

@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from vitoats.format.operator import DOMAIN, NEWEST_DOMAIN_VERSION
 
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # the exporter's name for none
+
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The value as an array if it is a constant of the graph."""
@@ -50,8 +52,9 @@ def permutation(node: ir.Node) -> tuple[int, ...]:
 
 
 def layer_name(node: ir.Node) -> str:
-    """The name of the module whose forward the exporter was tracing when it made the node."""
-    return ast.literal_eval(node.metadata_props["pkg.torch.onnx.name_scopes"])[-2]
+    """The name of the module whose forward the exporter was tracing when it made the node; "" for the model itself."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return scopes[-2] if len(scopes) > 1 and scopes[-2] != NO_MODULE else ""
 
 
 def replace(

@@ -3,8 +3,9 @@
     [LayerNorm](Sparse)MatMulInt8[Gelu | Add]          vitoats.format.operator has the inputs of each
 
 x is normalized first; W = scale * S + (U_scale * U) (V_scale * V), or W = scale * weight, all untiled
-(``vitoats.format.tiles``); y = x W^T + bias; then GELU, or the sum with residual. The arithmetic is in float32 and activations
-are not quantized, so a body is slightly more exact than the native operator.
+(``vitoats.format.tiles``); y = x W^T + bias; then GELU, or the sum with residual. Activations are not quantized, so a body is
+slightly more exact than the native operator. W is computed in float32, the product in the type of x, so that tools can convert
+a model to float16.
 
 As in ``vitoats.export.sparse_matmul``, all inputs except x and residual are constants, so ONNX Runtime folds everything up to
 the transposed W and runs one dense MatMul. The pieces use only what ONNX Runtime 1.17 has kernels for (no Where of int8), and
@@ -102,7 +103,8 @@ def _scaled(padded, scale):
     minus_one = op.Constant(value=MINUS_ONE)
     rows = op.Shape(scale)
     matrix = op.Slice(padded, zero, rows, zero)
-    factors = op.Unsqueeze(scale, minus_one)
+    scale_as_float = op.Cast(scale, to=TensorProto.FLOAT)
+    factors = op.Unsqueeze(scale_as_float, minus_one)
     scaled = op.Mul(matrix, factors)
     return scaled
 
@@ -127,7 +129,8 @@ def _with_low_rank(S, U, V, V_scale):
     V_shape = op.Concat(parts, minus_one, columns, axis=0)
     V_of_strips = op.Reshape(V, V_shape)
     V_int8 = op.Slice(V_of_strips, zero, rank, one)  # [parts, r, K]
-    V_factors = op.Unsqueeze(V_scale, minus_one)
+    V_scale_as_float = op.Cast(V_scale, to=TensorProto.FLOAT)
+    V_factors = op.Unsqueeze(V_scale_as_float, minus_one)
     V_of_parts = op.Mul(V_int8, V_factors)
     U_shape = op.Concat(parts, minus_one, rank, axis=0)
     U_of_parts = op.Reshape(U, U_shape)  # [parts, N / parts, r]
@@ -142,7 +145,8 @@ def _with_low_rank(S, U, V, V_scale):
 @script(default_opset=op)
 def _product(x, W, bias):
     transposed = op.Transpose(W, perm=[1, 0])
-    product = op.MatMul(x, transposed)
+    weight_like_x = op.CastLike(transposed, x)
+    product = op.MatMul(x, weight_like_x)
     y = op.Add(product, bias)
     return y
 
@@ -150,9 +154,12 @@ def _product(x, W, bias):
 @no_type_check
 @script(default_opset=op)
 def _gelu(y):
-    sqrt_two = op.Constant(value=SQRT_TWO)
-    one = op.Constant(value=ONE_FLOAT)
-    half = op.Constant(value=HALF)
+    sqrt_two_as_float = op.Constant(value=SQRT_TWO)
+    one_as_float = op.Constant(value=ONE_FLOAT)
+    half_as_float = op.Constant(value=HALF)
+    sqrt_two = op.CastLike(sqrt_two_as_float, y)
+    one = op.CastLike(one_as_float, y)
+    half = op.CastLike(half_as_float, y)
     scaled = op.Div(y, sqrt_two)
     erf = op.Erf(scaled)
     one_plus_erf = op.Add(erf, one)

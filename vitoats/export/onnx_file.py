@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-import onnx.inliner
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -18,22 +17,23 @@ from torch import nn
 import vitoats
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
+from vitoats.export.external_data import LARGEST_FILE, move_weights, weight_bytes
 from vitoats.export.functions import add_functions
 from vitoats.export.fuse_attention import fuse_attention
 from vitoats.export.fuse_int8 import fuse_int8
 from vitoats.export.gelu import gelu
 from vitoats.export.graph import layer_name
+from vitoats.export.inline import inlined
 from vitoats.export.int8_layers import int8_layers, rounded
-from vitoats.export.prepare import fold, prepare
+from vitoats.export.names import name_after_modules
+from vitoats.export.prepare import fold, prepare, warn_of_filled_layers
 from vitoats.format.layers import compressed_counts, parameter_count
-from vitoats.format.operator import DOMAIN, OPSET
+from vitoats.format.operator import DOMAIN, LINEAR, OPSET
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
 
 IR_VERSION = 9  # the newest that ONNX Runtime 1.17 reads
-LARGEST_FILE = 2**31 - 1  # bytes; the limit of protobuf
-
 Form = Literal["sparse", "matmul", "inline", "dense"]
 
 
@@ -44,6 +44,7 @@ def export_onnx(
     about: dict[str, Any] | None = None,
     float16: bool = False,
     int8: bool = False,
+    external_data: bool = False,
 ) -> onnx.ModelProto:
     """Writes a model as ONNX; the file appears whole or not at all.
 
@@ -57,12 +58,13 @@ def export_onnx(
         float16: store S, U and V of the compressed layers as float16 (only S in the form "matmul"); no effect on "dense".
         int8: round the compressed layers to int8, or all linear layers of the blocks of a model without compressed ones. Layers
             that have int8 weights are exported with these anyway, except in the form "dense".
+        external_data: write the weights to a second file, ``path`` with .data at its end. Above 2 GB that is always done.
 
     Returns:
         the model as written.
 
     Raises:
-        InputError: the model cannot be traced, exceeds the size of an ONNX file, has a weight too large for float16, or has
+        InputError: the model cannot be traced, has a weight too large for float16, or has
             int8 weights but is to be written in a form without them.
         RunError: the file cannot be written.
     """
@@ -76,6 +78,7 @@ def export_onnx(
     described = {
         "preprocessing": loaded.preprocessing.to_dict(),
         "n_classes": loaded.n_classes,
+        **({"outputs": loaded.output_names} if not loaded.n_classes else {}),
         **({"classes": loaded.classes} if loaded.classes else {}),
         "param_count": round(parameter_count(model) / 1e6, 2),
         **compressed_counts(model),
@@ -84,9 +87,10 @@ def export_onnx(
         **(about or {}),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
     }
+    warn_of_filled_layers(copied.timm_model, loaded.about)
     fold(model, everything=form == "dense")
     has_nodes = prepare(model, form == "matmul", float16)
-    traced = _trace(model, loaded.inputs)
+    traced = _trace(model, loaded.inputs, loaded.output_names)
     gelu.apply_to_model(traced)
     for node in traced.graph:
         if node.domain == DOMAIN:  # named after its layer, like its values
@@ -97,17 +101,26 @@ def export_onnx(
         fuse_attention(traced.graph, bfloat16=has_int8)
     if has_nodes:
         RemoveUnusedNodesPass()(traced)
+    name_after_modules(traced.graph)
+    if external_data := external_data or weight_bytes(traced) > LARGEST_FILE:
+        move_weights(traced, path)
     proto = ir.serde.serialize_model(traced)
     for noted in _parts(proto.graph):
         del noted.metadata_props[:]  # stack traces from the exporter, with paths of this machine
     add_functions(proto)
     if form == "inline":
-        proto = _inlined(proto)
+        proto = inlined(proto)
+    _complete_shapes(proto)
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = "vitoats", vitoats.__version__
+    described["sparse_nodes"] = sum(node.op_type in LINEAR for node in proto.graph.node)
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(described)})
-    onnx.checker.check_model(proto, full_check=True)
-    _write(proto, path)
+    with atomic_write(path) as partial:
+        if not external_data:
+            onnx.checker.check_model(proto, full_check=True)
+        partial.write_bytes(proto.SerializeToString())
+        if external_data:  # the checker finds the weights beside the file
+            onnx.checker.check_model(str(partial), full_check=True)
     return proto
 
 
@@ -128,18 +141,21 @@ def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
         yield from parts
 
 
-def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Replaces SparseMatMul by its body. CastLike becomes Cast, since ONNX Runtime folds CastLike only inside functions."""
-    proto = onnx.inliner.inline_local_functions(proto)
-    for node in proto.graph.node:
-        if node.op_type == "CastLike":
-            node.op_type = "Cast"
-            del node.input[1:]
-            node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
-    return proto
+def _complete_shapes(proto: onnx.ModelProto) -> None:
+    """Adds the shapes of values that have none, and removes those of weights, which repeat what the weights say.
+
+    ONNX Runtime's quantization changes weights, and then finds that the shapes contradict them.
+    """
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    kept = [info for info in proto.graph.value_info if info.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph.value_info
+    known = {info.name for info in kept}
+    proto.graph.value_info.extend(info for info in inferred if info.name not in known)
 
 
-def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:
+def _trace(model: nn.Module, inputs: ImageInputs, output_names: tuple[str, ...]) -> ir.Model:
     """Traces with a batch of 2 (a batch of 1 would be treated as a constant)."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -151,7 +167,7 @@ def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:
                 model,
                 (inputs.zeros(2),),
                 input_names=list(inputs.names),
-                output_names=list(inputs.output_names),
+                output_names=list(output_names),
                 opset_version=OPSET,
                 dynamic_shapes=dynamic,
                 dynamo=True,
@@ -161,12 +177,3 @@ def _trace(model: nn.Module, inputs: ImageInputs) -> ir.Model:
         raise InputError(f"the model cannot be traced to ONNX: {' '.join(str(error).split())[:200]}") from None
     assert program is not None
     return program.model
-
-
-def _write(proto: onnx.ModelProto, path: Path) -> None:
-    if proto.ByteSize() > LARGEST_FILE:
-        raise InputError(
-            f"the model takes {proto.ByteSize() / 1e9:.2f} GB, more than an ONNX file can hold (2 GB): compress it further"
-        )
-    with atomic_write(path) as partial:
-        partial.write_bytes(proto.SerializeToString())

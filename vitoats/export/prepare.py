@@ -1,11 +1,38 @@
 """Puts a model's layers into the form that is traced."""
 
+import logging
+from typing import Any
+
 from torch import nn
 
 from vitoats.export.int8_layers import ExportedInt8Layer, Int8Layer, int8_layers
 from vitoats.export.layers import ExportedSparseLowRankLinear, LowRankForm
 from vitoats.format import bitmask
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers, replace_module
+
+log = logging.getLogger("vitoats")
+
+
+def warn_of_filled_layers(model: nn.Module, about: dict[str, Any]) -> None:
+    """Warns of layers with more non-zeros than compress left in them: an optimizer has filled them.
+
+    Args:
+        model: the model.
+        about: the content of its vitoats.json.
+    """
+    written = {figures["name"]: figures for figures in about.get("layers", ())}
+    filled = [
+        name
+        for name, layer in compressed_layers(model).items()
+        if name in written and layer.nonzeros > written[name].get("nonzeros", layer.nonzeros)
+    ]
+    if filled:
+        log.warning(
+            "%d compressed layers have more non-zeros than compress left, such as %s: whatever changed S has filled it (see "
+            "'Fine-tuning a compressed model' in docs/models.md)",
+            len(filled),
+            filled[0],
+        )
 
 
 def fold(model: nn.Module, everything: bool) -> None:
@@ -15,10 +42,19 @@ def fold(model: nn.Module, everything: bool) -> None:
         model: the model.
         everything: all layers, or only those in float32 whose values and mask would save no bytes.
     """
+    full = []
     for name, layer in [*compressed_layers(model).items(), *int8_layers(model).items()]:
         saves = isinstance(layer, Int8Layer) or bitmask.saves(layer.out_features, layer.in_features, layer.kept_parameters)
+        if not saves:
+            full.append(name)
         if everything or not saves:
             replace_module(model, name, layer.folded())  # a dense product is faster, and no larger
+    if full and not everything:
+        log.warning(
+            "%d compressed layers are written dense, since values and mask would take as many bytes: %s",
+            len(full),
+            ", ".join(full[:4]),
+        )
 
 
 def prepare(model: nn.Module, matmul: bool, float16: bool) -> bool:

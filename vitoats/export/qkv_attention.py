@@ -4,7 +4,7 @@
 
 softmax(scale q k^T) v for each head. The columns of qkv are q, k and v, each with the columns of all heads side by side. The
 attributes are num_heads, scale, and bfloat16, which allows the native operator to multiply in bfloat16. The body multiplies in
-float32 and is written so that ONNX Runtime makes the scale part of the product.
+the type of qkv and is written so that ONNX Runtime makes the scale part of the product.
 """
 
 from typing import no_type_check
@@ -19,6 +19,7 @@ from vitoats.format.operator import DOMAIN, OPSET, QKV_ATTENTION
 
 KEEP_TWO_AND_THREE = numpy_helper.from_array(np.array([0, 0, 3]), "kept")
 KEEP_TWO = numpy_helper.from_array(np.array([0, 0, -1]), "kept")
+SHAPE_STEPS = ("num_heads", "heads", "kept", "parts_shape")  # of the body, which compute the shape of the parts
 ZERO, ONE, MINUS_ONE = (numpy_helper.from_array(np.array([value]), "number") for value in (0, 1, -1))
 
 
@@ -37,7 +38,8 @@ def _body(qkv, num_heads: int, scale: float):
     q = op.Squeeze(q_part, zero)  # [batch, heads, tokens, d]
     k = op.Squeeze(k_part, zero)
     v = op.Squeeze(v_part, zero)
-    factor = op.Constant(value_float=scale)
+    scale_number = op.Constant(value_float=scale)
+    factor = op.CastLike(scale_number, q)
     q_scaled = op.Mul(q, factor)
     k_transposed = op.Transpose(k, perm=[0, 1, 3, 2])
     scores = op.MatMul(q_scaled, k_transposed)
@@ -49,9 +51,19 @@ def _body(qkv, num_heads: int, scale: float):
     return y
 
 
-def qkv_attention_function() -> onnx.FunctionProto:
-    """The body of QKVAttention."""
+def qkv_attention_function(head_width: int | None = None) -> onnx.FunctionProto:
+    """The body of QKVAttention.
+
+    Args:
+        head_width: d, if it is the same in all nodes of a file. The shape of the parts is then a constant, and other tools can
+            infer the shape of y, which they do not from attributes.
+    """
     nodes = list(_body.to_function_proto().node)
+    if head_width is not None:
+        shape = numpy_helper.from_array(np.array([0, 0, 3, -1, head_width]), "parts_shape")
+        constant = onnx.helper.make_node("Constant", [], ["parts_shape"], value=shape)
+        first = next(i for i, node in enumerate(nodes) if node.output[0] == "columns_of_parts")
+        nodes = [constant, *(node for node in nodes[:first] if node.output[0] not in SHAPE_STEPS), *nodes[first:]]
     for node in nodes:
         node.ClearField("name")
     opsets = [onnx.helper.make_opsetid("", OPSET)]

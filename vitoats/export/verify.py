@@ -22,7 +22,7 @@ class Agreement:
     Attributes:
         relative_error: largest difference of an output over the largest output, on noise images at batch 1, 2 and 7.
         n_images: number of real images compared.
-        logit_error: largest difference of a logit on them.
+        logit_error: largest difference of a logit, or of a feature, on them.
         differing: (index, margin) of each image that is classified differently: its index in the data, and torch's largest
             logit minus the second largest. A margin below twice ``logit_error`` is a tie that rounding may break.
     """
@@ -38,9 +38,9 @@ def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor
     """Compares outputs on noise images, and the predicted classes on real ones.
 
     Args:
-        loaded: the torch model; it needs a classifier if there are ``images``.
+        loaded: the torch model; without a classifier, only the outputs on ``images`` are compared.
         exported: the session of its exported file.
-        images: batches of (images [b, 3, h, w], labels) to classify.
+        images: batches of (images [b, 3, h, w], labels).
         seed: seed of the noise images.
 
     Raises:
@@ -49,25 +49,27 @@ def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor
     noise = loaded.inputs.noise(max(BATCHES), seed)
     agreement = Agreement()
     for batch in BATCHES:
-        expected = _torch(loaded, noise[:batch])
-        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-        difference = (_run(exported, noise[:batch]) - expected).abs().max() / scale
-        agreement.relative_error = max(agreement.relative_error, float(difference))
+        for found, expected in zip(_run(exported, noise[:batch]), _torch(loaded, noise[:batch]), strict=True):
+            scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+            agreement.relative_error = max(agreement.relative_error, float((found - expected).abs().max() / scale))
     for batch_of_images, _ in images:
-        expected = _torch(loaded, batch_of_images)
-        found = _run(exported, batch_of_images)
-        agreement.logit_error = max(agreement.logit_error, float((found - expected).abs().max()))
-        first, second = expected.topk(2, dim=1).values.T
-        for i in torch.nonzero(found.argmax(1) != expected.argmax(1)).ravel().tolist():
-            agreement.differing.append((agreement.n_images + i, float(first[i] - second[i])))
-        agreement.n_images += len(expected)
+        both = list(zip(_run(exported, batch_of_images), _torch(loaded, batch_of_images), strict=True))
+        agreement.logit_error = max(agreement.logit_error, *(float((found - expected).abs().max()) for found, expected in both))
+        if loaded.n_classes:
+            ((found, expected),) = both
+            for i in torch.nonzero(found.argmax(1) != expected.argmax(1)).ravel().tolist():  # none if there is one output
+                first, second = expected[i].topk(2).values
+                agreement.differing.append((agreement.n_images + i, float(first - second)))
+        agreement.n_images += len(batch_of_images)
     return agreement
 
 
-def _torch(loaded: LoadedModel, images: Tensor) -> Tensor:
-    return finite_outputs(loaded.model(images), "outputs of the torch model")
+def _torch(loaded: LoadedModel, images: Tensor) -> list[Tensor]:
+    outputs = loaded.model(images)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [finite_outputs(output, "outputs of the torch model") for output in outputs]
 
 
-def _run(exported: ort.InferenceSession, images: Tensor) -> Tensor:
-    outputs = exported.run(None, {exported.get_inputs()[0].name: images.numpy()})[0]
-    return finite_outputs(torch.from_numpy(np.asarray(outputs)), "outputs of the exported file")
+def _run(exported: ort.InferenceSession, images: Tensor) -> list[Tensor]:
+    outputs = exported.run(None, {exported.get_inputs()[0].name: images.numpy()})
+    return [finite_outputs(torch.from_numpy(np.asarray(output)), "outputs of the exported file") for output in outputs]

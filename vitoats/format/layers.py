@@ -51,7 +51,7 @@ class CompressedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """S + U V, the dense matrix [d_out, d_in] that this layer represents."""
-        return self.S + torch.cat([u @ v for u, v in zip(self.U, self.V, strict=True)])
+        return on_support(self.S) + torch.cat([u @ v for u, v in zip(self.U, self.V, strict=True)])
 
     def folded(self) -> nn.Linear:
         """A dense layer with the same weights."""
@@ -66,8 +66,8 @@ class CompressedLinear(nn.Module):
 class SparseLowRankLinear(CompressedLinear):
     """A compressed layer in floating point.
 
-    S is stored densely, so that it works on every device and with torch.autograd. Checkpoints and ONNX files store its values
-    and bit mask.
+    S is stored densely, so that it works on every device and with torch.autograd. Its gradient is zero where S is zero, so
+    training changes its values and keeps its zeros. Checkpoints and ONNX files store its values and bit mask.
     """
 
     def __init__(self, S: Tensor, U: list[Tensor], V: list[Tensor], bias: Tensor | None = None):
@@ -89,10 +89,15 @@ class SparseLowRankLinear(CompressedLinear):
         tokens = x.numel() // self.in_features
         if tokens * (self.in_features + self.out_features) > self.in_features * self.out_features:
             return F.linear(x, self.weight, self.bias)  # with this many tokens cheaper than applying U and V separately
-        y = F.linear(x, self.S, self.bias)
+        y = F.linear(x, on_support(self.S), self.bias)
         if self.rank:
             y = y + torch.cat([F.linear(F.linear(x, v), u) for u, v in zip(self.U, self.V, strict=True)], dim=-1)
         return y
+
+
+def on_support(S: Tensor) -> Tensor:
+    """S; where it is trained, its gradient is zero for entries that are zero."""
+    return S * (S != 0) if S.requires_grad and torch.is_grad_enabled() else S
 
 
 def parameters(tensors: Iterable[Tensor]) -> nn.ParameterList:

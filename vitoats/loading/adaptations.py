@@ -25,8 +25,8 @@ def image_size(shapes: Shapes, model: Any) -> int | None:
         shapes: the file's tensors.
         model: the model at its usual size; it may be on the meta device.
     """
-    grid, own = _grid(shapes, model), _grid(_shapes_of(model), model)
-    if None in (grid, own) or grid == own or _patch(shapes) != _patch(_shapes_of(model)):
+    grid, own = _grid(shapes, model), _grid(shapes_of(model), model)
+    if None in (grid, own) or grid == own or _patch(shapes) != _patch(shapes_of(model)):
         return None
     return grid * model.patch_embed.patch_size[0]
 
@@ -37,7 +37,7 @@ def check_channels(source: str, shapes: Shapes, model: Any) -> None:
     Raises:
         InputError: the file's patch embedding takes other channels than the model's.
     """
-    held, own = shapes.get(PATCHES, ()), _shapes_of(model).get(PATCHES, ())
+    held, own = shapes.get(PATCHES, ()), shapes_of(model).get(PATCHES, ())
     if len(held) == len(own) == 4 and held[1] != own[1]:
         raise InputError(
             f"the weights {source} take images of {held[1]} channels, the model of {own[1]}: give weights for RGB images"
@@ -53,10 +53,11 @@ def say_changes(source: str, shapes: Shapes, model: Any, asked: bool) -> None:
         model: the model with these weights.
         asked: whether the user asked for an image size; otherwise, the log line is a warning.
     """
-    now = _shapes_of(model)
+    now = shapes_of(model)
     changes = []
     if _patch(shapes) and _patch(now) and _patch(shapes) != _patch(now):
-        changes.append(f"patches of {_patch(shapes)} pixels to {_patch(now)}")
+        kept = f" (`model_kwargs` patch_size={shapes[PATCHES][-1]} keeps them)"
+        changes.append(f"patches of {_patch(shapes)} pixels to {_patch(now)}{kept}")
         asked = False
     before, after = _grid(shapes, model), _grid(now, model)
     if None not in (before, after) and before != after:
@@ -73,7 +74,8 @@ def say_changes(source: str, shapes: Shapes, model: Any, asked: bool) -> None:
         )
 
 
-def _shapes_of(model: Any) -> Shapes:
+def shapes_of(model: Any) -> Shapes:
+    """The shapes of a model's tensors, by name."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -1,7 +1,8 @@
 """Files of linear heads (``vitoats.models.heads``): reading, writing, and attaching a head to its backbone.
 
-A head file is either a safetensors file with ``weight`` and ``bias``, whose metadata names the backbone, or one of Meta's
-files (``dinov2_vitb14_linear_head.pth``, ``dinov2_vitb14_reg4_linear4_head.pth``), whose file name does.
+A head file is a safetensors file with ``weight`` and ``bias``, whose metadata names the backbone; one of Meta's files
+(``dinov2_vitb14_linear_head.pth``, ``dinov2_vitb14_reg4_linear4_head.pth``), whose file name does; or any other file with
+linear classifiers (``vitoats.loading.classifiers``).
 """
 
 import json
@@ -18,9 +19,11 @@ from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import tensors_sha256
 from vitoats.common.json_files import parse_json
 from vitoats.common.tensor_files import save_tensors
-from vitoats.loading.names import DINOV2
-from vitoats.loading.weights import open_tensors, read_weights
-from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_token
+from vitoats.loading.classifiers import Classifier, choose, features_of, find_classifiers
+from vitoats.loading.names import HUB_NAMES
+from vitoats.loading.weights import check_stored, open_tensors, read_content
+from vitoats.models import heads
+from vitoats.models.heads import HeadInfo, LinearHeadClassifier
 
 log = logging.getLogger("vitoats")
 
@@ -35,43 +38,43 @@ def save_head(path: Path, weight: Tensor, bias: Tensor, info: HeadInfo) -> None:
     save_tensors(path, tensors, {ABOUT: json.dumps(asdict(info)), CHECKSUM: tensors_sha256(tensors)})
 
 
-def load_head(path: Path) -> tuple[Tensor, Tensor, HeadInfo | None]:
+def load_head(
+    path: Path, name: str | None = None, width: int = 1, layers: int | None = None
+) -> tuple[Classifier, HeadInfo | None]:
     """Reads a head file.
 
     Args:
-        path: our format (.safetensors) or Meta's (.pth), of which only plain tensors are unpickled.
+        path: our format (.safetensors), or a .pth, of which only plain tensors are unpickled.
+        name: the classifier's name, or a part of it, if the file holds several.
+        width: width of the backbone, by which one of several classifiers is chosen.
+        layers: number of layers that it takes, if that is known.
 
     Returns:
-        weight [n_classes, d_in], bias [n_classes], and the ``HeadInfo``, or None if the file does not record it.
+        the classifier, and the ``HeadInfo``, or None if the file does not record it.
 
     Raises:
         InputError: the file does not exist, does not hold a valid linear head, or is damaged.
     """
-    tensors = read_weights(path, "head")
-    if not {"weight", "bias"} <= tensors.keys():
-        raise InputError(f"{path} holds no linear head (a weight and a bias): give `head` the file of a linear head")
-    weight, bias = tensors["weight"], tensors["bias"]
-    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"{path} holds a weight of shape {list(weight.shape)} and a bias of shape {list(bias.shape)}, "
-            f"which are no linear head: give `head` another file"
-        )
-    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+    content = read_content(path, "head")
+    found = find_classifiers(path, content)
+    chosen = choose(path, found, name, width, layers)
+    check_stored(path, {"weight": chosen.weight, "bias": chosen.bias}, "head")
+    if not (torch.isfinite(chosen.weight).all() and torch.isfinite(chosen.bias).all()):
         raise InputError(f"the head {path} is not finite (NaN or Inf): train it again, or give `head` another file")
     if path.suffix == ".safetensors":
         with open_tensors(path) as file:
             metadata = file.metadata() or {}
-        if metadata.get(CHECKSUM) not in (None, tensors_sha256(tensors)):
+        if metadata.get(CHECKSUM) not in (None, tensors_sha256(content)):
             raise InputError(f"the head {path} is damaged (its checksum is another): copy it again")
         try:
-            return weight, bias, None if ABOUT not in metadata else _info(parse_json(metadata[ABOUT]), weight.shape[0])
+            return chosen, None if ABOUT not in metadata else _info(parse_json(metadata[ABOUT]), len(chosen.weight))
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{path} does not say rightly what it was made for: train it again, or use another head") from None
     official = re.fullmatch(OFFICIAL_NAME, path.stem)
     if official is None:
-        return weight, bias, None
-    name, registers, layers = official.groups()
-    return weight, bias, HeadInfo(name + ("_reg" if registers else ""), layers=int(layers or 1))
+        return chosen, None
+    model, registers, n_layers = official.groups()
+    return chosen, HeadInfo(model + ("_reg" if registers else ""), layers=int(n_layers or 1))
 
 
 def _info(said: dict[str, Any], n_classes: int) -> HeadInfo:
@@ -79,41 +82,43 @@ def _info(said: dict[str, Any], n_classes: int) -> HeadInfo:
     texts = (info.backbone, *info.classes)
     numbers = (info.img_size, info.layers)
     fits = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-    if not fits or info.img_size < 0 or info.layers < 1 or type(info.patch_mean) is not bool:
+    if not fits or info.img_size < 0 or type(info.patch_mean) is not bool or info.layers < 0 or not info.tokens:
         raise ValueError(said)
     if len(info.classes) not in (0, n_classes):
         raise ValueError(said)
     return info
 
 
-def attach_head(backbone: Any, path: Path, layers: int | None = None, *, source: str, img_size: int) -> LinearHeadClassifier:
+def attach_head(
+    backbone: Any, path: Path, layers: int | None = None, name: str | None = None, *, source: str, img_size: int
+) -> LinearHeadClassifier:
     """Attaches a head file to a backbone.
 
     Args:
         backbone: a timm model without a classifier.
         path: the head file.
         layers: number of layers that the head takes, if the file does not record it; None infers it from the head's width.
+        name: the classifier's name, or a part of it, if the file holds several.
         source: the backbone's model name before compression.
         img_size: size of the backbone's input images, in pixels.
 
     Raises:
         InputError: the head was made for another backbone or image size, or does not fit this backbone.
     """
-    check_class_token(backbone)
-    weight, bias, info = load_head(path)
-    width = weight.shape[1] / backbone.num_features
+    width = heads.width(backbone)
+    chosen, info = load_head(path, name, width, layers)
+    if info is None and not heads.has_class_token(backbone):
+        info = HeadInfo(layers=0)
     if info is None:
-        info = HeadInfo(layers=layers or (int(width) - 1 if width in (2, 5) else 1))
+        n_layers, patch_mean = features_of(path, chosen, width, layers)
+        info = HeadInfo(layers=n_layers, patch_mean=patch_mean)
     if layers not in (None, info.layers):
         raise InputError(f"{path} is a head for {info.layers} layers: leave `head_layers` out")
-    if width != info.tokens:
+    heads.check_class_tokens(backbone, info.layers)
+    if chosen.weight.shape[1] != info.tokens * width:
         raise InputError(
-            f"the head {path} takes {weight.shape[1]} features, but {info.layers} layer(s) of this backbone "
-            f"give {info.tokens * backbone.num_features}: use the head of this backbone"
-        )
-    if info.layers > len(backbone.blocks):
-        raise InputError(
-            f"the head {path} takes {info.layers} layers, but this backbone has {len(backbone.blocks)}: use another head"
+            f"the head {path} takes {chosen.weight.shape[1]} features, but {info.layers} layer(s) of this backbone "
+            f"give {info.tokens * width}: use the head of this backbone"
         )
     if not same_model(info.backbone, source):
         raise InputError(f"the head {path} was made for {info.backbone}, not for {source}: use the head of this backbone")
@@ -122,12 +127,14 @@ def attach_head(backbone: Any, path: Path, layers: int | None = None, *, source:
     if re.fullmatch(OFFICIAL_NAME, path.stem) and img_size != OFFICIAL_IMG_SIZE:
         log.warning("%s was trained and evaluated at %d px, not %d", path, OFFICIAL_IMG_SIZE, img_size)
     info = replace(info, backbone=info.backbone or source, img_size=img_size)
-    return LinearHeadClassifier(backbone, weight, bias, info)
+    if chosen.name:
+        log.info("the head of %s is %s", path, chosen.name)
+    return LinearHeadClassifier(backbone, chosen.weight, chosen.bias, info)
 
 
 def same_model(one: str, other: str) -> bool:
     """Whether two names may mean the same model; a name without a tag matches any tag, and folder names match everything."""
     if not one or not other or any(":" in name or "/" in name for name in (one, other)):
         return True
-    first, second = ((DINOV2[name].timm_name if name in DINOV2 else name).partition(".") for name in (one, other))
+    first, second = ((HUB_NAMES[name].timm_name if name in HUB_NAMES else name).partition(".") for name in (one, other))
     return first[0] == second[0] and (first[2] == second[2] or not first[2] or not second[2])

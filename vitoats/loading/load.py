@@ -1,7 +1,11 @@
 """Loads a model with its preprocessing, by name, from a folder or from memory."""
 
 import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +16,18 @@ from vitoats.loading import embedded
 from vitoats.loading.checkpoint import HEAD, is_checkpoint, load_checkpoint
 from vitoats.loading.head_files import attach_head
 from vitoats.loading.hub import hub_folder
+from vitoats.loading.image_sizes import check_image_size
 from vitoats.loading.language_models import is_language_model, load_language_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
-from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, ON_HUB
+from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, HUB_NAMES, ON_HUB
 from vitoats.loading.timm_model import load_timm, resolved_preprocessing
+from vitoats.models.positions import set_image_size
 
 EMBEDDED_HEAD = Path(__file__).parent.parent / "data" / "fashion_mnist_head.safetensors"
 _EMBEDDED_WEIGHTS = f"DINOv2-S-derived, from the package {embedded.PACKAGE} {embedded.PACKAGE_VERSION}"
+
+log = logging.getLogger("vitoats")
 
 
 def load(folder: str | Path) -> nn.Module:
@@ -48,23 +56,33 @@ def load_model(
     crop_mode: str | None = None,
     head: Path | None = None,
     head_layers: int | None = None,
+    head_name: str | None = None,
     with_head: bool = True,
     pos_resample: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
 ) -> LoadedModel:
     """Loads a model by name.
 
     Args:
-        name: a hub-style DINOv2 name, ``dinov2s_derived``, a timm name (``arch`` or ``arch.tag``), ``hf-hub:owner/name``,
-            ``local-dir:/path``, or a folder that ``compress`` wrote, on disk or on the Hub.
+        name: a hub-style name of DINOv2 or DINOv3, ``dinov2s_derived``, a timm name (``arch`` or ``arch.tag``),
+            ``hf-hub:owner/name``, ``local-dir:/path``, or a folder that ``compress`` wrote, on disk or on the Hub.
         checkpoint: a .pth or .safetensors file with the weights, instead of the model's own weights.
         random_weights: build the architecture with random weights; nothing is fetched.
         img_size: image size in pixels; None for the model's usual size.
         crop_mode: "center", "squash" (resize both sides, as in the OATS paper) or "border"; None for the model's own mode.
         head: a linear head file for a backbone without a head.
         head_layers: number of layers that the head takes, if its file does not record it.
+        head_name: the head's name in its file, or a part of it, if that holds several.
         with_head: attach the linear head that belongs to ``dinov2s_derived`` or to a compressed folder.
         pos_resample: how the position embedding is resized (``vitoats.models.positions``): by default "official" for
-            hub-style DINOv2 names, "timm" for others.
+            hub-style DINOv2 names, "hf" for folders of transformers' DINOv2, "timm" for others.
+        model_kwargs: arguments of timm's architecture: {"global_pool": "avg"}.
+        mean, std, interpolation, crop_pct: preprocessing other than the model's own (``data.transforms.Preprocessing``); one
+            number for mean or std goes for all channels.
 
     Raises:
         InputError: the name is unknown, the weights are missing or do not fit, or the model does not support a setting.
@@ -77,7 +95,7 @@ def load_model(
         raise InputError(f"an image of {img_size} px cannot be: give `img_size` a number from 1 to {MAX_IMG_SIZE}")
     own_head = None
     if ("/" in name and not name.startswith(("hf-hub:", "local-dir:"))) or Path(name).is_dir():
-        _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights, pos_resample)
+        _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights, pos_resample, model_kwargs)
         loaded = _load_folder(Path(name), img_size)
         own_head = Path(name) / HEAD
     elif folder := _folder_on_hub(name, checkpoint, random_weights):
@@ -86,23 +104,28 @@ def load_model(
         own_head = folder / HEAD
     elif name == EMBEDDED:
         reason = f"{EMBEDDED} has its own weights (other ones go with dinov2_vits14)"
-        _refuse_other_weights(reason, checkpoint, random_weights, pos_resample)
+        _refuse_other_weights(reason, checkpoint, random_weights, pos_resample, model_kwargs)
         size = img_size or EMBEDDED_IMG_SIZE
         loaded = LoadedModel(name, embedded.load_backbone(size), Preprocessing(img_size=size, crop_pct=1.0), _EMBEDDED_WEIGHTS)
         own_head = EMBEDDED_HEAD
     else:
-        loaded = load_timm(name, checkpoint, random_weights, img_size, pos_resample)
-    if crop_mode is not None:
-        loaded.preprocessing = loaded.preprocessing.with_crop_mode(crop_mode)
+        loaded = load_timm(name, checkpoint, random_weights, img_size, pos_resample, model_kwargs or {})
+        if not with_head:
+            loaded.model = loaded.timm_model
+    settings = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+    loaded.preprocessing = loaded.preprocessing.changed(crop_mode, settings)
     _check_finite(loaded)
     if head is None and with_head and own_head is not None and own_head.is_file():
         head = own_head
+    if head is None and head_name is not None:
+        raise InputError(f"there is no head file to look for {head_name[:100]!r} in: give `head`, or leave `head_name` out")
     if head is not None:
         if loaded.n_classes:
             raise InputError(f"{name} has a classifier of its own: leave `head` out")
         size = loaded.preprocessing.img_size
-        loaded.model = attach_head(loaded.timm_model, head, head_layers, source=loaded.source, img_size=size)
+        loaded.model = attach_head(loaded.timm_model, head, head_layers, head_name, source=loaded.source, img_size=size)
     loaded.model.eval().requires_grad_(False)
+    check_image_size(loaded)
     return loaded
 
 
@@ -133,11 +156,19 @@ def from_memory(
     loaded = LoadedModel(name, copy.deepcopy(model), preprocessing or resolved, "given in memory")
     _check_finite(loaded)
     loaded.model.eval().requires_grad_(False)
+    check_image_size(loaded)
     return loaded
 
 
-def _refuse_other_weights(reason: str, checkpoint: Path | None, random_weights: bool, pos_resample: str | None) -> None:
+def _refuse_other_weights(
+    reason: str,
+    checkpoint: Path | None,
+    random_weights: bool,
+    pos_resample: str | None,
+    model_kwargs: Mapping[str, Any] | None,
+) -> None:
     given = {"checkpoint": checkpoint is not None, "random_weights": random_weights, "pos_resample": pos_resample is not None}
+    given["model_kwargs"] = bool(model_kwargs)
     for argument, is_given in given.items():
         if is_given:
             raise InputError(f"{reason}: leave `{argument}` out")
@@ -160,11 +191,29 @@ def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
             f"{folder} was not written by compress (it has no vitoats.json): for a timm folder use local-dir:{folder}"
         )
     loaded = load_checkpoint(folder)
-    if img_size is not None and img_size != loaded.preprocessing.img_size:
-        raise InputError(
-            f"{folder} was compressed for {loaded.preprocessing.img_size} px: leave `img_size` out, or compress again"
-        )
+    if img_size not in (None, loaded.preprocessing.img_size):
+        _resize_positions(loaded, img_size)
     return loaded
+
+
+def _resize_positions(loaded: LoadedModel, img_size: int) -> None:
+    """Makes a compressed model take images of another size, and says so.
+
+    Raises:
+        InputError: it has no position embedding that can be resized.
+    """
+    model, size = loaded.timm_model, loaded.preprocessing.img_size
+    if getattr(model, "pos_embed", None) is None or not (hasattr(model, "no_embed_class") and hasattr(model, "set_input_size")):
+        raise InputError(f"{loaded.name} was compressed for {size} px: leave `img_size` out, or compress again")
+    patch = model.patch_embed.patch_size[0]
+    if img_size % patch:
+        raise InputError(f"{loaded.name} takes image sizes that are multiples of {patch}, not {img_size}: change `img_size`")
+    named = HUB_NAMES.get(loaded.source)
+    set_image_size(model, img_size, named.pos_resample if named else "timm")
+    loaded.preprocessing = replace(loaded.preprocessing, img_size=img_size)
+    log.warning(
+        "%s was compressed for %d px; its positions are resized for %d px, which may cost accuracy", loaded.name, size, img_size
+    )
 
 
 def _check_finite(loaded: LoadedModel) -> None:

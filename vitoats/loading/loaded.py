@@ -1,11 +1,12 @@
 """A model together with its name, preprocessing and origin."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from vitoats.data.transforms import Preprocessing
+from vitoats.models.features import FeatureOutputs
 from vitoats.models.heads import LinearHeadClassifier
 from vitoats.models.inputs import ImageInputs
 
@@ -35,8 +36,8 @@ class LoadedModel:
 
     @property
     def timm_model(self) -> Any:
-        """The timm model inside: ``model`` itself, or the backbone under a linear head."""
-        return self.model.backbone if isinstance(self.model, LinearHeadClassifier) else self.model
+        """The timm model inside: ``model`` itself, or the backbone under a linear head or feature outputs."""
+        return self.model.backbone if isinstance(self.model, (LinearHeadClassifier, FeatureOutputs)) else self.model
 
     @property
     def backbone(self) -> nn.Module:
@@ -49,6 +50,19 @@ class LoadedModel:
         return ImageInputs(self.preprocessing.img_size)
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, for export."""
+        return self.model.names if isinstance(self.model, FeatureOutputs) else ("logits",)
+
+    def with_features(self, features: str) -> "LoadedModel":
+        """The same model with tokens as its outputs (``vitoats.models.features``) and without its head.
+
+        Raises:
+            InputError: it has no such features.
+        """
+        return replace(self, model=FeatureOutputs(self.timm_model, features).eval())
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the outputs; empty if the head does not record them."""
         return self.model.info.classes if isinstance(self.model, LinearHeadClassifier) else ()
@@ -56,4 +70,6 @@ class LoadedModel:
     @property
     def n_classes(self) -> int:
         """Number of classes; 0 if the outputs are features."""
+        if isinstance(self.model, FeatureOutputs):
+            return 0
         return self.model.head.out_features if isinstance(self.model, LinearHeadClassifier) else self.timm_model.num_classes

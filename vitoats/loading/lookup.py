@@ -7,7 +7,7 @@ from pathlib import Path
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError
 from vitoats.common.json_files import read_json
-from vitoats.loading.names import DINOV2, EMBEDDED
+from vitoats.loading.names import EMBEDDED, HUB_NAMES
 from vitoats.loading.timm_config import CONFIG
 from vitoats.loading.weights import weights_file
 
@@ -34,7 +34,7 @@ def check_name(name: str, timm_name: str, needs_weights: bool) -> None:
         return
     architecture, _, tag = timm_name.partition(".")
     if not timm.is_model(architecture):
-        raise InputError(f"unknown model {name!r}: {nearest(name, [*DINOV2, EMBEDDED, *timm.list_models()])}")
+        raise InputError(f"unknown model {name!r}: {nearest(name, [*HUB_NAMES, EMBEDDED, *timm.list_models()])}")
     tags = [n.partition(".")[2] for n in timm.list_pretrained(architecture + ".*")]
     if tag and tag not in tags:
         raise InputError(
@@ -49,6 +49,11 @@ def check_folder(folder: Path, needs_weights: bool) -> None:
         InputError: the folder has no configuration, no weights, or holds a compressed model.
     """
     remedy = "give local-dir: a folder that timm saved"
+    if not (folder / CONFIG).is_file() and (folder / "open_clip_config.json").is_file():
+        raise InputError(
+            f"{folder} holds a model of open_clip: give its weights with `checkpoint` FILE, and `model` the name of its image "
+            f"tower in timm, such as vit_base_patch32_clip_224"
+        )
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is no timm model folder (it has no config.json): {remedy}")
     about = folder / "vitoats.json"

@@ -1,8 +1,10 @@
 """A model's name and its loading options, in one value."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
@@ -22,6 +24,12 @@ class ModelSource:
     pos_resample: str | None = None
     head: Path | None = None
     head_layers: int | None = None
+    head_name: str | None = None
+    model_kwargs: Mapping[str, Any] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
 
 
 def open_model(source: ModelSource, with_head: bool = True) -> LoadedModel:

@@ -59,12 +59,16 @@ class TimmConfig:
         architecture: an architecture that the installed timm has.
         pretrained_cfg: preprocessing, classifier and description, without sources of weights.
         model_args: arguments of the architecture's entry point.
+        img_size: the usual image size in pixels, if the weights were made for another one.
+        pos_resample: how positions are resized for it (``vitoats.models.positions``); None for timm's way.
     """
 
     path: Path
     architecture: str
     pretrained_cfg: dict[str, Any]
     model_args: dict[str, Any]
+    img_size: int | None = None
+    pos_resample: str | None = None
 
 
 def read_config(folder: Path) -> TimmConfig:
@@ -91,10 +95,10 @@ def read_config(folder: Path) -> TimmConfig:
     for key, value in arguments.items():
         if key not in allowed:
             raise InputError(f"{path} gives {architecture} the argument {key[:50]!r}, which it does not take: remove it there")
-        if not _is_plain(value):
+        if not is_plain(value):
             raise InputError(f"{path} gives {key} a value that no model takes: correct it there")
     for key, value in pretrained_cfg.items():
-        if key not in ANY_SHAPE and not _is_plain(value):
+        if key not in ANY_SHAPE and not is_plain(value):
             raise InputError(f"{path} gives {key} a value that no model takes: correct it there")
     for size in (arguments.get("img_size"), *(pretrained_cfg.get(key) for key in SIZES)):
         lengths = size if isinstance(size, list | tuple) else [size]
@@ -119,7 +123,7 @@ def allowed_arguments(architecture: str) -> frozenset[str]:
     return frozenset(names.difference(FACTORY))
 
 
-def _is_plain(value: Any, depth: int = 2) -> bool:
+def is_plain(value: Any, depth: int = 2) -> bool:
     """Whether a value is a number, a boolean, a short string, or a short list of these."""
     if isinstance(value, str):
         return len(value) <= LONGEST and re.fullmatch(TEXT, value) is not None
@@ -128,5 +132,5 @@ def _is_plain(value: Any, depth: int = 2) -> bool:
     if isinstance(value, int | float):
         return math.isfinite(value) and abs(value) <= (LARGEST_NUMBER if isinstance(value, int) else math.inf)
     if isinstance(value, list | tuple):
-        return depth > 0 and len(value) <= LONGEST and all(item is None or _is_plain(item, depth - 1) for item in value)
+        return depth > 0 and len(value) <= LONGEST and all(item is None or is_plain(item, depth - 1) for item in value)
     return False

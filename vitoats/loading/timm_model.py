@@ -1,26 +1,31 @@
 """Loads a timm model by the name of a model, folder or Hub repository, with its own weights or those of a file."""
 
 import logging
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
 from vitoats.data.transforms import Preprocessing
-from vitoats.loading.adaptations import Shapes, check_channels, image_size, say_changes
+from vitoats.loading.adaptations import PATCHES, POSITIONS, Shapes, check_channels, image_size, say_changes
+from vitoats.loading.foreign import without_zero_biases
 from vitoats.loading.hub import announce_fetch, cannot_fetch, fetch_config, fetch_weights
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
-from vitoats.loading.names import DINOV2
+from vitoats.loading.misfit import cannot_build, check_arguments, do_not_fit
+from vitoats.loading.names import HUB_NAMES
+from vitoats.loading.readings import Reading, count_tensors, find_weights, some
 from vitoats.loading.sketch import WITHOUT_FILE, Held, create, sketch
 from vitoats.loading.timm_config import TimmConfig, read_config
-from vitoats.loading.weights import read_weights, tensor_shapes, weights_file
+from vitoats.loading.transformers_config import is_transformers, read_transformers
+from vitoats.loading.weights import check_stored, no_weights, read_content, tensor_shapes, weights_file
+from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_tokens
 from vitoats.models.positions import set_image_size
 
 import timm  # isort: skip
@@ -33,33 +38,43 @@ log = logging.getLogger("vitoats")
 
 
 def load_timm(
-    name: str, checkpoint: Path | None, random_weights: bool, img_size: int | None, pos_resample: str | None
+    name: str,
+    checkpoint: Path | None,
+    random_weights: bool,
+    img_size: int | None,
+    pos_resample: str | None,
+    model_kwargs: Mapping[str, Any],
 ) -> LoadedModel:
     """Loads a model that timm builds; takes the same arguments as ``load_model``.
 
     Raises:
         InputError: the model does not exist, or its weights are missing or do not fit.
     """
-    named = DINOV2.get(name)
+    named = HUB_NAMES.get(name)
     timm_name = named.timm_name if named else name
-    img_size = img_size or (named.img_size if named else None)
-    way = pos_resample or ("official" if named else "timm")
     check_name(name, timm_name, needs_weights=not random_weights and checkpoint is None)
-    # timm resizes position embeddings as it loads them; to resize them in another way, load them at their own size first
-    kwargs = {} if img_size is None or way != "timm" else {"img_size": img_size}
+    weights = "random weights" if random_weights else str(checkpoint)
+    head = None
     try:
-        if random_weights:
-            weights = "random weights"
-            model = _with_random_weights(timm_name, kwargs)
-        elif checkpoint is not None:
-            weights = str(checkpoint)
-            state = read_weights(checkpoint)
-            model = _with_weights_of(timm_name, checkpoint, state, img_size, kwargs)
-            if way != "timm" and img_size is not None:
-                _check_positions(checkpoint, state, model)
-        else:
+        if not random_weights and checkpoint is None:
             weights = announce_fetch(name, timm_name, named)
-            model = _with_own_weights(timm_name, img_size, kwargs)
+        config = _stored_config(timm_name)
+        usual = named or config
+        img_size = img_size or (usual.img_size if usual else None)
+        way = pos_resample or (usual.pos_resample if usual else None) or "timm"
+        check_arguments(name, config.architecture if config else timm_name.partition(".")[0], model_kwargs)
+        kwargs = dict(model_kwargs)
+        # timm resizes position embeddings as it loads them; to resize them in another way, load them at their own size first
+        kwargs |= {} if img_size is None or way != "timm" else {"img_size": img_size}
+        if random_weights:
+            model = _with_random_weights(timm_name, config, kwargs)
+        elif checkpoint is not None:
+            model, reading = _with_weights_of(name, timm_name, config, checkpoint, img_size, kwargs)
+            head = reading.head
+            if way != "timm" and img_size is not None:
+                _check_positions(checkpoint, reading, model)
+        else:
+            model, head = _with_own_weights(timm_name, config, img_size, kwargs)
     except (InputError, MemoryError):
         raise
     except safetensors.SafetensorError as error:
@@ -67,7 +82,7 @@ def load_timm(
     except OSError as error:
         raise cannot_fetch(name, timm_name, named, one_line(error, 150)) from None
     except Exception as error:  # architectures raise various errors on arguments and weights that do not fit
-        raise InputError(_explain(name, checkpoint, img_size, error)) from error
+        raise InputError(cannot_build(name, img_size, model_kwargs, error)) from error
     _check_img_size(name, model, img_size)
     if way != "timm" and img_size is not None:
         if getattr(model, "pos_embed", None) is None or not hasattr(model, "no_embed_class"):
@@ -78,12 +93,15 @@ def load_timm(
         preprocessing = _preprocessing(model, {"img_size": img_size, "crop_pct": named.crop_pct})
     else:
         preprocessing = resolved_preprocessing(model, img_size)
-    return LoadedModel(name, model, preprocessing, weights)
+    loaded = LoadedModel(name, model, preprocessing, weights)
+    if head is not None:
+        check_class_tokens(model, 1)
+        loaded.model = LinearHeadClassifier(model, *head, HeadInfo(name, preprocessing.img_size))
+    return loaded
 
 
-def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
+def _with_random_weights(timm_name: str, config: TimmConfig | None, kwargs: dict[str, Any]) -> nn.Module:
     """Builds the model with random weights, the same ones every time."""
-    config = _stored_config(timm_name)
     if config is not None:
         sketch(config, WITHOUT_FILE, **kwargs)
     with torch.random.fork_rng():
@@ -91,19 +109,23 @@ def _with_random_weights(timm_name: str, kwargs: dict[str, Any]) -> nn.Module:
         return timm.create_model(timm_name, pretrained=False, **kwargs) if config is None else create(config, **kwargs)
 
 
-def _with_own_weights(timm_name: str, img_size: int | None, kwargs: dict[str, Any]) -> nn.Module:
+def _with_own_weights(
+    timm_name: str, config: TimmConfig | None, img_size: int | None, kwargs: dict[str, Any]
+) -> tuple[nn.Module, tuple[Tensor, Tensor] | None]:
     """Loads the weights that timm names, or those beside config.json; sources of weights in config.json are ignored.
+
+    Returns:
+        the model, and the weight and bias of a head on other features than its own.
 
     Raises:
         InputError: the weights are for images with other channels, or config.json gives two numbers of classes.
     """
-    config = _stored_config(timm_name)
     if config is None:
         model = timm.create_model(timm_name, pretrained=True, **kwargs)
         trained = model.pretrained_cfg["input_size"][-1]
         if "img_size" in kwargs and img_size != trained:
             log.info("the weights of %s were made for %d px and are resized for %d", timm_name, trained, img_size)
-        return model
+        return model, None
     said, wanted = config.pretrained_cfg.get("num_classes"), config.model_args.get("num_classes")
     if said and wanted and said != wanted:  # timm would take a random classifier
         raise InputError(f"{config.path} says both {said} and {wanted} classes: correct it there")
@@ -111,6 +133,9 @@ def _with_own_weights(timm_name: str, img_size: int | None, kwargs: dict[str, An
     assert file is not None  # check_name has seen it
     shapes = tensor_shapes(file)
     outline = sketch(config, Held(len(shapes), file.stat().st_size), **kwargs)
+    if shapes.keys() != outline.state_dict().keys():
+        model, reading = _with_weights_of(timm_name, timm_name, config, file, img_size, kwargs)
+        return model, reading.head
     kwargs = kwargs | _own_size(str(file), shapes, outline, img_size)
     model = timm.create_model(
         config.architecture,
@@ -120,7 +145,7 @@ def _with_own_weights(timm_name: str, img_size: int | None, kwargs: dict[str, An
         **(config.model_args | kwargs),
     )
     say_changes(str(file), shapes, model, asked=img_size is not None)
-    return model
+    return model, None
 
 
 def _own_size(source: str, shapes: Shapes, outline: nn.Module, img_size: int | None) -> dict[str, int]:
@@ -138,83 +163,98 @@ def _own_size(source: str, shapes: Shapes, outline: nn.Module, img_size: int | N
 
 
 def _with_weights_of(
-    timm_name: str, file: Path, state: dict[str, torch.Tensor], img_size: int | None, kwargs: dict[str, Any]
-) -> nn.Module:
+    name: str, timm_name: str, config: TimmConfig | None, file: Path, img_size: int | None, kwargs: dict[str, Any]
+) -> tuple[nn.Module, Reading]:
     """Loads the weights of a file, which timm converts like pretrained weights of the architecture.
 
-    The number of classes is that of the file's classifier, or 0 if weights in timm's format have none. The image size, if none
-    is asked for, is that of the file's position embedding.
+    The number of classes is that of the file's classifier, or 0 if it has none. The image size, if none is asked for, is that
+    of the file's position embedding.
 
     Raises:
-        InputError: the weights are for images with other channels.
+        InputError: the file has no weights, or they do not fit the model.
     """
-    config = _stored_config(timm_name)
+    content = read_content(file)
     if config is not None:
         pretrained_cfg, arguments = dict(config.pretrained_cfg), dict(config.model_args)
+        outline = sketch(config, Held(count_tensors(content), file.stat().st_size), **kwargs)
     else:
         found = timm.get_pretrained_cfg(timm_name)
         pretrained_cfg = {} if found is None else found.to_dict(remove_source=True, remove_null=True)
         arguments = {}
-    usual = arguments.get("num_classes", pretrained_cfg.get("num_classes"))
-    classifier = pretrained_cfg.get("classifier") or "head"
-    key = f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
-    if key in state:
-        arguments["num_classes"] = pretrained_cfg["num_classes"] = state[key].shape[0]
-    elif "patch_embed.proj.weight" in state and "mask_token" not in state:
-        arguments["num_classes"] = pretrained_cfg["num_classes"] = 0
-    if "num_classes" in arguments and usual and arguments["num_classes"] != usual:
-        classes = f"a classifier of {arguments['num_classes']} classes" if arguments["num_classes"] else "no classifier"
-        log.info("the weights %s have %s, as the model now has; %s usually has %d classes", file, classes, timm_name, usual)
-    arguments |= kwargs
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if config is not None:
-        described = replace(config, pretrained_cfg=pretrained_cfg, model_args=arguments)
-        outline = sketch(described, Held(len(state), file.stat().st_size))
-    else:
         with torch.device("meta"):
-            outline = timm.create_model(timm_name, pretrained=False, **arguments)
-    arguments |= _own_size(str(file), shapes, outline, img_size)
-    model = timm.create_model(
-        config.architecture if config is not None else timm_name,
-        pretrained=True,
-        pretrained_cfg=pretrained_cfg | {"state_dict": state},
-        **arguments,
-    )
+            outline = timm.create_model(timm_name, pretrained=False, **kwargs)
+    reading = find_weights(str(file), content, outline)
+    if reading is None:
+        raise no_weights(file)
+    check_stored(file, reading.state)
+    reading = replace(reading, state=without_zero_biases(file, reading.state, outline))
+    reading, n_classes = _classes_of(timm_name, file, reading, pretrained_cfg.get("classifier") or "head")
+    usual, wanted = arguments.get("num_classes", pretrained_cfg.get("num_classes")), kwargs.get("num_classes")
+    arguments |= kwargs
+    if n_classes is not None:
+        if wanted not in (None, 0, n_classes):
+            raise InputError(f"{file} has {n_classes} classes, not {wanted}: leave num_classes out of `model_kwargs`")
+        pretrained_cfg["num_classes"] = n_classes
+        arguments["num_classes"] = n_classes if wanted is None else wanted
+        if usual and n_classes != usual:
+            classes = f"a classifier of {n_classes} classes" if n_classes else "no classifier"
+            log.info("the weights %s have %s, as the model now has; %s usually has %d classes", file, classes, timm_name, usual)
+    arguments |= _own_size(str(file), reading.shapes, outline, img_size)
+    architecture = config.architecture if config is not None else timm_name
+    try:
+        model = timm.create_model(
+            architecture,
+            pretrained=True,
+            pretrained_cfg=pretrained_cfg | {"state_dict": reading.state},
+            **arguments,
+        )
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # torch and timm raise various errors on weights that do not fit
+        raise InputError(do_not_fit(name, architecture, file, reading, arguments, outline, error)) from error
     model.pretrained_cfg.pop("state_dict", None)
-    say_changes(str(file), shapes, model, asked=img_size is not None)
-    return model
+    say_changes(str(file), reading.shapes, model, asked=img_size is not None)
+    return model, reading
+
+
+def _classes_of(timm_name: str, file: Path, reading: Reading, classifier: str | Sequence[str]) -> tuple[Reading, int | None]:
+    """The number of classes of a reading's classifier, and the reading without a projection head in the classifier's place.
+
+    The number is None if the file is in a format whose classifier only timm finds.
+    """
+    place = classifier if isinstance(classifier, str) else classifier[0]
+    if f"{place}.weight" in reading.shapes:
+        return reading, reading.shapes[f"{place}.weight"][0]
+    if PATCHES not in reading.shapes:
+        return reading, None
+    projection = [name for name in reading.state if name.startswith(f"{place}.")]
+    if projection:
+        log.warning("the weights %s have no classifier: their %s are left out", file, some(projection))
+    state = {name: tensor for name, tensor in reading.state.items() if name not in projection}
+    shapes = {name: shape for name, shape in reading.shapes.items() if name not in projection}
+    return replace(reading, state=state, shapes=shapes), 0
 
 
 def _stored_config(timm_name: str) -> TimmConfig | None:
     """The configuration of a folder or repository; None for a model of timm's own."""
-    if timm_name.startswith(LOCAL):
-        return read_config(Path(timm_name.removeprefix(LOCAL)))
-    return read_config(fetch_config(timm_name)) if timm_name.startswith(HUB) else None
-
-
-def _explain(name: str, checkpoint: Path | None, img_size: int | None, error: Exception) -> str:
-    """Summarises an error of timm or torch in one line, with advice."""
-    text = re.sub(r"Error\(s\) in loading state_dict for \w+: ?", "", one_line(error, 1000))
-    text = text if len(text) <= 300 else text[:300] + "..."
-    if checkpoint is not None:
-        return f"the weights {checkpoint} do not fit {name}: {text}; use the model they were made for"
-    if "Missing key" in text or "Unexpected key" in text or "size mismatch" in text:
-        return f"the weights of {name} do not fit its architecture: {text}; save the folder again"
-    if img_size is not None:
-        return f"{name} cannot be built for `img_size` {img_size}: {text}"
-    return f"{name} cannot be built: {text}"
+    if not timm_name.startswith((LOCAL, HUB)):
+        return None
+    folder = Path(timm_name.removeprefix(LOCAL)) if timm_name.startswith(LOCAL) else fetch_config(timm_name)
+    return read_transformers(folder) if is_transformers(folder) else read_config(folder)
 
 
 def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if img_size is not None and patch and img_size % patch[0]:
-        raise InputError(f"{name} takes image sizes that are multiples of {patch[0]}, not {img_size}: change `img_size`")
+    step = patch if isinstance(patch, int) else patch[0] if patch else 1
+    if img_size is not None and img_size % step:
+        raise InputError(f"{name} takes image sizes that are multiples of {step}, not {img_size}: change `img_size`")
 
 
-def _check_positions(checkpoint: Path, state: dict[str, torch.Tensor], model: Any) -> None:
+def _check_positions(checkpoint: Path, reading: Reading, model: Any) -> None:
     """Refuses weights whose position embedding was already resized, since it would be resized a second time."""
     patches = model.patch_embed.num_patches
-    held = state["pos_embed"].shape[1] if "pos_embed" in state and state["pos_embed"].ndim == 3 else patches
+    positions = reading.shapes.get(POSITIONS, ())
+    held = positions[1] if len(positions) == 3 else patches
     if held not in (patches, patches + 1, patches + model.num_prefix_tokens):
         raise InputError(
             f"{checkpoint} holds {held} positions, not those of {patches} patches, so it was resized already: "

@@ -1,51 +1,88 @@
 """Reads weight files safely: pickled code is never run, and a file's header is checked before it is parsed."""
 
+import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
+import safetensors.torch
 import torch
 
-import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
 
-from timm.models import load_state_dict  # isort: skip
-
+REMEDY = "give `{}` a .safetensors file, or a .pth that holds tensors only"
+SETTINGS = (  # what training scripts pickle beside tensors; nothing of it is used
+    r"argparse\.Namespace|pathlib\.\w+|builtins\.(int|float|list|dict|str)|collections\.defaultdict|typing\.Any"
+    r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))|omegaconf\.[\w.]+"
+)
 PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order of preference
 OTHERS = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
 LARGEST_HEADER = 2**24  # bytes; the header for 1,000 tensors takes 0.1 MB
 
 
-def read_weights(path: Path, field: str = "checkpoint") -> dict[str, torch.Tensor]:
-    """Reads the tensors of a file: EMA weights if available, without the prefixes of wrapper modules; runs no pickled code.
+def read_content(path: Path, field: str = "checkpoint") -> Any:
+    """Reads a file of weights; runs no pickled code.
 
     Args:
         path: a .pth or .safetensors file.
         field: the argument that names the file, for error messages.
 
+    Returns:
+        what was saved: tensors by name, or dictionaries and lists that hold them. Inert objects stand for settings.
+
     Raises:
-        InputError: the file does not exist, or has no tensors that can be read safely.
+        InputError: the file does not exist, or cannot be read safely.
     """
     if not path.is_file():
         raise InputError(f"there is no {field} file {path}: give `{field}` a .pth or .safetensors file")
-    remedy = f"give `{field}` a .safetensors file, or a .pth that holds tensors only"
     try:
         check_header(path)
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state = load_state_dict(str(path), use_ema=field == "checkpoint")
+            with torch.serialization.safe_globals(_stand_ins(path)):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise various errors on foreign files
         unsafe = "weights_only" in str(error)
         reason = "it holds pickled objects, which are never run" if unsafe else one_line(error, 150)
-        raise InputError(f"{path} cannot be read as weights ({reason}): {remedy}") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise InputError(f"{path} holds no weights by name: {remedy}")
-    for name, tensor in state.items():
+        raise InputError(f"{path} cannot be read as weights ({reason}): {REMEDY.format(field)}") from None
+
+
+class _Inert:
+    """Stands for a pickled object that is no tensor: takes anything, keeps and runs nothing."""
+
+    def __init__(self, *_: Any, **__: Any): ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """The names of a file's pickled settings, each with the class that stands for it."""
+    if not zipfile.is_zipfile(path):
+        return []
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(_Inert, name) for name in named if re.fullmatch(SETTINGS, name)]
+
+
+def no_weights(path: Path, field: str = "checkpoint") -> InputError:
+    """The error for a file without tensors."""
+    return InputError(f"{path} holds no weights by name: {REMEDY.format(field)}")
+
+
+def check_stored(path: Path, tensors: Mapping[str, torch.Tensor], field: str = "checkpoint") -> None:
+    """Refuses tensors that take far more memory than their file: expanded ones, with one number for many.
+
+    Raises:
+        InputError: one of the tensors is expanded.
+    """
+    for name, tensor in tensors.items():
         if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise InputError(f"{path} holds one number for many in {one_line(ValueError(name), 100)}: {remedy}")
-    return dict(state)
+            named = one_line(ValueError(name), 100)
+            raise InputError(f"{path} holds one number for many in {named}: {REMEDY.format(field)}")
 
 
 def check_header(path: Path) -> None:
@@ -99,7 +136,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         OSError, ValueError, SafetensorError: a safetensors file does not exist or is damaged.
     """
     if path.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
+        content = read_content(path)
+        return {name: tuple(tensor.shape) for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
     with open_tensors(path) as file:
         return {name: kind.shape for name, kind in tensor_kinds(file).items()}
 

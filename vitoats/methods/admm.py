@@ -8,10 +8,11 @@ sparse term into B, which minimises the objective, and D, which satisfies the pa
     B <- ((W0 - L) A - V + rho D) Q diag(1 / (m + rho)) Q^T
     D <- projection of B + V / rho onto the pattern
     V <- V + rho (B - D)
-    L <- best rank-r approximation of W0 - D
+    L <- best rank-r approximation of W0 - B
 
-and rho grows as the support of D settles ("support-driven"). Without L this is the ADMM of ALPS (arXiv 2406.07831). Fitting L
-to W0 - D rather than W0 - B is our choice, since D is what S will become.
+and rho grows as the support of D settles ("support-driven"). Without L this is the ADMM of ALPS (arXiv 2406.07831). L starts at
+0 and is fitted to W0 - B, as in 3BASiL (arXiv 2603.01376); in a short schedule it does better if it starts at its best for W0
+and is fitted to W0 - D, which is what S will become.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FIRST_STEPS = 16  # subspace iterations from a random start
 LOOK_EVERY = 3  # iterations between two checks of the support
 SETTLED_AFTER = 30  # iterations before a settled support may stop ADMM
 MOVING = 0.005  # share of the support that must change before a rho under search may grow
@@ -34,6 +36,7 @@ class Penalty:
         first: the initial rho.
         settled: the iterations end when less than this share of the support has changed.
         growth: (share, factor) pairs: rho grows by the factor of the first pair whose share of the support has changed.
+        short: whether L starts at its best for W0 and is fitted to W0 - D, instead of at 0 and to W0 - B.
         search: first divide rho by 5 until more than ``MOVING`` of the support changes between two checks, restarting whenever
             any of it changed; give up below ``LEAST_RHO``.
     """
@@ -41,13 +44,15 @@ class Penalty:
     first: float
     settled: float
     growth: tuple[tuple[float, float], ...]
-    search: bool
+    short: bool = False
+    search: bool = False
 
 
 # Found by trial: docs/oats-h.md, Constants
 PENALTIES = {
     "alps": Penalty(0.1, 3e-4, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)), search=True),  # as in its published code
-    "slow": Penalty(0.02, 5e-3, ((0.1, 1.2), (0.005, 1.1), (0.0, 1.05)), search=False),
+    "slow": Penalty(0.01, 5e-3, ((0.1, 1.1), (0.005, 1.05), (0.0, 1.02))),
+    "fast": Penalty(0.02, 5e-3, ((0.1, 1.2), (0.005, 1.1), (0.0, 1.05)), short=True),
 }
 
 
@@ -99,12 +104,14 @@ def admm(
         keep: magnitudes [d_out, d_in] -> bool mask, the projection onto the pattern.
         penalty: the schedule of rho.
         iterations: maximum number of iterations.
-        low_rank: L, already fitted to W0 (its rank may be 0); fitted to W0 - D on return.
+        low_rank: L, its rank may be 0; fitted to W0 - D on return.
 
     Returns:
         B [d_out, d_in] and the number of iterations.
     """
     W0A = W0 @ A
+    if penalty.short:
+        low_rank.fit(W0, FIRST_STEPS)
     B = low_rank.removed_from(W0)
     start = torch.where(keep(B.abs()), B, 0)
     D, V, rho = start, torch.zeros_like(W0), penalty.first
@@ -117,7 +124,7 @@ def admm(
         Z = B + V / rho
         D = torch.where(keep(Z.abs()), Z, 0)
         V = V + rho * (B - D)
-        low_rank.fit(W0 - D)
+        low_rank.fit(W0 - (D if penalty.short else B))
         if step % LOOK_EVERY:
             continue
         moved = int((support ^ (D != 0)).sum())
@@ -135,6 +142,8 @@ def admm(
         else:
             rho = min(MOST_RHO, rho * next(factor for share, factor in penalty.growth if moved >= share * size))
         solve = _resolvent(spectrum, rho, tall=len(W0) >= len(A))
+    if not penalty.short:
+        low_rank.fit(W0 - D)
     return B, step
 
 

@@ -12,6 +12,8 @@ vision transformers and the patterns:
 * The published threshold, 0.1 on sums over sequences of 2048 tokens, becomes 0.1 / 2048 on means over tokens.
 * The variance is over all tokens, mean(x^2) - mean(x)^2; the published code averages the variances within each sequence.
 * All linear layers are refined; the published default leaves those of the MLP at the initial mask.
+* What may be removed depends on the sign of e after the growth; in the published code on its sign before, so that a removal may
+  take e further from 0 once the growth has overshot.
 * With N:M, the removed weight comes from the group of the grown one, and a row stops when the sign of e would flip. A row
   also stops when it has no weight to remove. With blocks, d, d / var^p and squared scores are summed over each block, which is
   swapped as a whole.

@@ -56,7 +56,7 @@ def damped_problem(weight: Tensor, statistics: InputStatistics, damping: float) 
     H = statistics.full.clone()
     dead = H.diagonal() == 0
     H.diagonal()[dead] = 1
-    H.diagonal().add_(damping * H.diagonal().mean())
+    H.diagonal().add_(max(damping * H.diagonal().mean().item(), statistics.round_off))
     return Problem(torch.where(dead, 0, weight.double()), H)
 
 
@@ -68,7 +68,7 @@ def cholesky(H: Tensor) -> Tensor:
     """
     C, failed = torch.linalg.cholesky_ex(H)
     if failed.any():
-        raise InputError("the inputs' second moment is singular: raise the damping (`damping=0.01`)")
+        raise InputError("the inputs' second moment is singular: raise `damping`, or calibrate on more varied `images`")
     return C
 
 

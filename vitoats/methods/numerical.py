@@ -31,7 +31,7 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError
 from vitoats.methods.hessian import DAMPING, check_damping, cholesky
-from vitoats.methods.registry import register_structural
+from vitoats.methods.registry import output_error, register_structural
 from vitoats.methods.statistics import InputStatistics, check_finite
 
 SCORE_DAMPING = 1e-4  # share of the mean of diag(A)
@@ -201,14 +201,13 @@ def compensated(
         config: whether and how to refit.
 
     Returns:
-        W_K [d_out, k] and b in their original dtypes, and the relative output error ||X (W - W')^T||_F / ||X W^T||_F, bias
-        included.
+        W_K [d_out, k] and b in their original dtypes, and the relative error of the output (``registry.output_error``).
 
     Raises:
         InputError: a weight or moment is not finite, or H_KK is singular.
     """
     check_finite(weight, statistics)
-    W, H, mean = weight.double(), statistics.full, statistics.mean
+    W, mean = weight.double(), statistics.mean
     assert mean is not None
     change = torch.zeros_like(W)  # W' - W
     gone = torch.ones(W.shape[1], dtype=torch.bool, device=W.device)
@@ -217,15 +216,14 @@ def compensated(
     shift = None
     if config.compensation != "none":
         centred = config.refit_bias and bias is not None
-        C = H - torch.outer(mean, mean) if centred else H
+        moments = statistics.centred() if centred else statistics
+        C = moments.full
         C_KK = C[kept][:, kept]
         dead = C_KK.diagonal() <= 0
         C_KK.diagonal()[dead] = 1
-        C_KK.diagonal().add_(config.damping * C.diagonal().mean())
+        C_KK.diagonal().add_(moments.ridge(config.damping))
         change[:, kept] = torch.cholesky_solve(C[kept][:, gone] @ W[:, gone].T, cholesky(C_KK)).T
         shift = -change @ mean if centred else None
-    energy = ((change @ H) * change).sum() + (0 if shift is None else (shift.square() + 2 * shift * (change @ mean)).sum())
-    total = ((W @ H) * W).sum()
-    error = (energy.clamp(min=0) / total).sqrt().item() if total > 0 else 0.0
+    error = output_error(W, change, shift, statistics)
     fitted = (W + change)[:, kept].to(weight.dtype)
     return fitted, bias if shift is None or bias is None else (bias + shift).to(bias.dtype), error

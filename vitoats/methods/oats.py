@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError
 from vitoats.methods.budget import LayerBudget, SparseLowRankConfig, check_iterations
-from vitoats.methods.registry import Decomposition, register
+from vitoats.methods.registry import Decomposition, magnitude_of, register
 from vitoats.methods.sparsity import Pattern, WarmThreshold
 from vitoats.methods.statistics import InputStatistics, check_finite
 
@@ -82,6 +82,8 @@ def oats(weight: Tensor, statistics: InputStatistics, config: OATSConfig) -> Dec
     alive = scale > torch.finfo(weight.dtype).tiny
     D = torch.where(alive, scale, 0).to(weight.dtype)
     A = weight * D  # W D
+    size = magnitude_of(A)
+    A = A / size
 
     if budget.rank == 0:
         S, Q, B, steps = (
@@ -103,10 +105,10 @@ def oats(weight: Tensor, statistics: InputStatistics, config: OATSConfig) -> Dec
     inverse = torch.where(alive, 1 / scale.clamp(min=torch.finfo(weight.dtype).tiny), 0).to(weight.dtype)
     unit = second_moment.double().max().item() or 1.0  # back to the caller's scale of D
     return Decomposition(
-        S=S * inverse,
-        U=Q,
+        S=S * size * inverse,
+        U=Q * size,
         V=B * inverse,
-        objective=objective * unit,
+        objective=objective * size**2 * unit,
         relative_error=(objective / total) ** 0.5 if total > 0 else 0.0,
         steps=steps,
     )

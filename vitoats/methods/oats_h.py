@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError
-from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
+from vitoats.methods.admm import FIRST_STEPS, PENALTIES, LowRank, admm, conjugate_gradients
 from vitoats.methods.budget import SparseLowRankConfig, check_iterations
 from vitoats.methods.hessian import DAMPING, check_damping
 from vitoats.methods.oats import OATSConfig, alternate_fast, threshold
-from vitoats.methods.registry import Decomposition, Recipe, measured, register
+from vitoats.methods.registry import Decomposition, Recipe, magnitude_of, measured, register
 from vitoats.methods.sparsity import Pattern
 from vitoats.methods.statistics import InputStatistics, check_finite
 
-FIRST_STEPS = 16  # subspace iterations from a random start, before ADMM takes one per iteration
 REFIT_STEPS = 2  # subspace iterations per round of the refit
 EIGENVECTORS = 5  # multiply-adds of an eigendecomposition, in units of d_in^3
 
@@ -41,7 +40,7 @@ class OATSHConfig(SparseLowRankConfig):
         rank_ratio, pattern: 0.25 and "layer" by default.
         iterations: maximum number of iterations of ADMM, or of OATS for the "support" solver.
         solver: "admm", or "support" for OATS' support.
-        penalty: how ADMM's penalty grows, "slow" or "alps".
+        penalty: how ADMM's penalty grows, "slow", "fast" (in half the iterations) or "alps".
         refit_rounds: how often S and U V are refitted in turn.
         refit_iterations: conjugate gradient iterations per round.
         damping: added to the unit diagonal of the scaled H.
@@ -50,7 +49,7 @@ class OATSHConfig(SparseLowRankConfig):
 
     rank_ratio: float = 0.25
     pattern: str = "layer"
-    iterations: int = 150
+    iterations: int = 300
     solver: Solver = "admm"
     penalty: str = "slow"
     refit_rounds: int = 3
@@ -64,7 +63,7 @@ class OATSHConfig(SparseLowRankConfig):
         if self.solver not in get_args(Solver):
             raise InputError(f"unknown solver {self.solver!r}: use admm or support")
         if self.penalty not in PENALTIES:
-            raise InputError(f"unknown penalty {self.penalty!r}: use {' or '.join(PENALTIES)}")
+            raise InputError(f"unknown penalty {self.penalty!r}: use {', '.join(PENALTIES)}")
         if self.refit_rounds < 1 or self.refit_iterations < 0:
             raise InputError("refit_rounds takes 1 or more, refit_iterations 0 or more")
         check_damping(self.damping)
@@ -100,7 +99,9 @@ def oats_h(weight: Tensor, statistics: InputStatistics, config: OATSHConfig) -> 
     correlation = statistics.correlation
     alive = correlation.A.diagonal() > 0
     scale = correlation.scale.to(weight.device)
-    W = torch.where(alive, weight.double() * scale, 0).float()
+    W = torch.where(alive, weight.double() * scale, 0)
+    unit = magnitude_of(W)
+    W = (W / unit).float()
     A = correlation.A + config.damping * torch.eye(len(scale), device=weight.device)
     budget, pattern = config.budget(*weight.shape), Pattern.parse(config.pattern)
 
@@ -116,15 +117,15 @@ def oats_h(weight: Tensor, statistics: InputStatistics, config: OATSHConfig) -> 
         low_rank.VA = low_rank.V @ A
         mask = S != 0
     else:
-        low_rank.fit(W, FIRST_STEPS)
         if config.solver == "support" or budget.kept_per_group == 0:
+            low_rank.fit(W, FIRST_STEPS)
             S, steps = threshold(low_rank.removed_from(W), pattern, budget.kept_per_group), 1
         else:
             m, Q = correlation.spectrum
             S, steps = admm(W, A, (m + config.damping, Q), keep, PENALTIES[config.penalty], config.iterations, low_rank)
         mask = keep(S.abs())
     S, U, V = refit(torch.where(mask, S, 0), W, A, mask, low_rank, config)
-    return measured(weight, statistics, S / scale, U, V / scale, steps=steps)
+    return measured(weight, statistics, S * (unit / scale), U, V * (unit / scale), steps=steps)
 
 
 def refit(

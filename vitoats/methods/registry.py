@@ -16,6 +16,7 @@ A structural method (``vitoats.compression.structural``) scores the heads and ne
 
 import hashlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -55,12 +56,36 @@ def measured(
     return Decomposition(S, U, V, objective, (objective / total) ** 0.5 if total > 0 else 0.0, steps)
 
 
+def magnitude_of(W: Tensor) -> float:
+    """The power of two just above the largest magnitude of W, and 1 if that is 0.
+
+    Solvers in float32 divide W by it, which is exact: squares of weights near zero do not fit into float32.
+    """
+    return 2.0 ** math.frexp(W.abs().max().item())[1]
+
+
 def output_energy(E: Tensor, statistics: InputStatistics) -> float:
     """tr(E H E^T), the mean over tokens of ||E x||^2, for E [d_out, d_in]; D^2 replaces H if H is unknown."""
     if statistics.H is None:
         return (E.square() @ statistics.second_moment.to(E)).sum().item()
     energy = ((E @ statistics.H.to(E)) * E).sum().item()
     return 0.0 if energy < 0 else energy  # round-off may leave it below 0; NaN stays NaN
+
+
+def output_error(weight: Tensor, change: Tensor, shift: Tensor | None, statistics: InputStatistics) -> float:
+    """The relative error of a layer's output, ||Y' - Y||_F / ||Y - b||_F over all tokens; Y = X W^T + b is the dense layer's.
+
+    Args:
+        weight: W [d_out, d_in].
+        change: W' - W.
+        shift: b' - b [d_out]; None if there is no bias, or if it stays.
+        statistics: uncentred moments of X, including H and the mean.
+    """
+    energy = output_energy(change.double(), statistics)
+    if shift is not None:
+        energy += (shift.double() * (shift.double() + 2 * statistics.mean_output(change))).sum().item()
+    total = output_energy(weight.double(), statistics)
+    return (0.0 if energy < 0 else (energy / total) ** 0.5) if total > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

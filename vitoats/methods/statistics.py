@@ -3,7 +3,7 @@
 X [n_tokens, d_in] stacks the input of one linear layer over all tokens of all calibration images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -15,6 +15,8 @@ from vitoats.common.errors import InputError
 # Which statistics of a layer's inputs are collected: their second moments ("diagonal"), also those of an MLP's hidden neurons
 # ("neurons"), or H and the mean ("full").
 StatisticsLevel = Literal["diagonal", "neurons", "full"]
+
+CONSTANT = 1e-12  # share of an input's mean square below which its variance is round-off of float32 activations
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class InputStatistics:
         mean: [d_in], mean over tokens of x_j. None if H is.
         neurons: [n], for a layer whose rows produce the n hidden neurons of an MLP (once, or twice if it packs gate and up):
             mean square of each neuron as the MLP's output layer sees it. None for other layers, or if no method needs it.
+        round_off: how far an eigenvalue of H may be off, because H is the difference of larger numbers.
     """
 
     second_moment: Tensor
     H: Tensor | None = None
     mean: Tensor | None = None
     neurons: Tensor | None = None
+    round_off: float = 0.0
 
     @classmethod
     def of(cls, X: Tensor) -> "InputStatistics":
@@ -78,16 +82,32 @@ class InputStatistics:
         scale = torch.where(scale == 0, 1, scale)  # an input that was always zero
         return Correlation(scale, (self.full / scale / scale[:, None]).float())
 
+    def diagonal(self) -> "InputStatistics":
+        """The moments that a method sees which does without H."""
+        return replace(self, H=None, mean=None)
+
     def centred(self) -> "InputStatistics":
         """The moments about the mean, which give the output error that remains once the bias is refitted.
+
+        An input whose variance is below round-off counts as constant: its moments are 0.
 
         Raises:
             InputError: only the diagonal was collected.
         """
         mean = self._collected_mean()
         H = self.full - torch.outer(mean, mean)
-        H.diagonal().clamp_(min=0)  # round-off may leave a constant input's variance below 0
-        return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean))
+        constant = H.diagonal() <= CONSTANT * self.full.diagonal()
+        H[constant] = H[:, constant] = 0
+        round_off = torch.finfo(torch.float64).eps * self.full.trace().item()
+        return InputStatistics(H.diagonal().clone(), H, torch.zeros_like(mean), round_off=round_off)
+
+    def ridge(self, share: float) -> float:
+        """What damping adds to the diagonal of H: a share of its mean, but at least the round-off.
+
+        Raises:
+            InputError: only the diagonal was collected.
+        """
+        return max(share * self.full.diagonal().mean().item(), self.round_off)
 
     def mean_output(self, weight: Tensor) -> Tensor:
         """Mean output over tokens of a weight [d_out, d_in], float64 [d_out].
@@ -105,7 +125,7 @@ class InputStatistics:
     def to(self, device: torch.device) -> "InputStatistics":
         """The same moments on another device."""
         H, mean, neurons = (None if x is None else x.to(device) for x in (self.H, self.mean, self.neurons))
-        return InputStatistics(self.second_moment.to(device), H, mean, neurons)
+        return InputStatistics(self.second_moment.to(device), H, mean, neurons, self.round_off)
 
 
 def check_finite(weight: Tensor, statistics: InputStatistics) -> None:

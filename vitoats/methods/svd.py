@@ -17,7 +17,7 @@ from vitoats.common.errors import InputError
 from vitoats.methods.budget import LayerBudget, effective_compression, layer_budget
 from vitoats.methods.hessian import DAMPING, check_damping, cholesky, damped_problem
 from vitoats.methods.oats import truncated_svd
-from vitoats.methods.registry import Decomposition, measured, register
+from vitoats.methods.registry import Decomposition, magnitude_of, measured, register
 from vitoats.methods.sparsity import Pattern
 from vitoats.methods.statistics import InputStatistics
 
@@ -73,4 +73,5 @@ def svd(weight: Tensor, statistics: InputStatistics, config: SVDConfig) -> Decom
     C = cholesky(problem.H)
     U, Vt = truncated_svd(problem.W @ C, config.budget(*weight.shape).rank)
     V = torch.linalg.solve_triangular(C, Vt, upper=False, left=False)  # V C = Vt
-    return measured(weight, statistics, torch.zeros_like(weight), U, V)
+    unit = magnitude_of(U)
+    return measured(weight, statistics, torch.zeros_like(weight), U / unit, V * unit)

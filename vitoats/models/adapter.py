@@ -103,13 +103,19 @@ def call_fused_qkv(model: nn.Module) -> None:
 
 
 def _blocks(model: nn.Module) -> list[str]:
-    """Names of the children of all lists ``blocks``, except for lists inside another block."""
+    """Names of the children of all lists ``blocks``, except for lists inside another block.
+
+    Lists without any linear layer, such as those of a convolutional stem, count only if all lists are like that.
+    """
     found: list[str] = []
+    with_linears: list[str] = []
     for name, module in model.named_modules():
         is_list = name.rpartition(".")[2] == "blocks" and isinstance(module, (nn.Sequential, nn.ModuleList))
         if is_list and not _inside(name, found):
-            found += [f"{name}.{child}" for child, _ in module.named_children()]
-    return found
+            children = [f"{name}.{child}" for child, _ in module.named_children()]
+            found += children
+            with_linears += children if any(isinstance(inner, nn.Linear) for inner in module.modules()) else []
+    return with_linears or found
 
 
 def _inside(name: str, blocks: list[str]) -> bool:

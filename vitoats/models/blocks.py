@@ -1,13 +1,14 @@
 """A model as a chain of blocks."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitoats.models.hooks import inputs_of
-from vitoats.models.inputs import ModelInputs
+from vitoats.models.hooks import answer_for, inputs_of
+from vitoats.models.inputs import ImageInputs, ModelInputs
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ class ModelAdapter:
         """The hidden states [b, *shape_before] before the first block for a batch of inputs; the blocks do not run."""
         first = self.blocks[0]
         return inputs_of({first.name: first.module}, lambda: self.inputs.call(self.model, batch))[first.name]
+
+    @torch.inference_mode()
+    def features_of(self, hidden: Tensor) -> Tensor:
+        """The features [b, d] (``ImageInputs.features``) of hidden states [b, *shape_after] behind the last block.
+
+        The model runs on blank images, and the blocks do not run, so that everything behind them is as the model has it.
+        """
+        *others, last = self.blocks
+        answers = [(block.module, partial(hidden.new_zeros, len(hidden), *block.shape_after)) for block in others]
+        with answer_for([*answers, (last.module, lambda: hidden)]):
+            assert isinstance(self.inputs, ImageInputs)
+            return self.inputs.features(self.model, self.inputs.zeros(len(hidden)).to(hidden.device))
 
 
 def same(a: Any, b: Any) -> bool:

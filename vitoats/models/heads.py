@@ -1,9 +1,11 @@
 """A linear head on the frozen features of a backbone.
 
 Features follow DINOv2's linear evaluation: the class tokens of the last ``layers`` blocks, each after the final norm, then
-the mean of the last block's patch tokens; register tokens are left out. A head is [n_classes, (layers + 1) * d].
+the mean of the last block's patch tokens; register tokens are left out. A head is [n_classes, (layers + 1) * d]. Backbones
+without class tokens have the pooled features alone (``ImageInputs.features``), and heads of 0 layers.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
+from vitoats.models.inputs import pooled
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class HeadInfo:
     Attributes:
         backbone: the backbone's model name; "" if not recorded.
         img_size: image size in pixels; 0 if not recorded.
-        layers: number of last blocks whose class tokens are used, 1 or 4.
+        layers: number of last blocks whose class tokens are used, 1 or 4; 0 for a backbone without class tokens.
         patch_mean: whether the mean of the patch tokens is appended; without it the head is [n_classes, layers * d].
         classes: class names in the order of the outputs; empty if not recorded.
     """
@@ -53,20 +56,52 @@ class LinearHeadClassifier(nn.Module):
 
 
 def features(backbone: Any, x: Tensor, layers: int = 1, patch_mean: bool = True) -> Tensor:
-    """Class tokens of the last ``layers`` blocks, then the mean of the patch tokens: [batch, (layers + patch_mean) * d]."""
-    check_class_token(backbone)
+    """Class tokens of the last ``layers`` blocks, then the mean of the patch tokens: [batch, (layers + patch_mean) * d].
+
+    ``check_class_tokens`` tells whether the backbone has that many class tokens.
+    """
+    if not has_class_token(backbone):
+        return pooled(backbone, backbone.forward_features(x))
     if layers == 1:
         tokens = backbone.forward_features(x)
         cls, patches = [tokens[:, 0]], tokens[:, backbone.num_prefix_tokens :]
     else:
-        outputs = backbone.get_intermediate_layers(x, n=layers, return_prefix_tokens=True, norm=True)
+        outputs = backbone.forward_intermediates(
+            x, indices=layers, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+        )
         cls, patches = [prefix[:, 0] for _, prefix in outputs], outputs[-1][0]
     return torch.cat([*cls, patches.mean(dim=1)] if patch_mean else cls, dim=1)
 
 
-def check_class_token(backbone: Any) -> None:
-    """Raises InputError for a backbone without a class token."""
-    if not getattr(backbone, "num_prefix_tokens", 0):
+def has_class_token(backbone: Any) -> bool:
+    """Whether the first of a backbone's final tokens is a class token."""
+    return getattr(backbone, "num_prefix_tokens", 0) > 0
+
+
+def most_layers(backbone: Any) -> int:
+    """How many of the last blocks give a class token: all, or the last one alone if timm hands out no others; or none."""
+    if not has_class_token(backbone):
+        return 0
+    handed_out = inspect.signature(backbone.forward_intermediates).parameters
+    return len(backbone.blocks) if "return_prefix_tokens" in handed_out else 1
+
+
+def check_class_tokens(backbone: Any, layers: int) -> None:
+    """Refuses a head of ``layers`` layers for a backbone with too few class tokens, or with some where it takes none.
+
+    Raises:
+        InputError: the head does not fit.
+    """
+    most = most_layers(backbone)
+    if not (min(1, most) <= layers <= most):
+        has = f"gives class tokens of {most} layers" if most else "has no class token"
         raise InputError(
-            f"{type(backbone).__name__} has no class token here, which a linear head takes: use a ViT with one, such as DINOv2"
+            f"this {type(backbone).__name__} {has}, and the head takes those of {layers}: "
+            f"use another head, or train one with tools/train_linear_probe.py"
         )
+
+
+def width(backbone: Any) -> int:
+    """d, the width of a backbone's features."""
+    own = backbone.num_features
+    return own if has_class_token(backbone) else getattr(backbone, "head_hidden_size", own)

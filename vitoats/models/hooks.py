@@ -1,10 +1,10 @@
-"""Observes modules while a model runs. All forward hooks are registered and removed here.
+"""Observes modules while a model runs, or answers for them. All forward hooks are registered and removed here.
 
 Modules are passed with the names that callbacks receive, which may differ from their names in the model. A module's input is
 its first argument.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,6 +69,20 @@ def inputs_of(modules: Modules, run: Callable[[], Any]) -> dict[str, Tensor]:
     raise AssertionError(f"not called: {', '.join(sorted(modules.keys() - caught.keys()))}")
 
 
+@contextmanager
+def answer_for(modules: Iterable[tuple[nn.Module, Callable[[], Tensor]]]) -> Iterator[None]:
+    """In this context, modules do not run: a call of one of them returns what the function beside it gives."""
+    answered = []
+    try:
+        for module, answer in modules:
+            module.forward = _Answer(answer)
+            answered.append(module)
+        yield
+    finally:
+        for module in answered:
+            del module.forward
+
+
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A module's first argument; by keyword, timm names it ``x`` and transformers ``hidden_states``."""
     return args[0] if args else kwargs.get("x", kwargs.get("hidden_states"))
@@ -76,6 +90,16 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 class _AllReachedError(Exception):
     """Aborts a forward pass once all modules have been reached."""
+
+
+class _Answer:
+    """A forward method that ignores its arguments."""
+
+    def __init__(self, answer: Callable[[], Tensor]):
+        self.answer = answer
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Tensor:
+        return self.answer()
 
 
 def _before(name: str, told: Before) -> Callable[..., None]:

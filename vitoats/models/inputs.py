@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from vitoats.models.text_inputs import TextInputs
 
-FINAL_NORMS = ("norm", "fc_norm")  # timm's names; if a model has both, one is an identity
-
 
 @dataclass(frozen=True)
 class ImageInputs:
@@ -24,9 +22,8 @@ class ImageInputs:
 
     img_size: int
 
-    # for export: names of arguments and outputs, and the dynamic axes of each argument
+    # for export: names of arguments, and the dynamic axes of each
     names: ClassVar[tuple[str, ...]] = ("images",)
-    output_names: ClassVar[tuple[str, ...]] = ("logits",)
     dynamic_axes: ClassVar[tuple[dict[int, str], ...]] = ({0: "batch"},)
 
     def shape(self, n: int) -> tuple[int, int, int, int]:
@@ -48,28 +45,36 @@ class ImageInputs:
     def features(self, model: Any, batch: Tensor) -> Tensor:
         """Features [b, d] of a timm backbone, for models without a classifier.
 
-        They are taken after the final norm: for tokens [b, n, width] the class token, if any, and the mean of the patch tokens;
-        for feature maps [b, ..., width] the mean over all positions.
+        For tokens [b, n, width], they are the class token, if any, and the mean of the patch tokens, after the final norm. For
+        feature maps, they are what timm's own head gives to the classifier.
         """
-        return _pooled(model, model.forward_features(batch))
-
-    def features_of(self, model: Any, hidden: Tensor) -> Tensor:
-        """The same features, computed from the hidden states after the last block."""
-        for name in FINAL_NORMS:
-            hidden = getattr(model, name, nn.Identity())(hidden)
-        return _pooled(model, hidden)
+        return pooled(model, model.forward_features(batch))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
-def _pooled(model: Any, normed: Tensor) -> Tensor:
-    if normed.ndim != 3:
-        return normed.flatten(1, -2).mean(dim=1)
+def pooled(model: Any, found: Tensor) -> Tensor:
+    """The features [b, d] of what ``forward_features`` returns."""
+    if found.ndim == 4:
+        found = model.forward_head(found, pre_logits=True)
+    if found.ndim == 4:  # a head that does not pool
+        return found.mean(dim=_positions(model, found))
+    if found.ndim == 2:
+        return found
+    found = getattr(model, "fc_norm", nn.Identity())(found)  # the final norm of models that average their tokens
     prefix = getattr(model, "num_prefix_tokens", 0)
-    patches = normed[:, prefix:].mean(dim=1)
-    return torch.cat([normed[:, 0], patches], dim=1) if prefix else patches
+    patches = found[:, prefix:].mean(dim=1)
+    return torch.cat([found[:, 0], patches], dim=1) if prefix else patches
+
+
+def _positions(model: Any, maps: Tensor) -> tuple[int, int]:
+    """The axes of a map's height and width."""
+    channels_last = maps.shape[-1] == model.num_features
+    if channels_last and maps.shape[1] == model.num_features:  # a coincidence
+        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    return (1, 2) if channels_last else (2, 3)
 
 
 ModelInputs = ImageInputs | TextInputs

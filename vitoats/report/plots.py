@@ -11,15 +11,20 @@ from matplotlib.lines import Line2D
 
 from vitoats.common.files import atomic_write
 
-# Okabe and Ito's colours without black (the dense line) and those too pale for lines, plus Tol's indigo and wine
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#882255")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # coprime to the number of colours, so 56 methods look different
+# Okabe and Ito's colours without black (the dense line) and those too pale for lines, plus Tol's indigo, wine, olive, teal and
+# purple, and a brown
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
+    *("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#7F4A1E"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # coprime to the number of colours, so 84 methods look different
 PATTERNS = (("-", "full"), (":", "none"), ("--", "left"), ("-.", "right"))  # line style and marker fill
 DENSE: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
 INT8: dict[str, Any] = {"color": "#666666", "marker": "*", "markersize": 11, "linestyle": "none"}
 SCALES = {"compression": 100, "bytes": 1e-6}
 X_LABELS = {"compression": "weights removed from the compressed layers (%)", "bytes": "weights on disk (MB)"}
-NEAR = 6.0  # percentage points below the dense model; the range of the second panel
+NEAR = 6.0  # percentage points below the dense model that the second panel shows at least
+MOST_NAMES = 24  # curves up to which each has its name at its end
 
 
 def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str) -> None:
@@ -50,13 +55,18 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str
         names = {pattern: "its own pattern" if pattern == "own" else pattern for pattern in patterns}
         legend += [Line2D([], [], label=names[p], color="#666666", marker="o", markersize=5, **lines[p]) for p in patterns]
 
-    figure = Figure(figsize=(11, max(5, 0.26 * len(legend))), layout="constrained")
+    best = [max(row["vs_dense"] for row in runs if row["method"] == method) for method in methods]
+    near = max([NEAR, *(-1.2 * points for points in best)])  # each method has a point in the second panel
+    figure = Figure(figsize=(13, max(5, 0.26 * len(legend))), layout="constrained")
     accuracy, difference = figure.subplots(1, 2)
     for axes, y in ((accuracy, "top1"), (difference, "vs_dense")):
-        _draw(axes, rows, x, y, looks, lines)
+        _draw(axes, rows, x, y, looks, lines, near)
     accuracy.set_ylabel("top-1 (%)")
     difference.set_ylabel("top-1 minus dense (points)")
-    difference.set_ylim(-NEAR, NEAR / 4)
+    difference.set_ylim(-near, near / 4)
+    if len(methods) * len(patterns) <= MOST_NAMES:
+        for axes, y in ((accuracy, "top1"), (difference, "vs_dense")):
+            _name_ends(axes, runs, x, y, looks)
     figure.suptitle(f"{title}; bars are ± 2 standard errors (right: of the paired difference)", fontsize=11)
     figure.legend(handles=legend, loc="outside right center", frameon=False)
     with rc_context({"svg.hashsalt": "vitoats"}):  # the same figure gives the same bytes
@@ -66,7 +76,44 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], x: str, title: str
             figure.savefig(partial, metadata={"Date": None}, format="svg")
 
 
-def _draw(axes: Axes, rows: Sequence[dict[str, Any]], x: str, y: str, looks: dict[str, Any], lines: dict[str, Any]) -> None:
+def _name_ends(axes: Axes, runs: Sequence[dict[str, Any]], x: str, y: str, looks: dict[str, Any]) -> None:
+    """Writes each curve's name to the right of the axes, at the height of its last point, but not on each other."""
+    ends: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(runs, key=lambda row: row[x], reverse=x == "bytes"):  # the last one has the most removed
+        ends[row["method"], row["asked_pattern"]] = row
+    low, high = axes.get_ylim()
+    shown = sorted((row for row in ends.values() if row[y] >= low), key=lambda row: row[y])
+    step, bottom = 0.042, 0.0
+    heights = []
+    for row in shown:
+        bottom = max((row[y] - low) / (high - low), bottom)
+        heights.append(bottom)
+        bottom += step
+    surplus = max(0.0, heights[-1] - 1) if heights else 0.0
+    for row, height in zip(shown, heights, strict=True):
+        name = row["method"] if row["asked_pattern"] == "own" else f"{row['method']} {row['asked_pattern']}"
+        color = looks[row["method"]]["color"]
+        axes.annotate(
+            name,
+            (row[x] * SCALES[x], row[y]),
+            (1.02, height - surplus),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=color,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6},
+        )
+
+
+def _draw(
+    axes: Axes,
+    rows: Sequence[dict[str, Any]],
+    x: str,
+    y: str,
+    looks: dict[str, Any],
+    lines: dict[str, Any],
+    near: float,
+) -> None:
     dense = rows[0]
     axes.axhline(dense[y], **DENSE)
     curves: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
@@ -78,7 +125,7 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], x: str, y: str, looks: dic
         curves.pop(("int8", None), None)  # int8 removes no weights
     for (method, pattern), curve in curves.items():
         style = INT8 if pattern is None else looks[method] | lines[pattern]
-        bars = [2 * row[f"{y}_se"] if y == "top1" or row[y] > -NEAR else 0 for row in curve]  # no bars for points out of range
+        bars = [2 * row[f"{y}_se"] if y == "top1" or row[y] > -near else 0 for row in curve]  # no bars for points out of range
         points = [row[x] * SCALES[x] for row in curve], [row[y] for row in curve]
         axes.errorbar(*points, bars, linewidth=1.5, elinewidth=1, capsize=2, **style)
     axes.set_xlabel(X_LABELS[x])

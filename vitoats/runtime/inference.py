@@ -18,6 +18,8 @@ from vitoats.runtime.densify import densified
 from vitoats.runtime.opsets import domain_version
 
 METADATA_KEY = "vitoats"
+ANY_VERSION = 1000  # in files that ONNX Runtime wrote, of every domain with custom operators
+HALF = "tensor(float16)"  # as ONNX Runtime's errors say it
 
 log = logging.getLogger("vitoats")
 
@@ -50,20 +52,41 @@ def session(path: str | Path, threads: int = 0, native: bool = True, profile_to:
     if not path.is_file():
         raise InputError(f"there is no ONNX file {path}: write one with tools/export_onnx.py")
     version = domain_version(path)
-    if version > NEWEST_DOMAIN_VERSION:
+    if NEWEST_DOMAIN_VERSION < version != ANY_VERSION:
         raise InputError(f"{path} was written by a newer vitoats (operators of version {version}): upgrade vitoats")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if profile_to is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
-    if not (native and library.register(options)) and version and _mentions_operators(path):
+    options = _options(threads, profile_to)
+    if native and library.register(options):
+        return _with_library(options, _options(threads, profile_to), path)
+    if version and _mentions_operators(path):
         if native:
             log.warning("%s runs at dense speed: vitoats was installed without its native library", path)
         if (model := densified(path)) is not None:
             with contextlib.suppress(InputError):  # then ONNX Runtime gets the file as it is
                 return _open(model, options, path)
     return _open(str(path), options, path)
+
+
+def _options(threads: int, profile_to: Path | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
+    return options
+
+
+def _with_library(options: ort.SessionOptions, without_library: ort.SessionOptions, path: Path) -> Session:
+    """Opens a file with the registered library; warns if another tool has changed it so that the library is of no use."""
+    try:
+        opened = _open(str(path), options, path)
+    except InputError as error:
+        if HALF not in str(error):
+            raise
+        log.warning("%s runs at dense speed: a tool has converted our nodes to float16 (name them in its op_block_list)", path)
+        return _open(str(path), without_library, path)
+    if not opened.native_nodes and metadata(opened).get("sparse_nodes"):
+        log.warning("%s runs at dense speed: a tool has unpacked its sparse nodes (docs/deploy.md lists what tools do)", path)
+    return opened
 
 
 def _open(model: str | bytes, options: ort.SessionOptions, path: Path) -> Session:
@@ -80,6 +103,16 @@ def _mentions_operators(path: Path) -> bool:
     """Whether a file that imports our operators may use them; one of standard operators only does not."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return any(content.find(name.encode()) >= 0 for name in (NAME, DENSE_INT8, ATTENTION))
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of a model are that is exported with external data: MODEL.onnx.data."""
+    return path.with_name(f"{path.name}.data")
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of an ONNX file, and of its weights if they are in a second one."""
+    return sum(file.stat().st_size for file in (path, data_file(path)) if file.is_file())
 
 
 def metadata(opened: ort.InferenceSession) -> dict[str, Any]:

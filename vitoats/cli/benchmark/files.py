@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.cli import config_file, flags
+from vitoats.common.amx import refuse_amx
 from vitoats.common.machine import cores, processor
 
 
@@ -20,7 +21,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="ONNX files, the dense one first")
     parser.add_argument("--batch", **several, help="images at a time; 1")
     parser.add_argument("--threads", **several, help="CPU threads; all cores")
+    flags.add_no_amx(parser)
     args = config_file.parse(parser, argv)
+    if args.no_amx:
+        refuse_amx()
 
     from vitoats.benchmark.files import compare_files
     from vitoats.report.tables import print_table

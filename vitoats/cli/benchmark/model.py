@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitoats.cli import common, config_file, flags
+from vitoats.common.amx import refuse_amx
 from vitoats.common.errors import InputError
 from vitoats.common.machine import processor
 from vitoats.runtime import library
@@ -45,6 +46,8 @@ N_IMAGES = 4  # noise images for OATS
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
     args = config_file.parse(_parser(), argv)
+    if args.no_amx:
+        refuse_amx()
 
     from vitoats.methods.oats import OATSConfig
 
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     parser.add_argument("--random-weights", action="store_true", help="random weights; nothing is fetched")
     parser.add_argument("--seed", type=flags.seed, default=0, help="of noise and solver")
+    flags.add_no_amx(parser)
     return parser
 
 
@@ -121,7 +125,8 @@ def compressed(loaded: "LoadedModel", config: "OATSConfig", args: argparse.Names
         return with_random_layers(loaded, of_budget(config), "row", np.random.default_rng(args.seed))
     small, noise = copy.deepcopy(loaded), loaded.inputs.noise(N_IMAGES, args.seed)
     job = dataclasses.replace(make_job(loaded.name, "noise", method="oats"), config=config)
-    compress(plan_compression(adapt(small.timm_model, small.inputs), job, len(noise)), iter([noise]))
+    plan = plan_compression(adapt(small.timm_model, small.inputs), job, len(noise)).with_budgets(config, None)
+    compress(plan, iter([noise]))
     return small
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitoats.cli import common, config_file, flags
 from vitoats.cli.benchmark import costs
+from vitoats.common.amx import refuse_amx
 from vitoats.common.errors import InputError
 from vitoats.common.machine import processor
 
@@ -43,6 +44,8 @@ THREADS = (1, 2)
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
     args = config_file.parse(_parser(), argv)
+    if args.no_amx:
+        refuse_amx()
     if args.model:
         _refuse(args, ("shape", "tokens", "zeros", "pattern", "rank", "float16"), "the layers of --model decide it")
         return costs.run(args)
@@ -91,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="with --model: the model's usual one by default")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --model: a .pth or .safetensors file")
     parser.add_argument("--random-weights", action="store_true", help="with --model: random weights; nothing is fetched")
+    flags.add_no_amx(parser)
     return parser
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.cli import config_file, flags
+from vitoats.common.amx import refuse_amx
 from vitoats.common.machine import cores, processor
 from vitoats.runtime import library
 
@@ -21,7 +22,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
     parser.add_argument("--batch", type=flags.positive, default=1, metavar="N", help="images at a time; 1")
     parser.add_argument("--threads", type=flags.positive, metavar="N", help="CPU threads; all cores")
+    flags.add_no_amx(parser)
     args = config_file.parse(parser, argv)
+    if args.no_amx:
+        refuse_amx()
 
     from vitoats.benchmark.profile import profile
     from vitoats.report.tables import print_table

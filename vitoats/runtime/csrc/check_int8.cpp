@@ -11,6 +11,7 @@
 #include <cstring>
 #include <ctime>
 #include <limits>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -34,10 +35,26 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
+// Memory for vectors at whole cache lines, as ONNX Runtime's.
+template <class T>
+struct Lines {
+  using value_type = T;
+  Lines() = default;
+  template <class Other>
+  Lines(const Lines<Other>&) {}
+  static constexpr std::align_val_t kLine{64};
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  bool operator==(const Lines&) const { return true; }
+  bool operator!=(const Lines&) const { return false; }
+};
+using Bytes = std::vector<int8_t, Lines<int8_t>>;
+using Floats = std::vector<float, Lines<float>>;
+
 // [rows, columns] as strips of quads, padded with zeros.
-std::vector<int8_t> tiled(const std::vector<int8_t>& matrix, int64_t rows, int64_t columns) {
+Bytes tiled(const std::vector<int8_t>& matrix, int64_t rows, int64_t columns) {
   const int64_t strips = ceil_div(rows, kStripRows), quads = ceil_div(columns, kQuad);
-  std::vector<int8_t> found(at(strips * quads * kStripRows * kQuad));
+  Bytes found(at(strips * quads * kStripRows * kQuad));
   for (int64_t n = 0; n < rows; ++n)
     for (int64_t k = 0; k < columns; ++k)
       found[at(((n / kStripRows * quads + k / kQuad) * kStripRows + n % kStripRows) * kQuad + k % kQuad)] = matrix[at(n * columns + k)];
@@ -49,18 +66,23 @@ struct Case {
   int64_t rows, columns, parts, rank;
   bool sparse;
   std::vector<int8_t> S, U, V;  // [rows, columns], [rows, rank], [parts * rank, columns]
-  std::vector<int8_t> S_tiled, values, U_tiled, V_tiled;
+  Bytes S_tiled, values, U_tiled, V_tiled;
   std::vector<uint8_t> mask;
   std::vector<float> scale, bias, U_scale, V_scale, norm_weight, norm_bias;
   vitoats::Int8Constants constants{};
 
+  // Weights are means of so many random numbers: of one, all are equally likely; of four, they are as good as normal.
   Case(std::mt19937& random, int64_t rows_, int64_t columns_, int64_t parts_, int64_t rank_, double zeros, bool sparse_,
-       const std::string& form)
+       const std::string& form, int mean_of = 1)
       : rows(rows_), columns(columns_), parts(parts_), rank(rank_), sparse(sparse_) {
     const auto number = [&] { return static_cast<float>(static_cast<double>(random()) / random.max() * 2 - 1); };
     const auto fill = [&](std::vector<int8_t>& matrix, int64_t n, double without) {
-      for (int64_t i = 0; i < n; ++i)
-        matrix.push_back(static_cast<double>(random()) / random.max() < without ? 0 : static_cast<int8_t>(random()));
+      for (int64_t i = 0; i < n; ++i) {
+        int sum = 0;
+        if (static_cast<double>(random()) / random.max() >= without)
+          for (int j = 0; j < mean_of; ++j) sum += static_cast<int8_t>(random());
+        matrix.push_back(static_cast<int8_t>(sum / mean_of));
+      }
     };
     const auto floats = [&](std::vector<float>& numbers, int64_t n) {
       for (int64_t i = 0; i < n; ++i) numbers.push_back(number());
@@ -90,7 +112,7 @@ struct Case {
       U_tiled = tiled(U, rows, rank);
       for (int64_t p = 0; p < parts; ++p) {
         const auto begin = V.begin() + p * rank * columns;
-        const std::vector<int8_t> part = tiled({begin, begin + rank * columns}, rank, columns);
+        const Bytes part = tiled({begin, begin + rank * columns}, rank, columns);
         V_tiled.insert(V_tiled.end(), part.begin(), part.end());
       }
       floats(U_scale, rows);
@@ -217,9 +239,9 @@ void measure(int64_t tokens, int64_t rows, int64_t columns, int64_t rank, int64_
       // several nodes in turns, so that the weights do not stay in the first caches
       std::vector<Case> cases;
       std::vector<vitoats::Int8Product> products;
-      for (int i = 0; i < 8; ++i) cases.emplace_back(random, rows, columns, parts, sparse ? rank : 0, sparse ? zeros : 0, sparse, form);
+      for (int i = 0; i < 8; ++i) cases.emplace_back(random, rows, columns, parts, sparse ? rank : 0, sparse ? zeros : 0, sparse, form, 4);
       for (const Case& c : cases) products.emplace_back(vitoats::prepare_int8(c.constants), vitoats::int8_row(*isa));
-      std::vector<float> x(at(tokens * columns)), y(at(tokens * rows)), residual(y.size());
+      Floats x(at(tokens * columns)), y(at(tokens * rows)), residual(y.size());
       for (float& v : x) v = static_cast<float>(static_cast<double>(random()) / random.max() * 2 - 1);
       const bool add = form.find('a') != std::string::npos;
       double best = 1e9;

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "gelu_avx512.h"
 #include "int8_kernels.h"
 
 namespace vitoats {
@@ -32,6 +33,11 @@ struct Int8Vector {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(v), n)));
   }
 };
+
+template <>
+VITOATS_INLINE __m512 gelu<Int8Vector>(__m512 x) {
+  return gelu_avx512(x);
+}
 
 struct Vnni512 {
   using V = Int8Vector;

@@ -7,9 +7,14 @@
 namespace vitoats {
 namespace {
 
-// Sums of a block for two strips, [kMaxBlock, kPanelRows].
+// Tokens that a kernel multiplies at a time.
+template <class E>
+constexpr int kBlock = E::kTokens > kDotTokens ? E::kTokens : kDotTokens;
+
+// Sums of a block for two strips, [kBlock, kPanelRows].
+template <class E>
 struct alignas(64) BlockSums {
-  int32_t S[kMaxBlock * kPanelRows], U[kMaxBlock * kPanelRows];
+  int32_t S[kBlock<E> * kPanelRows], U[kBlock<E> * kPanelRows];
 };
 
 // The outputs of a block from its sums: scales, bias, activation, residual. Tokens are finished a few at a time. The flags say
@@ -19,7 +24,7 @@ class Finish {
  public:
   Finish() = default;
   Finish(const Int8Weights& w, const Int8Tokens& tokens, const Int8Output& output, int64_t strip, int64_t second, int64_t token,
-         int64_t count, const BlockSums& sums)
+         int64_t count, const BlockSums<E>& sums)
       : count_(count),
         width_(smaller(w.rows - strip * kStripRows, (second - strip + 1) * kStripRows)),
         rows_(w.rows),
@@ -56,43 +61,44 @@ class Finish {
   using V = typename E::V;
   enum Constant { kS_sum, kScale, kBias, kU_sum, kU_scale };
 
-  // The first rows outputs of tokens [t, end) of the block.
+  // The first rows outputs of tokens [first, end) of the block, one vector of outputs after the other, whose constants stay in
+  // registers.
   template <int rows>
-  VITOATS_NOINLINE void finish(int64_t t, int64_t end, float* y, int64_t stride, const float* residual) const {
-    constexpr int vectors = rows / V::lanes, of_strip = kStripRows / V::lanes;
-    const int32_t *S = S_ + t * kPanelRows, *U = U_ + t * kPanelRows;
-    const float *scales = scale_, *zeros = zero_, *z_scale = z_scale_ + t * parts_, *z_zero = z_zero_ + t * parts_;
-    const int64_t parts = parts_, next_part = next_part_;
-    const float *S_sum = constants_[kS_sum], *S_scale = constants_[kScale], *bias = constants_[kBias], *U_sum = constants_[kU_sum],
-                *U_scale = constants_[kU_scale];
-    for (; t < end; ++t) {
-      const auto scale = V::set1(scales[t]), zero = V::set1(zeros[t]);
-#pragma GCC unroll 8
-      for (int i = 0; i < vectors; ++i) {
-        const int j = i * V::lanes;
-        auto sum = V::fnmadd(zero, V::loadu(S_sum + j), V::from_int(S + j));
-        sum = V::fmadd(V::mul(sum, V::loadu(S_scale + j)), scale, V::loadu(bias + j));
-        if constexpr (with_z) {
-          const int64_t part = i < of_strip ? 0 : next_part;
-          const auto of_z = V::fnmadd(V::set1(z_zero[part]), V::loadu(U_sum + j), V::from_int(U + j));
-          sum = V::fmadd(V::mul(of_z, V::loadu(U_scale + j)), V::set1(z_scale[part]), sum);
-        }
-        if constexpr (with_gelu) sum = gelu<V>(sum);
-        if constexpr (with_residual) sum = V::add(sum, V::loadu(residual + j));
-        V::storeu(y + j, sum);
+  VITOATS_NOINLINE void finish(int64_t first, int64_t end, float* y, int64_t stride, const float* residual) const {
+    for (int j = 0; j < rows; j += V::lanes) {
+      const int64_t part = j < kStripRows ? 0 : next_part_;
+      finish_vector(first, end, j, z_scale_ + part, z_zero_ + part, y + j, stride, with_residual ? residual + j : nullptr);
+    }
+  }
+
+  VITOATS_INLINE void finish_vector(int64_t first, int64_t end, int j, const float* z_scales, const float* z_zeros, float* y,
+                                    int64_t stride, const float* residual) const {
+    const auto S_sum = V::loadu(constants_[kS_sum] + j), S_scale = V::loadu(constants_[kScale] + j);
+    const auto bias = V::loadu(constants_[kBias] + j);
+    const auto U_sum = with_z ? V::loadu(constants_[kU_sum] + j) : bias, U_scale = with_z ? V::loadu(constants_[kU_scale] + j) : bias;
+    const float *scales = scale_, *zeros = zero_;
+    const int32_t *S = S_ + j, *U = U_ + j;
+    const int64_t parts = parts_;
+    for (int64_t t = first; t < end; ++t) {
+      auto sum = V::fnmadd(V::set1(zeros[t]), S_sum, V::from_int(S + t * kPanelRows));
+      sum = V::fmadd(V::mul(sum, S_scale), V::set1(scales[t]), bias);
+      if constexpr (with_z) {
+        const auto of_z = V::fnmadd(V::set1(z_zeros[t * parts]), U_sum, V::from_int(U + t * kPanelRows));
+        sum = V::fmadd(V::mul(of_z, U_scale), V::set1(z_scales[t * parts]), sum);
       }
-      S += kPanelRows;
-      U += kPanelRows;
-      z_scale += parts;
-      z_zero += parts;
+      if constexpr (with_gelu) sum = gelu<V>(sum);
+      if constexpr (with_residual) {
+        sum = V::add(sum, V::loadu(residual));
+        residual += stride;
+      }
+      V::storeu(y, sum);
       y += stride;
-      if constexpr (with_residual) residual += stride;
     }
   }
 
   // The last outputs, where they are no whole panel. The constants are padded to whole strips.
   VITOATS_NOINLINE void finish_part(int64_t first, int64_t end) const {
-    float padded[kMaxBlock * kPanelRows], residual[kMaxBlock * kPanelRows] = {};
+    float padded[kBlock<E> * kPanelRows], residual[kBlock<E> * kPanelRows] = {};
     const auto bytes = static_cast<size_t>(width_) * sizeof(float);
     for (int64_t t = first; t < end && with_residual; ++t)
       std::memcpy(residual + (t - first) * kPanelRows, residual_ + t * rows_, bytes);

@@ -11,8 +11,8 @@
 //   kTokens                    tokens of a block, whose sums for two strips stay in registers
 //   Scope                      an object that lives as long as a task
 //
-// An engine may also have a BlockProduct of its own. Two strips are a panel. A task expands a panel and passes over all tokens, a block at a time; the outputs of the block before
-// are finished, and the next panel is expanded, in between the steps of a product. So AMX never waits for either.
+// An engine may also have a BlockProduct of its own. Two strips are a panel. A task expands a panel and passes over all tokens, a
+// block at a time; the outputs of the block before are finished, and the next panel is expanded, in between the steps of a product.
 #pragma once
 
 #include "int8_finish.h"
@@ -29,17 +29,17 @@ struct NoSideWork {
 
 // The product of engines whose dot works on registers: the sums of all tokens of a block for both strips.
 template <class E, int tokens>
-VITOATS_INLINE void product_of(const uint8_t* x, int64_t stride, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums) {
+VITOATS_NOINLINE void product_of(const uint8_t* x, int64_t stride, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums) {
   typename E::Sums s[tokens][2];
 #pragma GCC unroll 16
   for (int t = 0; t < tokens; ++t) s[t][0] = s[t][1] = E::zero();
-  for (int64_t quad = 0; quad < quads; ++quad) {
-    const auto a = E::load(w0 + quad * kQuadBytes), b = E::load(w1 + quad * kQuadBytes);
-    const uint8_t* bytes = x + quad * kQuad;
+#pragma GCC unroll 4
+  for (const uint8_t* end = x + quads * kQuad; x < end; x += kQuad, w0 += kQuadBytes, w1 += kQuadBytes) {
+    const auto a = E::load(w0), b = E::load(w1);
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; ++t) {
-      s[t][0] = E::dot(s[t][0], bytes + t * stride, a);
-      s[t][1] = E::dot(s[t][1], bytes + t * stride, b);
+      s[t][0] = E::dot(s[t][0], x + t * stride, a);
+      s[t][1] = E::dot(s[t][1], x + t * stride, b);
     }
   }
 #pragma GCC unroll 16
@@ -63,27 +63,33 @@ VITOATS_INLINE void product_of_count(int64_t count, Arguments... arguments) {
 // product has done its first step, and not before that product begins.
 template <class E>
 struct BlockProduct {
-  static int64_t steps(int64_t) { return 1; }
+  static int64_t steps(int64_t) { return 2; }
   void finish() {}
 
   template <class SideWork>
   void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
-                  SideWork&& side_work) {
+           SideWork&& side_work) {
+    side_work();
     side_work();
     product_of_count<E, E::kTokens>(count, x, stride, w0, w1, quads, sums);
   }
 };
 
-// What a product does between its steps.
+// What a product does after each of its steps, in turns: finishes tokens, or makes quads of the next panel ready.
 template <class E, class FinishOf>
 struct SideWork {
   FinishOf& finish;
   Panel<E>& next;
-  int64_t tokens, quads;  // at each call
+  int64_t tokens, quads;  // of a turn
+  bool expand = false;
 
-  VITOATS_INLINE void operator()() const {
-    finish.advance(tokens);
-    next.advance(quads);
+  VITOATS_INLINE void operator()() {
+    if (expand) {
+      next.advance(quads);
+    } else {
+      finish.advance(tokens);
+    }
+    expand = !expand;
   }
 };
 
@@ -95,16 +101,18 @@ struct Int8KernelsOf {
     for (int64_t t = token; t < token_end; ++t) {
       const float* x = tokens.x + t * weights.columns;
       if (weights.norm.weight) {
-        normalize_row<V>(x, weights.columns, weights.norm, normalized);
-        x = normalized;
+        const Range<V> range = normalize_row<V>(x, weights.columns, weights.norm, normalized);
+        quantize_row<V>(normalized, weights.columns, range, tokens.quantized, t);
+      } else {
+        quantize_row<V>(x, weights.columns, range_of<V>(x, weights.columns), tokens.quantized, t);
       }
-      quantize_row<V>(x, weights.columns, tokens.quantized, t);
     }
   }
 
   static void quantize_z(const Int8Weights& weights, const Int8Tokens& tokens, int64_t token, int64_t token_end) {
     for (int64_t row = token * weights.parts; row < token_end * weights.parts; ++row)
-      quantize_row<V>(tokens.z + row * weights.z_stride(), weights.rank, tokens.quantized_z, row);
+      quantize_row<V>(tokens.z + row * weights.z_stride(), weights.rank, range_of<V>(tokens.z + row * weights.z_stride(), weights.rank),
+                      tokens.quantized_z, row);
   }
 
   static void project(const Int8Weights& weights, const Int8Tokens& tokens, int64_t token, int64_t token_end, int64_t strip,
@@ -112,7 +120,7 @@ struct Int8KernelsOf {
     const typename E::Scope scope;
     const DenseStrips& strips = weights.V;
     const int64_t width = weights.parts * weights.z_stride();
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; s += kPanelStrips) {
       const int64_t second = smaller(s + 1, strip_end - 1);
@@ -151,10 +159,12 @@ struct Int8KernelsOf {
     if (weights.sparse && tokens.count <= kDotTokens) return multiply_few<FinishOf>(weights, tokens, strip, strip_end, output);
     const int64_t quads = weights.sparse ? weights.S.quads : weights.dense.quads, blocks = divide_up(tokens.count, E::kTokens);
     const int64_t steps = BlockProduct<E>::steps(quads), half = expanded_bytes(weights) / 2;
+    const int64_t z_turns = weights.rank ? BlockProduct<E>::steps(weights.U.quads) : 0;
+    const int64_t quads_of_turn = divide_up(quads, (divide_up(steps, 2) + z_turns) * blocks);
     const auto panel = [&](int64_t s, int i) {
       return s < strip_end ? Panel<E>(weights, s, smaller(s + 1, strip_end - 1), expanded + i * half) : Panel<E>();
     };
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     int side = 0;
     FinishOf finish;
@@ -167,32 +177,34 @@ struct Int8KernelsOf {
       const int64_t part = weights.part_of(s), part_end = weights.part_of(second);
       for (int64_t t = 0; t < tokens.count; t += E::kTokens) {
         const int64_t count = smaller(E::kTokens, tokens.count - t);
-        const SideWork<E, FinishOf> side_work{finish, next, divide_up(finish.tokens_left(), steps), divide_up(quads, steps * blocks)};
+        SideWork<E, FinishOf> side_work{finish, next, divide_up(finish.tokens_left(), divide_up(steps, 2)), quads_of_turn};
         product.run(tokens.quantized.q + t * tokens.quantized.stride, tokens.quantized.stride, count, current.strip(0),
                     current.strip(1), quads, sums.S, side_work);
-        finish.advance(kMaxBlock);
-        if (weights.rank) multiply_z(product, weights, tokens, s, second, part, part_end, t, count, sums.U);
+        finish.advance(kBlock<E>);
+        if (weights.rank)
+          multiply_z(product, weights, tokens, s, second, part, part_end, t, count, sums.U, [&] { next.advance(quads_of_turn); });
         finish = FinishOf(weights, tokens, output, s, second, t, count, sums);
       }
       current = next;
     }
     product.finish();
-    finish.advance(kMaxBlock);
+    finish.advance(kBlock<E>);
   }
 
-  // U z for two strips, which may belong to different parts.
+  // U z for two strips, which may belong to different parts; turn() is called after each step.
+  template <class Turn>
   VITOATS_INLINE static void multiply_z(BlockProduct<E>& product, const Int8Weights& weights, const Int8Tokens& tokens, int64_t s,
                                         int64_t second, int64_t part, int64_t part_end, int64_t token, int64_t count,
-                                        int32_t* sums) {
+                                        int32_t* sums, Turn&& turn) {
     const int64_t stride = tokens.quantized_z.stride;
     const auto multiply = [&](int64_t of_part, int64_t a, int64_t b, int32_t* target) {
       product.run(tokens.quantized_z.q + (token * weights.parts + of_part) * stride, stride * weights.parts, count,
                   weights.U.strip[static_cast<size_t>(a)], weights.U.strip[static_cast<size_t>(b)], weights.U.quads, target,
-                  NoSideWork());
+                  turn);
     };
     multiply(part, s, second, sums);
     if (part == part_end) return;
-    int32_t of_second[kMaxBlock * kPanelRows];
+    int32_t of_second[kBlock<E> * kPanelRows];
     multiply(part_end, second, second, of_second);
     product.finish();
     for (int64_t i = 0; i < count; ++i)
@@ -203,14 +215,14 @@ struct Int8KernelsOf {
   template <class FinishOf>
   static void multiply_few(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end,
                            const Int8Output& output) {
-    BlockSums sums;
+    BlockSums<E> sums;
     BlockProduct<E> product;
     for (int64_t s = strip; s < strip_end; ++s) {
       dot_count<kDotTokens>(tokens.count, weights.S.masks + 8 * s * weights.S.quads, weights.S.values[static_cast<size_t>(s)],
                             weights.S.quads, tokens.quantized.q, tokens.quantized.stride, sums.S);
       for (int64_t t = 0; weights.rank && t < tokens.count; t += E::kTokens)
         multiply_z(product, weights, tokens, s, s, weights.part_of(s), weights.part_of(s), t, smaller(E::kTokens, tokens.count - t),
-                   sums.U + t * kPanelRows);
+                   sums.U + t * kPanelRows, NoSideWork());
       product.finish();
       FinishOf(weights, tokens, output, s, s, 0, tokens.count, sums).advance(tokens.count);
     }

@@ -19,12 +19,13 @@ struct NeonI8mm : NeonEngine {
 template <>
 class BlockProduct<NeonI8mm> {
  public:
-  static int64_t steps(int64_t) { return 1; }
+  static int64_t steps(int64_t) { return 2; }
   void finish() {}
 
   template <class SideWork>
   void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
            SideWork&& side_work) {
+    side_work();
     side_work();
     strip(x, stride, count, w0, quads, sums);
     if (w1 != w0) strip(x, stride, count, w1, quads, sums + kStripRows);

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int kPanelStrips = 2;
 constexpr int kPanelRows = kPanelStrips * kStripRows;
-constexpr int kMaxBlock = 32;  // tokens
 
 VITOATS_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

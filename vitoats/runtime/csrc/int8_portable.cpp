@@ -76,12 +76,13 @@ struct Portable {
 template <>
 class BlockProduct<Portable> {
  public:
-  static int64_t steps(int64_t) { return 1; }
+  static int64_t steps(int64_t) { return 2; }
   void finish() {}
 
   template <class SideWork>
   void run(const uint8_t* x, int64_t stride, int64_t count, const int8_t* w0, const int8_t* w1, int64_t quads, int32_t* sums,
            SideWork&& side_work) {
+    side_work();
     side_work();
     for (int64_t t = 0; t < count; ++t) std::memset(sums + t * kPanelRows, 0, kPanelRows * sizeof(int32_t));
     for (int64_t quad = 0; quad < quads; quad += kSomeQuads) {
@@ -116,7 +117,7 @@ class BlockProduct<Portable> {
     for (int j = 0; j < kRows; ++j) sums[j] += s[j];
   }
 
-  alignas(64) int16_t numbers_[kMaxBlock][kSomeQuads * kQuad], weights_[kStripRows][kSomeQuads * kQuad];
+  alignas(64) int16_t numbers_[Portable::kTokens][kSomeQuads * kQuad], weights_[kStripRows][kSomeQuads * kQuad];
 };
 
 }  // namespace

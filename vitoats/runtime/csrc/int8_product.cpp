@@ -10,11 +10,17 @@
 namespace vitoats {
 namespace {
 
-constexpr int64_t kGroup = 32;              // tokens in a task that quantizes; the largest block of a kernel
+constexpr int64_t kGroup = 32;              // tokens; the largest block of a kernel
+constexpr int64_t kGroupsOfTask = 3;        // in a task that quantizes, at most: each task reads all of V
 constexpr int64_t kChunkBytes = 1 << 20;    // of quantized tokens, which stay in the second-level cache
 constexpr int64_t kLine = 64;
 
 int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
+
+int64_t cores() {
+  static const int64_t found = std::max(1u, std::thread::hardware_concurrency());
+  return found;
+}
 
 // Whole steps of AMX, an odd number of cache lines: rows one below another fall into different sets of the cache.
 int64_t row_bytes(int64_t columns) {
@@ -27,8 +33,7 @@ struct PanelTasks {
   int64_t strips, of_task, count;
 
   PanelTasks(int64_t strips_, int64_t tasks_of_core) : strips(strips_) {
-    static const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-    of_task = round_up(ceil_div(strips, tasks_of_core * cores), 2);
+    of_task = round_up(ceil_div(strips, tasks_of_core * cores()), 2);
     count = ceil_div(strips, of_task);
   }
 
@@ -97,8 +102,9 @@ void Int8Product::run(const float* x, int64_t tokens, const Int8Output& output, 
 
 void Int8Product::quantize_many(const Int8Tokens& tokens, const Parallel& parallel) const {
   const Int8Weights& weights = *weights_;
-  run_tasks(parallel, ceil_div(tokens.count, kGroup), [&](int64_t task) {
-    const int64_t begin = task * kGroup, end = std::min(tokens.count, begin + kGroup);
+  const int64_t of_task = std::clamp<int64_t>(tokens.count / cores() / kGroup, 1, kGroupsOfTask) * kGroup;
+  run_tasks(parallel, ceil_div(tokens.count, of_task), [&](int64_t task) {
+    const int64_t begin = task * of_task, end = std::min(tokens.count, begin + of_task);
     const Scratch normalized(*scratch_, static_cast<size_t>(weights.columns) * sizeof(float));
     kernels_.quantize(weights, tokens, begin, end, normalized.data());
     if (!weights.rank) return;

@@ -27,30 +27,46 @@ VITOATS_INLINE typename V::T load_up_to(const float* v, int64_t n) {
   return n >= V::lanes ? V::loadu(v) : load_tail<V>(v, n);
 }
 
+// The smallest and largest of the numbers of a row, and 0, and a NaN if one is infinite or NaN, over several chains.
 template <class V>
-void quantize_row(const float* v, int64_t n, const QuantizedRows& rows, int64_t row) {
+struct Range {
   using T = typename V::T;
-  constexpr int chains = 4;
-  T low[chains], high[chains], check[chains];
-  const T none = V::zero();
-  for (int c = 0; c < chains; ++c) low[c] = high[c] = check[c] = none;
-  const auto look = [&](T x, int c) {
-    low[c] = V::min(low[c], x);
-    high[c] = V::max(high[c], x);
-    check[c] = V::fmadd(x, none, check[c]);  // NaN if x is infinite or NaN
-  };
+  static constexpr int kChains = 4;
+  T low[kChains], high[kChains], check[kChains];
+
+  Range() {
+    for (int c = 0; c < kChains; ++c) low[c] = high[c] = check[c] = V::zero();
+  }
+
+  VITOATS_INLINE void add(T x, int chain) {
+    low[chain] = V::min(low[chain], x);
+    high[chain] = V::max(high[chain], x);
+    check[chain] = V::fmadd(x, V::zero(), check[chain]);
+  }
+};
+
+template <class V>
+Range<V> range_of(const float* v, int64_t n) {
+  Range<V> range;
   int64_t i = 0;
-  for (; i + chains * V::lanes <= n; i += chains * V::lanes)
+  for (; i + range.kChains * V::lanes <= n; i += range.kChains * V::lanes)
 #pragma GCC unroll 4
-    for (int c = 0; c < chains; ++c) look(V::loadu(v + i + c * V::lanes), c);
-  for (; i < n; i += V::lanes) look(load_up_to<V>(v + i, n - i), 0);
-  for (int c = 1; c < chains; ++c) {
-    low[0] = V::min(low[0], low[c]);
-    high[0] = V::max(high[0], high[c]);
-    check[0] = V::add(check[0], check[c]);
+    for (int c = 0; c < range.kChains; ++c) range.add(V::loadu(v + i + c * V::lanes), c);
+  for (; i < n; i += V::lanes) range.add(load_up_to<V>(v + i, n - i), 0);
+  return range;
+}
+
+template <class V>
+void quantize_row(const float* v, int64_t n, const Range<V>& range, const QuantizedRows& rows, int64_t row) {
+  using T = typename V::T;
+  T low = range.low[0], high = range.high[0], check = range.check[0];
+  for (int c = 1; c < range.kChains; ++c) {
+    low = V::min(low, range.low[c]);
+    high = V::max(high, range.high[c]);
+    check = V::add(check, range.check[c]);
   }
   uint8_t* q = rows.q + row * rows.stride;
-  const float least = V::reduce_min(low[0]), most = V::reduce_max(high[0]), finite = V::sum(check[0]);
+  const float least = V::reduce_min(low), most = V::reduce_max(high), finite = V::sum(check);
   float scale = most * (1.f / 255) - least * (1.f / 255);
   if (!(finite == 0) || !(scale > 0)) {
     rows.scale[row] = finite == 0 ? 0 : finite;
@@ -63,7 +79,8 @@ void quantize_row(const float* v, int64_t n, const QuantizedRows& rows, int64_t 
   rows.zero[row] = zero;
   const T factor = V::set1(inverse);
   const auto shift = V::set1_int(static_cast<int32_t>(zero));
-  for (i = 0; i + V::lanes <= n; i += V::lanes) V::store_bytes(q + i, V::mul(V::loadu(v + i), factor), shift);
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) V::store_bytes(q + i, V::mul(V::loadu(v + i), factor), shift);
   if (i < n) {
     alignas(64) uint8_t bytes[V::lanes];
     V::store_bytes(bytes, V::mul(load_tail<V>(v + i, n - i), factor), shift);
@@ -72,32 +89,42 @@ void quantize_row(const float* v, int64_t n, const QuantizedRows& rows, int64_t 
   std::memset(q + n, 0, static_cast<size_t>(rows.stride - n));
 }
 
-// target = (x - mean(x)) / sqrt(variance(x) + epsilon) weight + bias
+// target = (x - mean(x)) / sqrt(variance(x) + epsilon) weight + bias; returns the target's range.
 template <class V>
-void normalize_row(const float* x, int64_t n, const LayerNorm& norm, float* target) {
+Range<V> normalize_row(const float* x, int64_t n, const LayerNorm& norm, float* target) {
   using T = typename V::T;
-  const int64_t whole = n / V::lanes * V::lanes;
-  T sum[2] = {V::zero(), V::zero()}, squares[2] = {V::zero(), V::zero()};
-  int64_t i = 0;
-  for (; i + 2 * V::lanes <= n; i += 2 * V::lanes)
-    for (int c = 0; c < 2; ++c) sum[c] = V::add(sum[c], V::loadu(x + i + c * V::lanes));
-  for (; i < n; i += V::lanes) sum[0] = V::add(sum[0], load_up_to<V>(x + i, n - i));
-  const float mean = V::sum(V::add(sum[0], sum[1])) / static_cast<float>(n);
-  const T shift = V::set1(mean);
-  const auto square = [&](int64_t at, int c) {
-    const T centered = V::sub(V::loadu(x + at), shift);
-    squares[c] = V::fmadd(centered, centered, squares[c]);
+  constexpr int kChains = Range<V>::kChains;
+  const int64_t whole = n / V::lanes * V::lanes, unrolled = n / (kChains * V::lanes) * (kChains * V::lanes);
+  const auto over_whole = [&](const auto& body) {
+    int64_t i = 0;
+    for (; i < unrolled; i += kChains * V::lanes)
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) body(i + c * V::lanes, c);
+    for (; i < whole; i += V::lanes) body(i, 0);
   };
-  for (i = 0; i + 2 * V::lanes <= n; i += 2 * V::lanes)
-    for (int c = 0; c < 2; ++c) square(i + c * V::lanes, c);
-  if (i < whole) square(i, 0);
-  float variance = V::sum(V::add(squares[0], squares[1]));
-  for (i = whole; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
+  const auto total = [](const T* t) { return V::sum(V::add(V::add(t[0], t[1]), V::add(t[2], t[3]))); };
+  T sum[kChains] = {V::zero(), V::zero(), V::zero(), V::zero()}, squares[kChains] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  over_whole([&](int64_t i, int c) { sum[c] = V::add(sum[c], V::loadu(x + i)); });
+  if (whole < n) sum[0] = V::add(sum[0], load_tail<V>(x + whole, n - whole));
+  const float mean = total(sum) / static_cast<float>(n);
+  const T shift = V::set1(mean);
+  over_whole([&](int64_t i, int c) {
+    const T centered = V::sub(V::loadu(x + i), shift);
+    squares[c] = V::fmadd(centered, centered, squares[c]);
+  });
+  float variance = total(squares);
+  for (int64_t i = whole; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
   const float inverse = 1 / __builtin_sqrtf(variance / static_cast<float>(n) + norm.epsilon);
   const T factor = V::set1(inverse);
-  for (i = 0; i < whole; i += V::lanes)
-    V::storeu(target + i, V::fmadd(V::mul(V::sub(V::loadu(x + i), shift), factor), V::loadu(norm.weight + i), V::loadu(norm.bias + i)));
-  for (; i < n; ++i) target[i] = (x[i] - mean) * inverse * norm.weight[i] + norm.bias[i];
+  Range<V> range;
+  over_whole([&](int64_t i, int c) {
+    const T normalized = V::fmadd(V::mul(V::sub(V::loadu(x + i), shift), factor), V::loadu(norm.weight + i), V::loadu(norm.bias + i));
+    V::storeu(target + i, normalized);
+    range.add(normalized, c);
+  });
+  for (int64_t i = whole; i < n; ++i) target[i] = (x[i] - mean) * inverse * norm.weight[i] + norm.bias[i];
+  if (whole < n) range.add(load_tail<V>(target + whole, n - whole), 0);
+  return range;
 }
 
 }  // namespace
