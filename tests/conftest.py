@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny vision transformer as a timm folder, small image folders, and commands that run in this process."""
 
 import json
+import logging
 import signal
 from pathlib import Path
 
@@ -105,6 +106,9 @@ def call(capsys):
         capsys.readouterr()
         status = common.run(main, [str(a) for a in argv])
         out, err = capsys.readouterr()
+        common.log.handlers.clear()  # its stream is this test's
+        common.log.setLevel(logging.NOTSET)
+        common.log.propagate = True
         assert "Traceback" not in out + err
         return status, out, err
 

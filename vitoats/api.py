@@ -23,8 +23,10 @@ from vitoats.evaluation.protocol import Protocol, open_test_set
 from vitoats.evaluation.target import Target, onnx_target, torch_target
 from vitoats.export.onnx_file import Form, described_by
 from vitoats.export.onnx_file import export_onnx as write_onnx
+from vitoats.loading.language_models import language_model_in_memory
 from vitoats.loading.load import from_memory, load_model
 from vitoats.loading.loaded import LoadedModel
+from vitoats.loading.loaded_text import LoadedLanguageModel
 
 Model = str | Path | nn.Module | LoadedModel | Compressed
 IN_MEMORY = "given in memory"
@@ -62,13 +64,15 @@ def compress(
     pos_resample: str | None = None,
     head: Path | None = None,
     head_layers: int | None = None,
+    seq_len: int | None = None,
+    tokenizer: Any = None,
     head_name: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 0,
     device: str = "cpu",
     threads: int = 0,
@@ -77,14 +81,17 @@ def compress(
     progress: Progress = silent,
     **options: Any,
 ) -> Compressed:
-    """Compresses a vision transformer as ``tools/compress.py`` does: the same seed and settings give the same folder.
+    """Compresses a model as ``tools/compress.py`` does: the same seed and settings give the same folder.
 
     The preset or the method decides settings that are None. docs/methods.md describes each setting.
 
     Args:
-        model: a timm model in memory, which is not modified; or a name or folder, as ``--model`` takes it.
+        model: a timm model or a causal language model of transformers in memory, which is not modified; or a name or folder, as
+            ``--model`` takes it.
         images: a folder; a dataset of PIL images or preprocessed tensors [3, size, size], or of tuples that begin with one; or
-            a float tensor [n, 3, size, size]. The embedded model comes with its own images.
+            a float tensor [n, 3, size, size]. For a language model: a file or folder of text, a list of
+            ``Path``s of these, or a list of texts. The embedded
+            models come with their own.
         method, preset: "oats-h" is the default method; the preset "fast" is quicker.
         compression: share of the weights to remove. Instead of it, give one of the next three:
         speedup: speedup of the exported model over the dense one on this machine,
@@ -94,7 +101,9 @@ def compress(
         rank_ratio, iterations, pattern, solver, tolerance, options: settings of the method's config.
         target, refit_bias, allocation, calibration_mix, general_images, fused_qkv: how the method is applied to the model.
         weights: "int8" rounds the weights of compressed layers to int8; these layers also quantize their inputs.
-        nsamples, seed: number of calibration images, and the seed that draws them.
+        nsamples, seed: number of calibration images, or windows of text, and the seed that draws them.
+        seq_len: tokens of a window of text.
+        tokenizer: the transformers tokenizer of a language model in memory.
         checkpoint, random_weights, pos_resample, head, head_layers, head_name, model_kwargs: how a model is loaded by name.
         img_size, crop_mode, mean, std, interpolation, crop_pct: preprocessing of the images.
         batch_size, workers, device, threads, memory_limit (GB): resources.
@@ -110,25 +119,35 @@ def compress(
     """
     given = {name: value for name, value in locals().items() if name in _DECIDED and value is not None}
     preprocessing = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
-    loaded = None
-    if isinstance(model, nn.Module):
+    loaded: LoadedModel | LoadedLanguageModel | None = None
+    if batch_size is not None:
+        given["batch_size"] = batch_size
+    language = isinstance(model, nn.Module) and hasattr(model, "get_output_embeddings")
+    if language:
+        loaded = language_model_in_memory(model, tokenizer, seq_len=seq_len)
+    elif isinstance(model, nn.Module):
         loaded = from_memory(model, img_size=img_size)
         loaded.preprocessing = loaded.preprocessing.changed(crop_mode, preprocessing)
     else:
         given |= {"checkpoint": checkpoint, "random_weights": random_weights, "pos_resample": pos_resample}
         given |= {"head": head, "head_layers": head_layers, "head_name": head_name, "model_kwargs": model_kwargs}
-    in_memory = images is not None and not isinstance(images, (str, Path))
+    if isinstance(images, Sequence) and not isinstance(images, str) and all(isinstance(x, Path) for x in images):
+        files: Any = [str(path) for path in images]
+    else:
+        files = str(images) if isinstance(images, (str, Path)) else None
+    in_memory = images is not None and files is None
     job = make_job(
         str(model) if loaded is None else loaded.name,
-        IN_MEMORY if in_memory else None if images is None else str(images),
+        IN_MEMORY if in_memory else files,
+        text=language or None,
         **given,
+        seq_len=seq_len,
         **preprocessing,
         img_size=img_size,
         crop_mode=crop_mode,
         fused_qkv=fused_qkv,
         weights=weights,
         seed=seed,
-        batch_size=batch_size,
         workers=workers,
         device=device,
         threads=threads,
@@ -230,7 +249,7 @@ def _target(model: Model, device: str, threads: int) -> Target:
 def _opened(model: Model) -> tuple[LoadedModel, dict[str, Any]]:
     """A model with its preprocessing, and the content of its vitoats.json."""
     if isinstance(model, Compressed):
-        return model.loaded, model.about
+        return model.vision_model, model.about
     if isinstance(model, LoadedModel):
         return model, model.about
     loaded = from_memory(model) if isinstance(model, nn.Module) else load_model(str(model))

@@ -23,7 +23,7 @@ from vitoats.models.inputs import ImageInputs
 def problem(refit_bias, parts=1):
     X = torch.randn(50, 6) + 1
     weight, bias = torch.randn(4, 6), torch.randn(4)
-    return X, LayerProblem(weight, bias, parts, InputStatistics.of(X), refit_bias)
+    return X, LayerProblem(weight, bias, (len(weight) // parts,) * parts, InputStatistics.of(X), refit_bias)
 
 
 def test_the_bias_takes_up_the_mean_of_what_is_lost():

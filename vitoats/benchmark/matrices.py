@@ -56,7 +56,7 @@ def dense_matrices(
             continue
         inputs = input_statistics(hidden, block, level)
         for layer in block.linears:
-            for i, weight in enumerate(layer.module.weight.detach().float().chunk(layer.parts)):
+            for i, weight in enumerate(layer.module.weight.detach().float().split(layer.heights)):
                 name = f"{layer.name}[{i}]" if layer.parts > 1 else layer.name
                 found.append(Matrix(name, weight, inputs[layer.name]))
     return found

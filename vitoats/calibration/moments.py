@@ -104,6 +104,10 @@ def input_statistics(
     for index, batch in enumerate(hidden.batches()):
         with watch_inputs(modules, partial(measure, index)):
             block.run(batch)
+    if unreached := [name for name in names if name not in running]:
+        raise InputError(
+            f"no token reached {unreached[0]}, an expert of a mixture: give `images` more text, or raise `nsamples`"
+        )
     found = {}
     for name, means in running.items():
         full = means if level == "full" else thinned.get(name)

@@ -8,7 +8,9 @@ the layers behind them. Without enough memory, every pass starts at the block's 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +104,7 @@ class CompressedPath:
         self._compressed: list[str] = []  # its compressed layers, by name within it
         self._pending: list[str] = []
         self._finished: list[str] = []  # its modules that will not change any more
-        self._outputs: list[dict[str, Tensor]] = []  # outputs of these modules, by batch
+        self._outputs: list[dict[str, _Output]] = []  # outputs of these modules, by batch
         self._buffers = PageBuffers(0, hidden.values.device)
 
     def enter(self, block: Block, linears: list[LinearLayer]) -> None:
@@ -145,22 +147,39 @@ class CompressedPath:
         """In this context, finished modules replay their kept outputs; those without any run, and their outputs are kept."""
         module = self._block.module
         outputs = self._outputs[batch] if self._finished else {}
-        calls: dict[str, list[Tensor]] = {name: [] for name in self._finished if name not in outputs}
+        calls: dict[str, list[_Output | None]] = {name: [] for name in self._finished if name not in outputs}
         with (
             answer_for((module.get_submodule(name), partial(self._replay, output)) for name, output in outputs.items()),
             watch_outputs(
                 {name: module.get_submodule(name) for name in calls},
-                lambda name, _x, out: calls[name].append(self._buffers.copy(name, out)),
+                lambda name, _x, out: calls[name].append(_Output.of(name, out, self._buffers)),
             ),
         ):
             yield
-        new = {name: found[0] for name, found in calls.items() if len(found) == 1}  # those called more often are not replayed
+        new = {name: found[0] for name, found in calls.items() if len(found) == 1 and found[0]}  # called once, and kept
         for name in [x for x in outputs if any(_inside(x, outer) for outer in new)]:
             del outputs[name]
         outputs.update(new)
 
-    def _replay(self, output: Tensor) -> Tensor:
-        return output.to(self.hidden.device, copy=True)
+    def _replay(self, output: "_Output") -> Any:
+        first = output.first.to(self.hidden.device, copy=True)
+        return first if output.nones is None else (first, *output.nones)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A module's output: a tensor, or a tuple of a tensor and ``nones``, as of transformers' attention without its weights."""
+
+    first: Tensor
+    nones: tuple[None, ...] | None
+
+    @classmethod
+    def of(cls, name: str, output: Any, buffers: PageBuffers) -> "_Output | None":
+        """A copy of the output of the module ``name``; None if it has another form, or holds more tensors."""
+        first, rest = (output[0], output[1:]) if isinstance(output, tuple) and output else (output, None)
+        if not isinstance(first, Tensor) or any(x is not None for x in rest or ()):
+            return None
+        return cls(buffers.copy(name, first), rest)
 
 
 def _inside(name: str, outer: str) -> bool:

@@ -32,6 +32,7 @@ from torch import Tensor
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.moments import RunningMeans, exact, full_statistics, gram, input_statistics
 from vitoats.calibration.paths import CompressedPath, DensePath
+from vitoats.common.errors import InputError
 from vitoats.format.int8 import fake_quantized
 from vitoats.methods.hessian import cholesky
 from vitoats.methods.statistics import InputStatistics, StatisticsLevel
@@ -138,6 +139,10 @@ class AsymmetricCalibration:
             got, wanted = (
                 {k: v.reshape(-1, v.shape[-1])[batch % stride :: stride].float() for k, v in path.items()} for path in paths
             )
+            if got[inner].shape != wanted[inner].shape:
+                raise InputError(
+                    f"{layer.name} gets other tokens in the compressed model than in the dense one: use `target='block'`"
+                )
             x = fake_quantized(got[inner]) if self._int8 else got[inner]
             lost = wanted[inner] - x
             if addition is None:  # e = W lost: its moments are W times those of lost, which are smaller

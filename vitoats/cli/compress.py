@@ -1,8 +1,9 @@
-"""Compresses a vision transformer with calibration images and writes a folder.
+"""Compresses a vision transformer with calibration images, or a language model with text, and writes a folder.
 
     python tools/compress.py --model dinov2_vitb14 --data-dir IMAGES --compression 0.5 --output runs/vitb14
     python tools/compress.py --model dinov2_vitb14 --data-dir IMAGES --speedup 1.5 --output runs/fast
     python tools/compress.py --model dinov2s_derived --rank-ratio 0.25 --output runs/demo      (weights and images embedded)
+    python tools/compress.py --model smollm2 --data-dir text.txt --compression 0.5 --output runs/smollm2
 
 vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py open the folder; with --format dense, timm opens it as local-dir:.
 """
@@ -105,7 +106,8 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
     """Prints the tables of layers and counts on stdout."""
     from vitoats.compression.structural import PruningReport
     from vitoats.loading.checkpoint import about as saved
-    from vitoats.models.flops import FLOPS
+    from vitoats.models.flops import FLOPS, FLOPS_OF_TEXT
+    from vitoats.models.inputs import TextInputs
     from vitoats.report.tables import count_table, layer_table, pruning_table, skipped_lines
 
     report, about = compressed.report, saved(output)
@@ -116,7 +118,8 @@ def print_figures(compressed: "Compressed", output: Path) -> None:
     for line in skipped_lines(report):
         print(line)
     count_table(about["counts_before"], about["counts"])
-    print(f"GFLOPs: {about['flops_before'] / 1e9:.4f} before, {about['flops'] / 1e9:.4f} after ({FLOPS})")
+    counted = FLOPS_OF_TEXT if isinstance(compressed.loaded.inputs, TextInputs) else FLOPS
+    print(f"GFLOPs: {about['flops_before'] / 1e9:.4f} before, {about['flops'] / 1e9:.4f} after ({counted})")
 
 
 def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, format: str, seconds: float) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
         "feature_error": {name: round(error, 6) for name, error in about["feature_error"].items()},
         **about["predicted"],
         "n_images": report.n_images,
-        "model_mb": round((output / WEIGHTS).stat().st_size / 1e6, 3),
+        "model_mb": round(sum(file.stat().st_size for file in output.glob(WEIGHTS.replace(".", "*."))) / 1e6, 3),
         "seconds": round(seconds, 1),
         "output": str(output),
     }
@@ -161,14 +164,19 @@ def make_parser() -> flags.ArgumentParser:
     """The flags of compress."""
     parser = flags.parser("compress", (__doc__ or "").split("\n")[0])
     flags.add_model_flags(parser)
-    flags.add_data_flags(parser, batch_size=64)
+    flags.add_data_flags(parser, batch_size=None)
     flags.add_compute_flags(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML recipe; a flag beats it")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
     parser.add_argument("--dry-run", action="store_true", help="say what it covers and takes (layers, memory, time), and stop")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
-    parser.add_argument("--format", choices=("factored", "dense"), default="factored", help="dense folds S + UV; timm opens it")
+    parser.add_argument(
+        "--format",
+        choices=("factored", "dense"),
+        default="factored",
+        help="dense folds S + UV; timm or transformers opens it",
+    )
     add_method_flags(parser)
     parser.add_argument(
         "--memory-limit",

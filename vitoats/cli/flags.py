@@ -45,8 +45,9 @@ def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> 
         "-m",
         required=required,
         metavar="NAME",
-        help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), dinov3_vits16, a timm name, hf-hub:owner/name, "
-        "local-dir:/path, a folder that compress wrote, or dinov2s_derived",
+        help="dinov2_vitb14 (or vits14, vitl14, vitg14, each also with _reg), a timm name, hf-hub:owner/name, "
+        "local-dir:/path, a folder that compress wrote, dinov3_vits16 or dinov2s_derived; "
+        "compress also takes language models: smollm2, hf-hub:owner/name, local-dir:/path, of transformers",
     )
     made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     made.add_argument("--random-weights", action="store_true", help="random weights, for a dry run; nothing is fetched")
@@ -92,16 +93,23 @@ def add_no_amx(made: argparse.ArgumentParser) -> None:
     made.add_argument("--no-amx", action="store_true", help="keep AMX from all runtimes, as on a processor without it")
 
 
-def add_data_flags(made: argparse._ActionsContainer, batch_size: int, workers: int = 0) -> None:
-    """Adds --data-dir and the flags that control how images are read."""
+def add_data_flags(made: argparse._ActionsContainer, batch_size: int | None, workers: int = 0) -> None:
+    """Adds --data-dir and the flags that control how images are read.
+
+    If ``batch_size`` is None, the flag is left out of the namespace where it is not given, and --data-dir also takes texts.
+    """
+    images = "images: one folder for each class, a flat folder, or 'sample' (28 px clothes)"
+    text = "; for a language model: .txt, .jsonl or .parquet files or folders, used in equal shares, or 'sample'"
     made = made.add_argument_group("images")
     made.add_argument(
         "--data-dir",
         "--data-path",
         metavar="DIR",
-        help="images: one folder for each class, a flat folder, or 'sample' (28 px clothes)",
+        nargs=None if batch_size else "+",
+        help=images if batch_size else images + text,
     )
-    made.add_argument("-b", "--batch-size", type=positive, default=batch_size, metavar="N", help="images at a time")
+    default, said = (batch_size, "") if batch_size else (argparse.SUPPRESS, " (default: 64; 4 windows of text)")
+    made.add_argument("-b", "--batch-size", type=positive, default=default, metavar="N", help=f"images at a time{said}")
     made.add_argument(
         "-j", "--workers", "--num-workers", type=non_negative, default=workers, metavar="N", help="processes that read images"
     )

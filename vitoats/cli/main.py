@@ -8,12 +8,14 @@ from vitoats.cli import common
 from vitoats.common.errors import InputError
 
 COMMANDS = {
-    "compress": "compress a vision transformer",
+    "compress": "compress a vision transformer or a language model",
     "eval_imagenet": "top-1 and top-5 of a model, a compressed folder or an ONNX file",
+    "eval_perplexity": "perplexity of a language model or a compressed folder",
     "export_onnx": "export to ONNX",
     "model_card": "put evaluation results into a compressed folder's model card",
     "benchmark": "measure side by side",
     "compare": "methods on the same images: accuracy, fidelity, size",
+    "compare_lm": "methods on a language model: perplexity",
     "front": "accuracy against milliseconds and bytes of exported files",
     "train_linear_probe": "train a linear head on frozen features",
     "demo": "the main job on embedded weights and images",

@@ -11,8 +11,19 @@ from vitoats.cli.flags import positive, positive_number
 # Flags that are not given are absent from the namespace, so that the preset or the method decides; these are None instead.
 ALWAYS = ("preset", "cost_table", "general_images")
 SETTINGS = (
-    *("method", "nsamples", "compression", "speedup", "max_ms", "max_mb", "rank_ratio", "iterations", "pattern", "solver"),
-    *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv", "weights"),
+    *(
+        "method",
+        "nsamples",
+        "compression",
+        "speedup",
+        "max_ms",
+        "max_mb",
+        "rank_ratio",
+        "iterations",
+        "pattern",
+        "solver",
+    ),
+    *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv", "weights", "seq_len"),
 )
 SHARED = ("batch_size", "workers", "device", "threads", "seed", "memory_limit")  # by several commands
 
@@ -40,7 +51,15 @@ def add_method_flags(parser: ArgumentParser) -> None:
         help="oats-h: fast finds supports as OATS does, splits the budget equally and calibrates on 128 images: minutes for "
         "a ViT-B; other flags beat it",
     )
-    recipe("--nsamples", type=positive, metavar="N", help="calibration images, drawn at random (default: 512)")
+    recipe(
+        "--nsamples", type=positive, metavar="N", help="calibration images, drawn at random (default: 512; 128 windows of text)"
+    )
+    recipe(
+        "--seq-len",
+        type=positive,
+        metavar="N",
+        help="language models: tokens of a window (default: 2048, or the model's positions if these are fewer)",
+    )
     budget = amount_group.add_mutually_exclusive_group()
     asked = partial(budget.add_argument, default=SUPPRESS)
     asked(

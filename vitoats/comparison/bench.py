@@ -65,7 +65,7 @@ def open_bench(job: CompressionJob, num_samples: int | None, ood_dir: Path | Non
     Raises:
         InputError: the model has no classifier, or the images are unsuitable for a comparison.
     """
-    data, resources = job.data, job.resources
+    data, resources = job.image_data, job.resources
     dense = open_model(job.model)
     logits_and_features(dense, resources.device)  # refuses a model without a classifier before the work starts
     transform = dense.preprocessing.transform()

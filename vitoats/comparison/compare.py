@@ -96,7 +96,7 @@ def _make_rows(comparison: Comparison, bench: Bench, store: RowStore, start: flo
 
 def write_results(comparison: Comparison, bench: Bench, found: list[Row], failed: list[str], start: float) -> dict[str, Any]:
     """Writes rows.csv, pairs.csv, plots and results.json; returns the results."""
-    output, data = comparison.output, comparison.runs[0].job.data
+    output, data = comparison.output, comparison.runs[0].job.image_data
     rows = [rounded(row) for row, _ in found]
     runs = [(row, arrays) for row, arrays in found if row["asked_pattern"] is not None]
     differences = pairs([row for row, _ in runs], [arrays for _, arrays in runs])

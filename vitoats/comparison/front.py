@@ -134,7 +134,7 @@ def _make_files(front: Front, bench: Bench, store: RowStore) -> list[Candidate]:
 def _write_compressed(bench: Bench, run: Run, file: Path) -> float:
     """Compresses and exports a model; returns the share of weights that was removed."""
     compressed = compress(run.job, scratch=file.parent, progress=bench.progress)
-    export_onnx(compressed.loaded, file, about=described_by(compressed.about, bench.dense.name))
+    export_onnx(compressed.vision_model, file, about=described_by(compressed.about, bench.dense.name))
     return compressed.report.compression
 
 

@@ -46,7 +46,7 @@ class Run:
             "method_digest": job.method_digest,
             "fused_qkv": job.fused_qkv,
             "weights": job.weights,
-            "general_images": job.data.general_images,
+            "general_images": job.image_data.general_images,
             "limit": job.to_dict()["limit"],
             **dataclasses.asdict(job.recipe),
             **dataclasses.asdict(job.config),

@@ -101,7 +101,7 @@ def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: 
     folder = output / "models" / run.name
     try:
         compressed = compress(run.job, scratch=folder.parent, progress=bench.progress)
-        loaded = compressed.loaded
+        loaded = compressed.vision_model
         row, arrays = figures(bench, logits_and_features(loaded, bench.device), run.name, reference)
         compressed.save(folder, overwrite=True)
         row |= {

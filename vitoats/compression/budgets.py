@@ -17,11 +17,15 @@ from vitoats.compression.outliers import outlier_shares
 from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities, sensitivity_work
 from vitoats.data.calibration import CalibrationImages
 from vitoats.data.transforms import Preprocessing
+from vitoats.loading.loaded_text import Packing
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.blocks import ModelAdapter
 from vitoats.models.flops import count_flops
+from vitoats.models.inputs import TextInputs
 
 ALLOCATION_IMAGES = 96  # calibration images used to split the budget
+ALLOCATION_WINDOWS = 32  # the same, of text
+FEATURE_TOKENS = 4096  # of these, on which a language model's predictions are compared
 CONSTRAINT_FEATURE_IMAGES = 48  # of these, under a cost limit: small errors decide which layers stay dense
 
 
@@ -30,7 +34,7 @@ def make_budgets(
     adapter: ModelAdapter,
     images: CalibrationImages,
     constraint: Constraint | None,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | Packing,
     progress: Progress,
 ) -> tuple[Any, Budgets | None]:
     """The method's config, with the compression that a constraint implies, and the budgets of single layers.
@@ -54,7 +58,9 @@ def make_budgets(
         return (dataclasses.replace(config, compression=constraint.uniform()) if constraint else config), None
     if ":" in getattr(config, "pattern", ""):
         return config, None  # N:M fixes what each layer keeps
-    some = dataclasses.replace(images, nsamples=min(images.nsamples, ALLOCATION_IMAGES))
+    text = isinstance(adapter.inputs, TextInputs)
+    most = ALLOCATION_WINDOWS if text else ALLOCATION_IMAGES
+    some = dataclasses.replace(images, nsamples=min(images.nsamples, most))
     if allocation == "owl":
         hidden = _hidden_states(job, adapter, some)
         n_blocks = len(adapter.blocks)
@@ -81,12 +87,14 @@ def _sensitivities(
     adapter: ModelAdapter,
     images: CalibrationImages,
     constraint: Constraint | None,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | Packing,
     progress: Progress,
 ) -> list[Sensitivity]:
     """Reads the sensitivities from the cache, or measures them."""
     data = job.data
     measured_with, without_rank, feature_images = _measurement(job)
+    if isinstance(adapter.inputs, TextInputs):
+        feature_images = max(2, FEATURE_TOKENS // adapter.inputs.seq_len)
     settings = {
         "data": [images.digests(), job.recipe.calibration_mix, images.nsamples, data.seed],
         "config": dataclasses.asdict(measured_with),

@@ -170,8 +170,7 @@ def estimate_work(
                 stride = 1 if level == "full" else max(1, tokens // ERROR_TOKENS)
                 statistics += tokens // stride * module.in_features**2
             if hasattr(configs[layer.name], "multiply_adds"):
-                shares = module.out_features // layer.parts, module.in_features
-                solver += layer.parts * configs[layer.name].multiply_adds(*shares)
+                solver += sum(configs[layer.name].multiply_adds(height, module.in_features) for height in layer.heights)
     return WorkEstimate(passes * nsamples * count_flops(adapter.model, adapter.inputs), statistics, solver or None)
 
 

@@ -47,6 +47,29 @@ class CalibrationData:
         _check_whole("seed", self.seed, 0, 2**63)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationText:
+    """The calibration text of a language model.
+
+    Attributes:
+        texts: files or folders, or "sample", each used in equal shares; a description if they are given in memory.
+        seq_len: tokens of a window; None for 2048, or the model's positions if these are fewer.
+        nsamples: total number of calibration windows.
+        seed: seed of the draw.
+    """
+
+    texts: tuple[str, ...]
+    seq_len: int | None = None
+    nsamples: int = 128
+    seed: int = 42
+
+    def __post_init__(self):
+        _check_whole("nsamples", self.nsamples, 1)
+        _check_whole("seed", self.seed, 0, 2**63)
+        if self.seq_len is not None:
+            _check_whole("seq_len", self.seq_len, 2)
+
+
 @dataclass(frozen=True)
 class CostLimit:
     """A limit on the cost of the exported model, instead of a compression.
@@ -73,7 +96,7 @@ class Resources:
     """The resources that a compression may use; they affect only the last bits of the result.
 
     Attributes:
-        batch_size: images at a time.
+        batch_size: images, or windows of text, at a time.
         workers: processes that read images.
         device: the torch device.
         threads: CPU threads; 0 uses all cores.
@@ -105,7 +128,7 @@ class CompressionJob:
 
     Attributes:
         model: where the dense model comes from.
-        data: the calibration images.
+        data: the calibration images or text.
         method: its registered name, or ./file.py:name.
         method_digest: SHA-256 of a user's own method file, "" for built-in methods.
         config: the method's frozen config; a limit overrides its compression.
@@ -117,7 +140,7 @@ class CompressionJob:
     """
 
     model: ModelSource
-    data: CalibrationData
+    data: CalibrationData | CalibrationText
     method: str
     method_digest: str
     config: Any
@@ -130,6 +153,17 @@ class CompressionJob:
     def __post_init__(self):
         if self.weights not in ("float32", "int8"):
             raise InputError(f"{self.weights!r} is wrong: `weights` takes float32, int8")
+
+    @property
+    def image_data(self) -> CalibrationData:
+        """The calibration images of a vision model.
+
+        Raises:
+            InputError: it is a language model.
+        """
+        if isinstance(self.data, CalibrationText):
+            raise InputError(f"{self.model.name} is a language model, which takes no images: use compress or compare_lm")
+        return self.data
 
     @property
     def int8(self) -> bool:

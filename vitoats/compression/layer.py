@@ -63,14 +63,14 @@ class LayerProblem:
     Attributes:
         weight: [d_out, d_in], float32.
         bias: [d_out].
-        parts: how many matrices of equal height the weight stacks; each is solved on its own.
+        heights: of the matrices that the weight stacks; each is solved on its own.
         statistics: moments of the input, on the weight's device.
         refit_bias: whether the bias, which must then exist, absorbs the mean of the lost output.
     """
 
     weight: Tensor
     bias: Tensor | None
-    parts: int
+    heights: tuple[int, ...]
     statistics: InputStatistics
     refit_bias: bool
 
@@ -81,7 +81,7 @@ class LayerProblem:
 
     def solve(self, solve: Callable[[Tensor, InputStatistics], Decomposition]) -> list[Decomposition]:
         """Each part's decomposition."""
-        return [solve(part, self.moments) for part in self.weight.chunk(self.parts)]
+        return [solve(part, self.moments) for part in self.weight.split(self.heights)]
 
     def refitted_bias(self, lost: Tensor) -> Tensor:
         """The bias that makes up for the mean output of the missing weights ``lost`` [d_out, d_in]."""
@@ -136,7 +136,7 @@ def compress_layer(
     try:
         if error is not None:
             weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
-        problem = LayerProblem(weight, bias, layer.parts, statistics, refit_bias)
+        problem = LayerProblem(weight, bias, layer.heights, statistics, refit_bias)
         parts = problem.solve(solve if removes else keep_all)
         if not all(torch.isfinite(x).all() for part in parts for x in (part.S, part.U, part.V)):
             raise RunError(f"{layer.name}: the result is not finite (NaN or Inf): raise `damping`, or use another `method`")
@@ -145,7 +145,8 @@ def compress_layer(
                 removes, parts = False, problem.solve(keep_all)  # a dense matrix is smaller
             damping = getattr(config, "damping", DAMPING)
             rounded = [
-                quantized(w, known(problem.moments), p, damping) for w, p in zip(weight.chunk(layer.parts), parts, strict=True)
+                quantized(w, known(problem.moments), p, damping)
+                for w, p in zip(weight.split(layer.heights), parts, strict=True)
             ]
             parts = [p.error for p in rounded]
     except InputError as refusal:
@@ -182,6 +183,8 @@ def int8_layer(parts: list[Int8Decomposition], bias: Tensor | None, factored: bo
 def int8_linear(linear: nn.Linear, statistics: InputStatistics) -> Int8Linear:
     """Rounds a dense layer, of which nothing is removed, for its quantized input of these full statistics."""
     weight = linear.weight.detach().float()
-    problem = LayerProblem(weight, linear.bias, 1, statistics.to(weight.device), refit_bias=linear.bias is not None)
+    problem = LayerProblem(
+        weight, linear.bias, (len(weight),), statistics.to(weight.device), refit_bias=linear.bias is not None
+    )
     found = quantized(weight, problem.moments, measured(weight, problem.moments, weight))
     return Int8Linear(found.S, problem.refitted_bias(weight - found.error.S) if problem.refit_bias else None)

@@ -68,9 +68,10 @@ class CompressionPlan:
         configs = {name: replace(config, **(budgets or {}).get(name, {})) for name in self.configs}
         kept, total = 0, 0
         for layer in self.adapter.linears:
-            shape = LayerShape(layer.module.out_features, layer.module.in_features, layer.parts, tokens=1)
-            kept += footprint(shape, configs[layer.name]).parameters
-            total += shape.size
+            for height in layer.heights:
+                shape = LayerShape(height, layer.module.in_features, 1, tokens=1)
+                kept += footprint(shape, configs[layer.name]).parameters
+                total += shape.size
         asked = 1 - config.total_compression()
         if abs(kept / total - asked) > ROUNDING * asked:
             log.warning(
@@ -146,7 +147,7 @@ def chosen_blocks(
     roles = layer_roles(adapter.blocks)
     reasons = {x.name: method.left_dense(roles.get(x.name, "other"), config) for x in adapter.linears}
     chosen = [
-        replace(block, linears=[replace(x, parts=1) if fused_qkv else x for x in block.linears if reasons[x.name] is None])
+        replace(block, linears=[x.whole() if fused_qkv else x for x in block.linears if reasons[x.name] is None])
         for block in adapter.blocks
     ]
     if not any(block.linears for block in chosen):

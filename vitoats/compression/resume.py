@@ -139,4 +139,7 @@ def _row(values: dict[str, Any]) -> LayerRow:
 
 
 def _layer(row: LayerRow, tensors: dict[str, Tensor]) -> Layer:
-    return factored.unpack(row.name, tensors, [(row.d_out // len(row.ranks), rank) for rank in row.ranks], row.d_in)
+    equal = row.d_out // len(row.ranks)
+    factors = [tensors.get(f"{row.name}.U.{i}") for i in range(len(row.ranks))]  # none for a dense int8 layer
+    heights = [equal if U is None else len(U) for U in factors]
+    return factored.unpack(row.name, tensors, list(zip(heights, row.ranks, strict=True)), row.d_in)

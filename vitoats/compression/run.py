@@ -9,23 +9,28 @@ from typing import Any, Literal
 import torch
 
 from vitoats.common.devices import check_device, set_threads
+from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.memory import reuse_freed_memory
 from vitoats.common.outputs import check_output_folder
 from vitoats.common.progress import Progress, silent
 from vitoats.compression.budgets import make_budgets
 from vitoats.compression.constraints import make_constraint, predict
-from vitoats.compression.job import CompressionJob, Resources
+from vitoats.compression.job import CalibrationData, CalibrationText, CompressionJob, Resources
 from vitoats.compression.outlook import Outlook, outlook
 from vitoats.compression.pipeline import CompressionReport, compress
 from vitoats.compression.plan import CompressionPlan, plan_compression
 from vitoats.compression.resume import BlockStore
 from vitoats.compression.structural import PruningReport, prune, pruning_outlook
 from vitoats.data.calibration import CalibrationImages, calibration_images
+from vitoats.data.text import calibration_text
 from vitoats.evaluation.fidelity import Fidelity
 from vitoats.format.counts import count
 from vitoats.loading.checkpoint import save_checkpoint
+from vitoats.loading.language_checkpoint import save_language_checkpoint
+from vitoats.loading.language_models import load_language_model
 from vitoats.loading.loaded import LoadedModel
+from vitoats.loading.loaded_text import LoadedLanguageModel
 from vitoats.loading.source import open_model
 from vitoats.methods.registry import Method, StructuralMethod, find_method
 from vitoats.models.adapter import adapt
@@ -36,7 +41,7 @@ log = logging.getLogger("vitoats")
 
 Format = Literal["factored", "dense"]
 
-HELD_OUT = 32  # images of each kind held out of calibration, to measure features on
+HELD_OUT, HELD_OUT_WINDOWS = 32, 4  # images, or windows, of each kind held out of calibration, to measure features on
 DOMAIN_RATIO = 3  # warn if the feature error on other images is more than this many times as large
 
 
@@ -50,13 +55,24 @@ class Compressed:
         report: the figures of all layers, or of all attentions and MLPs.
     """
 
-    loaded: LoadedModel
+    loaded: LoadedModel | LoadedLanguageModel
     about: dict[str, Any]
     report: CompressionReport | PruningReport
 
     @property
+    def vision_model(self) -> LoadedModel:
+        """The compressed vision model.
+
+        Raises:
+            InputError: it is a language model.
+        """
+        if isinstance(self.loaded, LoadedLanguageModel):
+            raise InputError(f"{self.loaded.name} is a language model, which takes no images: use eval_perplexity")
+        return self.loaded
+
+    @property
     def model(self) -> torch.nn.Module:
-        """The torch module: images [batch, 3, h, w] to logits, or to features if there is no head."""
+        """The torch module: images [batch, 3, h, w] to logits, or to features if there is no head; or a transformers model."""
         return self.loaded.model
 
     def save(self, output: str | Path, format: Format = "factored", overwrite: bool = False) -> Path:
@@ -64,7 +80,8 @@ class Compressed:
 
         Args:
             output: the folder, written completely or not at all.
-            format: "factored" stores S, U and V; "dense" folds them, so that timm opens the folder as local-dir:.
+            format: "factored" stores S, U and V; "dense" folds them, so that timm opens the folder as local-dir:, or
+                transformers as its own.
             overwrite: replace a folder that compress wrote.
 
         Raises:
@@ -75,14 +92,18 @@ class Compressed:
         about = self.about
         if format == "dense":
             about = {**about, "flops": about["flops_before"]}  # zeros are multiplied, too
-        save_checkpoint(self.loaded, Path(output), about, dense=format == "dense", overwrite=overwrite)
+        settings: dict[str, Any] = {"dense": format == "dense", "overwrite": overwrite}
+        if isinstance(self.loaded, LoadedLanguageModel):
+            save_language_checkpoint(self.loaded, Path(output), about, **settings)
+        else:
+            save_checkpoint(self.loaded, Path(output), about, **settings)
         return Path(output)
 
 
 def run(
     job: CompressionJob,
     *,
-    loaded: LoadedModel | None = None,
+    loaded: LoadedModel | LoadedLanguageModel | None = None,
     images: Any = None,
     scratch: Path | None = None,
     partial_folder: Path | None = None,
@@ -94,7 +115,7 @@ def run(
     Args:
         job: the compression job.
         loaded: the dense model, if it is already in memory; it is compressed in place.
-        images: the images, if they are already in memory: a dataset of (tensor [3, h, w], label).
+        images: the images, if they are already in memory: a dataset of (tensor [3, h, w], label); or a list of texts.
         scratch: a folder for hidden states, used under a memory limit.
         partial_folder: where finished blocks are kept for ``resume``; None keeps none.
         resume: continue from the blocks in ``partial_folder``.
@@ -105,15 +126,15 @@ def run(
         RunError: disk space or memory runs out.
     """
     method, loaded, adapter, drawn = _begin(job, loaded, images)
-    model, inputs = loaded.timm_model, loaded.inputs
+    model, inputs = loaded.backbone, loaded.inputs
     plan, expected = _planned(job, method, adapter, drawn, scratch)
     for line in expected.lines():
         log.info(line)
     constraint = None
-    if job.limit and isinstance(method, Method):
+    if job.limit and isinstance(method, Method) and isinstance(loaded, LoadedModel):
         constraint = make_constraint(job, job.limit, method, loaded, adapter, progress)
     buffers = {name for name, _ in model.named_buffers()}
-    before, flops_before = count(model.state_dict(), not_parameters=buffers), count_flops(model, inputs)
+    before, flops_before = count(_untied(model), not_parameters=buffers), count_flops(model, inputs)
     settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
     store = None
     if partial_folder is not None and isinstance(method, Method):
@@ -152,6 +173,12 @@ def run(
     return Compressed(loaded, about, report)
 
 
+def _untied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model, those that several layers share only once."""
+    by_address = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(model.state_dict().items())}
+    return {name: tensor for name, tensor in model.state_dict().items() if by_address[tensor.data_ptr(), tensor.shape] == name}
+
+
 def preview(job: CompressionJob, *, scratch: Path | None = None) -> Outlook:
     """What compressing covers and takes; nothing is compressed.
 
@@ -167,14 +194,14 @@ def preview(job: CompressionJob, *, scratch: Path | None = None) -> Outlook:
 
 
 def _begin(
-    job: CompressionJob, loaded: LoadedModel | None = None, images: Any = None
-) -> tuple[Method | StructuralMethod, LoadedModel, ModelAdapter, CalibrationImages]:
+    job: CompressionJob, loaded: LoadedModel | LoadedLanguageModel | None = None, images: Any = None
+) -> tuple[Method | StructuralMethod, LoadedModel | LoadedLanguageModel, ModelAdapter, CalibrationImages]:
     """Opens the model and the images; a model that does not fit is refused here."""
     method = find_method(job.method)
     prepare(job.resources)
-    loaded = loaded or open_model(job.model)
-    loaded.timm_model.to(job.resources.device)
-    adapter = adapt(loaded.timm_model, loaded.inputs)
+    loaded = loaded or _open(job)
+    loaded.backbone.to(job.resources.device)
+    adapter = adapt(loaded.backbone, loaded.inputs)
     return method, loaded, adapter, draw_images(job, loaded, images)
 
 
@@ -206,9 +233,24 @@ def prepare(resources: Resources) -> None:
         reuse_freed_memory()
 
 
-def draw_images(job: CompressionJob, loaded: LoadedModel, images: Any = None) -> CalibrationImages:
-    """Opens the images and draws those for calibration; ``images``, if given, are already in memory."""
-    data, preprocessing = job.data, loaded.preprocessing
+def _open(job: CompressionJob) -> LoadedModel | LoadedLanguageModel:
+    if isinstance(job.data, CalibrationText):
+        loaded = load_language_model(job.model.name, job.data.seq_len)
+        log.info("model: %s (%s); %s", job.model.name, loaded.weights, loaded.preprocessing)
+        return loaded
+    return open_model(job.model)
+
+
+def draw_images(job: CompressionJob, loaded: LoadedModel | LoadedLanguageModel, images: Any = None) -> CalibrationImages:
+    """Opens the images or texts and draws those for calibration; ``images``, if given, are already in memory."""
+    data = job.data
+    if isinstance(loaded, LoadedLanguageModel):
+        assert isinstance(data, CalibrationText)
+        inputs, texts = loaded.inputs, list(data.texts) if images is None else [images]
+        tokenizer = loaded.need_tokenizer()
+        return calibration_text(texts, tokenizer, inputs.seq_len, inputs.vocab_size, data.nsamples, HELD_OUT_WINDOWS, data.seed)
+    assert isinstance(data, CalibrationData)
+    preprocessing = loaded.preprocessing
     return calibration_images(
         data.images if images is None else images,
         data.general_images,
@@ -222,10 +264,21 @@ def draw_images(job: CompressionJob, loaded: LoadedModel, images: Any = None) ->
 
 
 def described(
-    job: CompressionJob, loaded: LoadedModel, drawn: CalibrationImages, goal: dict[str, Any] | None
+    job: CompressionJob, loaded: LoadedModel | LoadedLanguageModel, drawn: CalibrationImages, goal: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The entries of vitoats.json that describe a job."""
     data = job.data
+    counted = {name: len(source) for name, source in drawn.sources.items()}
+    if isinstance(data, CalibrationText):
+        calibration = {"texts": data.texts, "nsamples": data.nsamples, "seed": data.seed, "windows": counted}
+    else:
+        calibration = {
+            "data": data.images,
+            "general_images": data.general_images,
+            "nsamples": data.nsamples,
+            "seed": data.seed,
+            "images": counted,
+        }
     return {
         "model": job.model.name,
         "method": job.method,
@@ -236,13 +289,7 @@ def described(
         "fused_qkv": job.fused_qkv,
         **({"weight_type": job.weights} if job.int8 else {}),
         "preprocessing": loaded.preprocessing.to_dict(),
-        "calibration": {
-            "data": data.images,
-            "general_images": data.general_images,
-            "nsamples": data.nsamples,
-            "seed": data.seed,
-            "images": {name: len(source) for name, source in drawn.sources.items()},
-        },
+        "calibration": calibration,
     }
 
 

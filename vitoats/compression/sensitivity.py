@@ -1,11 +1,10 @@
-"""Measures how compressing each layer alone affects the model's features, for ``vitoats.allocation.sensitivity``."""
+"""Measures what compressing each layer alone does to a model (``evaluation.effect``), for ``allocation.sensitivity``."""
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common.errors import InputError
 from vitoats.compression.layer import LayerProblem
-from vitoats.evaluation.fidelity import relative_error
+from vitoats.evaluation.effect import effect_on
 from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.methods.statistics import InputStatistics
 from vitoats.models.blocks import Block, LinearLayer, ModelAdapter
@@ -52,17 +51,17 @@ def measure_sensitivities(
     if hidden.n_images < 2:
         raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
     cheap = _cheap_configs(config, without_rank)
-    reference = _features(adapter, adapter.blocks, hidden.values[::every].to(hidden.device))
-    if not (reference != reference[0]).any():
-        raise InputError(
-            "budgets cannot be measured on images that all look the same: give `images` other ones, or `allocation='uniform'`"
-        )
+    effect = effect_on(adapter, _behind(adapter.blocks, hidden.values[::every].to(hidden.device)))
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
         progress(index, "calibrating")
         statistics = input_statistics(hidden, block, "full")
         images = hidden.values[::every].to(hidden.device).clone()
-        feature_error = partial(_feature_error, adapter, adapter.blocks[index:], images, reference)
+        blocks = adapter.blocks[index:]
+
+        def feature_error(blocks: list[Block] = blocks, images: Tensor = images) -> float:
+            return effect(_behind(blocks, images))
+
         for layer in block.linears:
             progress(index, layer.name)
             errors = _layer_errors(layer, statistics[layer.name].to(hidden.device), cheap, refit_bias, feature_error)
@@ -81,9 +80,9 @@ def sensitivity_work(
     for index, block in enumerate(adapter.blocks):
         for layer in block.linears:
             model_passes += len(cheap) * few * (1 - index / n_blocks)
-            d_out, d_in = layer.module.weight.shape
+            d_in = layer.module.in_features
             tokens = n_images * math.prod(block.shape_before) // block.linears[0].module.in_features
-            rest += tokens * d_in**2 + sum(layer.parts * c.multiply_adds(d_out // layer.parts, d_in) for c in cheap)
+            rest += tokens * d_in**2 + sum(c.multiply_adds(height, d_in) for c in cheap for height in layer.heights)
     return model_passes * count_flops(adapter.model, adapter.inputs) + rest
 
 
@@ -110,7 +109,7 @@ def _layer_errors(
     module = layer.module
     dense = [parameter.data for parameter in module.parameters()]
     refit_bias = refit_bias and module.bias is not None
-    problem = LayerProblem(dense[0].float(), dense[1] if refit_bias else None, layer.parts, statistics, refit_bias)
+    problem = LayerProblem(dense[0].float(), dense[1] if refit_bias else None, layer.heights, statistics, refit_bias)
     errors = []
     try:
         for config in configs:
@@ -125,13 +124,8 @@ def _layer_errors(
     return errors
 
 
-def _feature_error(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor, reference: np.ndarray) -> float:
-    """Relative error of the current features against the dense model's, from the hidden states before the last ``blocks``."""
-    return relative_error(_features(adapter, blocks, hidden), reference)
-
-
-def _features(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor) -> np.ndarray:
-    """Features [b, d] from the hidden states before the last ``blocks``."""
+def _behind(blocks: list[Block], hidden: Tensor) -> Tensor:
+    """The hidden states behind the last blocks, from those before them."""
     for block in blocks:
         hidden = block.run(hidden)
-    return adapter.features_of(hidden).float().cpu().numpy()
+    return hidden

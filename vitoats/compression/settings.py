@@ -5,15 +5,17 @@ loaded.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import vitoats.methods  # noqa: F401  (fills the table of methods)
 from vitoats.common.errors import InputError
-from vitoats.compression.job import CalibrationData, CompressionJob, CostLimit, ModelSource, Resources
+from vitoats.compression.job import CalibrationData, CalibrationText, CompressionJob, CostLimit, ModelSource, Resources
 from vitoats.data.images import SAMPLE
+from vitoats.loading.language_models import is_language_model
 from vitoats.loading.names import EMBEDDED
+from vitoats.loading.smollm2 import NAME as EMBEDDED_LANGUAGE_MODEL
 from vitoats.methods.registry import Method, Recipe, StructuralMethod, find_method
 
 CONFIG_SETTINGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
@@ -27,14 +29,22 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # by method and name: values 
 }
 # damping if a method that mixes in images by default is called without a mix; found by trial: docs/oats-h.md, Constants
 CLOSED_DOMAIN_DAMPING = 0.1
+BATCH_SIZE, TEXT_BATCH_SIZE = 64, 4  # images, and windows of text, at a time
+# settings of a language model's methods where they differ from those of vision models, by method
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"oats": {"rank_ratio": 0.25}}
+FOR_IMAGES = ("general_images", *LIMITS, "cost_table", *MODEL_SETTINGS)  # settings that a language model does not take
 
 
-def make_job(model: str, images: str | None = None, **settings: Any) -> CompressionJob:
+def make_job(
+    model: str, images: str | Sequence[str] | None = None, text: bool | None = None, **settings: Any
+) -> CompressionJob:
     """Makes a job.
 
     Args:
-        model: a name or folder, as ``loading.load.load_model`` takes it.
-        images: a folder of images; None uses the embedded sample, with the embedded model only.
+        model: a name or folder, as ``loading.load.load_model`` or ``loading.language_models`` takes it.
+        images: a folder of images, or files or folders of text for a language model; None uses the embedded sample, with the
+            embedded models only.
+        text: whether it is a language model; None finds out by the name.
         settings: any of method, preset, seed, nsamples, general_images, fused_qkv, weights, cost_table,
             ``CONFIG_SETTINGS``, ``RECIPE_SETTINGS``, one of ``LIMITS``, ``MODEL_SETTINGS``, ``RESOURCES``, and other fields of
             the method's config.
@@ -42,12 +52,48 @@ def make_job(model: str, images: str | None = None, **settings: Any) -> Compress
     Raises:
         InputError: the method or a setting is unknown, or settings contradict each other.
     """
-    if images is None and model == EMBEDDED:
+    if images is None and model in (EMBEDDED, EMBEDDED_LANGUAGE_MODEL):
         images = SAMPLE
+    text = is_language_model(model, look_at_hub=True) if text is None else text
     name, seed = settings.pop("method", METHOD), settings.pop("seed", 42)
-    source, resources = _taken(settings, MODEL_SETTINGS), _taken(settings, RESOURCES)
-    own = _method_fields(name, images, seed, settings)
+    resources = {"batch_size": TEXT_BATCH_SIZE if text else BATCH_SIZE} | _taken(settings, RESOURCES)
+    if text:
+        settings = _for_text(name, model, settings)
+    source, seq_len = _taken(settings, MODEL_SETTINGS), settings.pop("seq_len", None)
+    if seq_len is not None and not text:
+        raise InputError(f"`seq_len` is for language models, and {model} is none: leave it out")
+    own = _method_fields(name, images if isinstance(images, str) or images is None or text else _one(images), seed, settings)
+    if text:
+        data = own["data"]
+        texts = (images,) if isinstance(images, str) else tuple(images or ())
+        own["data"] = CalibrationText(texts=texts, seq_len=seq_len, nsamples=data.nsamples, seed=seed)
     return CompressionJob(model=ModelSource(name=model, **source), resources=Resources(**resources), **own)
+
+
+def _for_text(method: str, model: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings for a language model, with defaults that differ from those of vision models.
+
+    Raises:
+        InputError: a setting is for vision models only.
+    """
+    for setting in FOR_IMAGES:
+        if settings.get(setting):
+            raise InputError(f"`{setting}` is for vision models, and {model} is a language model: leave it out")
+    if settings.get("calibration_mix", "none") != "none":
+        raise InputError("`calibration_mix` mixes in images: leave it out, and give `images` several texts")
+    settings = {key: value for key, value in settings.items() if key not in FOR_IMAGES}
+    return {"nsamples": CalibrationText.nsamples, "calibration_mix": "none"} | TEXT_DEFAULTS.get(method, {}) | settings
+
+
+def _one(images: Sequence[str]) -> str:
+    """The only folder of images.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(images) != 1:
+        raise InputError(f"{len(images)} folders are given: give `images` one, and `general_images` another to mix in")
+    return images[0]
 
 
 def with_method(job: CompressionJob, name: str, **settings: Any) -> CompressionJob:
@@ -61,13 +107,13 @@ def with_method(job: CompressionJob, name: str, **settings: Any) -> CompressionJ
     Raises:
         InputError: as for ``make_job``.
     """
-    data = job.data
+    data = job.image_data
     settings = {"nsamples": data.nsamples, "general_images": data.general_images} | settings
     resources = dataclasses.replace(job.resources, **_taken(settings, RESOURCES))
     return dataclasses.replace(job, resources=resources, **_method_fields(name, data.images, data.seed, settings))
 
 
-def _method_fields(name: str, images: str | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+def _method_fields(name: str, images: str | Sequence[str] | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """The fields of a job that a method and its settings decide."""
     method = find_method(name)
     preset = settings.pop("preset", None)
@@ -82,6 +128,7 @@ def _method_fields(name: str, images: str | None, seed: int, settings: dict[str,
     given = (PRESETS[name][preset] if preset else {}) | settings
     general_images = given.pop("general_images", None)
     nsamples = given.pop("nsamples", CalibrationData.nsamples)
+    own_images = images if isinstance(images, str) else "text"
     recipe = _recipe(method, _taken(given, RECIPE_SETTINGS), general_images)
     if "compression" in settings and (asked := [limit for limit in LIMITS if limit in settings]):
         raise InputError(f"`compression` and `{asked[0]}` exclude each other: leave one of them out")
@@ -90,7 +137,7 @@ def _method_fields(name: str, images: str | None, seed: int, settings: dict[str,
     config = _config(name, method, given, recipe, seed)
     _check_allocation(config, recipe, limit, "allocation" in settings)
     return {
-        "data": CalibrationData(images=images, general_images=general_images, nsamples=nsamples, seed=seed),
+        "data": CalibrationData(images=own_images, general_images=general_images, nsamples=nsamples, seed=seed),
         "method": name,
         "method_digest": method.digest,
         "config": config,

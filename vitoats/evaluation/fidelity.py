@@ -15,7 +15,7 @@ from vitoats.evaluation.accuracy import evaluate
 from vitoats.format.layers import SparseLowRankLinear, compressed_layers
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.hooks import watch_inputs, watch_outputs
-from vitoats.models.inputs import ImageInputs
+from vitoats.models.inputs import ModelInputs
 
 LogitsAndFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [b, 3, h, w] -> logits [b, n_classes], features [b, d]
 
@@ -112,7 +112,7 @@ def relative_error(features: np.ndarray, dense: np.ndarray) -> float:
 class Fidelity:
     """How much a backbone's features change over time, on named sets of images."""
 
-    def __init__(self, model: Any, inputs: ImageInputs, datasets: dict[str, Any], batch_size: int, workers: int):
+    def __init__(self, model: Any, inputs: ModelInputs, datasets: dict[str, Any], batch_size: int, workers: int):
         """Records the current features.
 
         Raises:

@@ -120,7 +120,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
         InputError: the files are damaged or do not belong together.
     """
     try:
-        about = _read_about(folder)
+        about = read_about(folder)
         config = read_config(folder)
         with open_tensors(folder / WEIGHTS) as file:
             model = _build(config, about, file, (folder / WEIGHTS).stat().st_size)
@@ -137,7 +137,7 @@ def load_checkpoint(folder: Path) -> LoadedModel:
     return LoadedModel(str(folder), model.eval().requires_grad_(False), preprocessing, str(folder), about)
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
     """Reads vitoats.json and checks the values that loading relies on."""
     about = read_json(folder / ABOUT)
     if not isinstance(about, dict):
@@ -166,7 +166,7 @@ def _build(config: TimmConfig, about: dict[str, Any], file: Any, n_bytes: int) -
     _prepare(outline, about)
     for name in [key.removesuffix(factored.SCALE) for key in found if key.endswith(factored.SCALE)]:
         parts[name] = [(_linear(outline, name).out_features, 0)]
-    _compare(_expected(outline, parts, found), found)
+    compare(expected(outline, parts, found), found)
     state = {name: file.get_tensor(name) for name in found}
     if about.get(CHECKSUM) not in (None, tensors_sha256(state)):
         raise InputError(f"the tensors of {WEIGHTS} are not those whose checksum vitoats.json has")
@@ -187,7 +187,7 @@ def _prepare(model: nn.Module, about: dict[str, Any]) -> None:
     call_fused_qkv(model)
 
 
-def _expected(outline: nn.Module, parts: dict[str, list[tuple[int, int]]], held: Mapping[str, Any]) -> dict[str, TensorKind]:
+def expected(outline: nn.Module, parts: dict[str, list[tuple[int, int]]], held: Mapping[str, Any]) -> dict[str, TensorKind]:
     """The tensors that the file must hold, by name."""
     expected = {name: TensorKind(tuple(t.shape), t.is_floating_point()) for name, t in outline.state_dict().items()}
     for name, pairs in parts.items():
@@ -207,7 +207,7 @@ def _linear(outline: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
-def _compare(expected: Mapping[str, TensorKind], held: Mapping[str, TensorKind]) -> None:
+def compare(expected: Mapping[str, TensorKind], held: Mapping[str, TensorKind]) -> None:
     """Raises InputError if a file's tensors differ from the expected ones."""
     different = expected.keys() ^ held.keys()
     if different:

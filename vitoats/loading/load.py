@@ -17,6 +17,7 @@ from vitoats.loading.checkpoint import HEAD, is_checkpoint, load_checkpoint
 from vitoats.loading.head_files import attach_head
 from vitoats.loading.hub import hub_folder
 from vitoats.loading.image_sizes import check_image_size
+from vitoats.loading.language_models import is_language_model, load_language_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
 from vitoats.loading.names import EMBEDDED, EMBEDDED_IMG_SIZE, HUB_NAMES, ON_HUB
@@ -30,7 +31,10 @@ log = logging.getLogger("vitoats")
 
 
 def load(folder: str | Path) -> nn.Module:
-    """Loads a compressed model in one call: images [batch, 3, h, w] to logits, or to features without a head.
+    """Loads a compressed model in one call.
+
+    A vision model maps images [batch, 3, h, w] to logits, or to features without a head; a language model is a transformers
+    model, which generates.
 
     Args:
         folder: a folder that compress wrote, or hf-hub:owner/name for a folder on the Hub.
@@ -39,7 +43,8 @@ def load(folder: str | Path) -> nn.Module:
         InputError: the folder does not exist, or its files do not belong together.
     """
     on_hub = str(folder).startswith("hf-hub:")
-    return load_model(str(folder) if on_hub else str(Path(folder).resolve())).model
+    name = str(folder) if on_hub else str(Path(folder).resolve())
+    return (load_language_model(name) if is_language_model(name, look_at_hub=True) else load_model(name)).model
 
 
 def load_model(
@@ -84,6 +89,8 @@ def load_model(
     """
     if not name:
         raise InputError("no model is named: give `model` a timm name, a dinov2_ name or a folder")
+    if is_language_model(name):
+        raise InputError(f"{name} is a language model, which takes no images: use compress or eval_perplexity")
     if img_size is not None and not 1 <= img_size <= MAX_IMG_SIZE:
         raise InputError(f"an image of {img_size} px cannot be: give `img_size` a number from 1 to {MAX_IMG_SIZE}")
     own_head = None

@@ -40,6 +40,11 @@ class LoadedModel:
         return self.model.backbone if isinstance(self.model, (LinearHeadClassifier, FeatureOutputs)) else self.model
 
     @property
+    def backbone(self) -> nn.Module:
+        """The module with the blocks."""
+        return self.timm_model
+
+    @property
     def inputs(self) -> ImageInputs:
         """The model's inputs."""
         return ImageInputs(self.preprocessing.img_size)

@@ -12,6 +12,11 @@ from typing import Any
 from vitoats.format.counts import COUNTED, DEFINITIONS
 from vitoats.loading.names import ON_HUB
 
+TRANSFORMERS_USE = {
+    "dense": "from transformers import AutoModelForCausalLM\n\n"
+    'model = AutoModelForCausalLM.from_pretrained("FOLDER")  # or OWNER/NAME',
+    "factored": 'import vitoats\n\nmodel = vitoats.load("FOLDER")  # or hf-hub:OWNER/NAME; it generates as usual',
+}
 EVALUATION_COLUMNS = ("model", "top1", "top5", "n_images", "img_size", "crop_pct", "interpolation")
 
 
@@ -27,17 +32,19 @@ def model_card(about: Mapping[str, Any], license: str | None, evaluations: Seque
         Markdown.
     """
     source = _published(str(about.get("model", "a timm model")))
-    sections = [_front_matter(about, license), f"# {source}, compressed\n\n{_summary(about, source)}", _use(about["format"])]
+    sections = [_front_matter(about, license), f"# {source}, compressed\n\n{_summary(about, source)}", _use(about)]
     sections += [_counts(about), _making(about), _evaluation(evaluations), _dense_layers(about.get("skipped", []))]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _front_matter(about: Mapping[str, Any], license: str | None) -> str:
+    library = _library(about)
+    task = "image-classification" if about.get("n_classes") else "image-feature-extraction"
     lines = [
-        f"library_name: {'timm' if about['format'] == 'dense' else 'vitoats'}",
-        f"pipeline_tag: {'image-classification' if about['n_classes'] else 'image-feature-extraction'}",
+        f"library_name: {library if about['format'] == 'dense' else 'vitoats'}",
+        f"pipeline_tag: {'text-generation' if library == 'transformers' else task}",
         "tags:",
-        *(f"- {tag}" for tag in ("timm", "vitoats", "sparse", "low-rank")),
+        *(f"- {tag}" for tag in (library, "vitoats", "sparse", "low-rank")),
     ]
     weights = str(about.get("weights", ""))
     repository = weights.removesuffix(ON_HUB)
@@ -58,10 +65,17 @@ def _summary(about: Mapping[str, Any], source: str) -> str:
     return f"{source}, compressed with vitoats {version} by the method {about['method']}: {removed}, without training."
 
 
-def _use(form: str) -> str:
+def _library(about: Mapping[str, Any]) -> str:
+    """The library that opens the dense model."""
+    return "transformers" if about.get("kind") == "causal language model" else "timm"
+
+
+def _use(about: Mapping[str, Any]) -> str:
+    if _library(about) == "transformers":
+        return f"## Use\n\n```python\n{TRANSFORMERS_USE[about['format']]}\n```"
     dense = 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)  # or hf-hub:OWNER/NAME'
     factored = 'import vitoats\n\nmodel = vitoats.load("FOLDER")  # or hf-hub:OWNER/NAME'
-    return f"## Use\n\n```python\n{dense if form == 'dense' else factored}\n```"
+    return f"## Use\n\n```python\n{dense if about['format'] == 'dense' else factored}\n```"
 
 
 def _counts(about: Mapping[str, Any]) -> str:
@@ -82,6 +96,13 @@ def _making(about: Mapping[str, Any]) -> str:
         rows += [["method", about["method"]], ["settings", settings]]
     if "calibration" in about:
         calibration = about["calibration"]
+    if "windows" in about.get("calibration", {}):
+        names = ", ".join(name.partition(":")[2] or name for name in calibration["windows"])
+        text = (
+            f"{about['n_images']} windows of {about['preprocessing']['seq_len']} tokens, of {names}, seed {calibration['seed']}"
+        )
+        rows.append(["calibration", text])
+    elif "calibration" in about:
         sources = calibration["images"]
         images = f"{about['n_images']} images, of {sources['own']} of {Path(calibration['data']).name}"
         mixed = "".join(f" and as many {name} ones" for name in sources if name != "own")

@@ -48,7 +48,7 @@ def sketch(config: TimmConfig, held: Held, **arguments: Any) -> nn.Module:
     Raises:
         InputError: the model is too large for its file. timm's own errors are passed on.
     """
-    with _no_more_than(2 * held.tensors + UNSAVED, GROWTH * held.bytes + ALWAYS, config.path), torch.device("meta"):
+    with no_more_than(2 * held.tensors + UNSAVED, GROWTH * held.bytes + ALWAYS, config.path), torch.device("meta"):
         return create(config, **arguments)
 
 
@@ -60,7 +60,7 @@ def create(config: TimmConfig, **arguments: Any) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _no_more_than(tensors: int, n_bytes: int, path: Path) -> Iterator[None]:
+def no_more_than(tensors: int, n_bytes: int, path: Path) -> Iterator[None]:
     """Aborts the construction of a model in this thread as soon as it exceeds the limits."""
     thread, found, size = threading.get_ident(), 0, 0
 

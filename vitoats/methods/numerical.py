@@ -178,7 +178,7 @@ def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> li
                 f"compression {config.compression:g} leaves less than one head or neuron of each module: "
                 f"lower `compression` to {lowest:.4g} or less"
             )
-    keep = torch.zeros(len(flat), dtype=torch.bool)
+    keep = torch.zeros(len(flat), dtype=torch.bool, device=order.device)
     keep[order[:n_kept]] = True
     return list(keep.split([len(s) for s in scores]))
 

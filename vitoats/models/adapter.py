@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from vitoats.common.errors import InputError
 from vitoats.format.int8_layers import int8_linears
 from vitoats.format.layers import compressed_layers
-from vitoats.models.blocks import Block, BlockCall, LinearLayer, ModelAdapter
+from vitoats.models.blocks import Block, BlockCall, LinearLayer, ModelAdapter, same
+from vitoats.models.causal_lm import adapt_language_model
 from vitoats.models.hooks import first_input, watch_calls, watch_inputs
-from vitoats.models.inputs import ImageInputs
+from vitoats.models.inputs import ImageInputs, ModelInputs, TextInputs
 
 _REMEDY = "use a ViT-like model (docs/models.md)"
 
@@ -25,7 +26,7 @@ FUSED_PARTS = {"qkv": 3}  # number of equal parts that a layer's rows stack, by 
 
 
 @torch.inference_mode()
-def adapt(model: nn.Module, inputs: ImageInputs) -> ModelAdapter:
+def adapt(model: nn.Module, inputs: ModelInputs) -> ModelAdapter:
     """Creates the adapter of a model.
 
     Args:
@@ -37,6 +38,8 @@ def adapt(model: nn.Module, inputs: ImageInputs) -> ModelAdapter:
     """
     if compressed_layers(model) or int8_linears(model):
         raise InputError("the model is compressed already: start from the dense one")
+    if isinstance(inputs, TextInputs):  # a language model
+        return adapt_language_model(model, inputs)
     kind = type(model).__name__
     call_fused_qkv(model)
     names = _blocks(model)
@@ -46,7 +49,7 @@ def adapt(model: nn.Module, inputs: ImageInputs) -> ModelAdapter:
     probe = _probe(model, names, inputs, noise)
     again = _probe(model, names, inputs, noise[:1] * 0.5)
     for name, call, other in zip(probe.names, probe.calls, again.calls, strict=True):
-        if not _same(call, other):
+        if not same(call, other):
             raise InputError(
                 f"{kind} passes something to {name} that depends on the image, "
                 f"which calibration by blocks cannot keep: {_REMEDY}"
@@ -150,7 +153,7 @@ class _Probe:
         elif not self.names:
             self.shapes.append(tuple(hidden.shape[1:]))
             self._running = name, call
-        elif not _same(hidden, self._hidden):
+        elif not same(hidden, self._hidden):
             self._refuse(is_block, f"in {self.kind} the output of {self.names[-1]} is not the input of {name}")
         else:
             self._running = name, call
@@ -163,7 +166,7 @@ class _Probe:
         is_block = name in self.blocks
         if not self._is_batch(output):
             self._refuse(is_block, f"the blocks of {self.kind} return more than hidden states")
-        elif is_block or not _same(output, self._hidden):
+        elif is_block or not same(output, self._hidden):
             self.names.append(name)
             self.calls.append(call)
             self.shapes.append(tuple(output.shape[1:]))
@@ -209,16 +212,3 @@ def _probe(model: nn.Module, blocks: list[str], inputs: ImageInputs, batch: Tens
         inputs.call(model, batch)
     probe.finish()
     return probe
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values, such as the extra arguments of a block, are equal, including tensors in them."""
-    if isinstance(a, BlockCall):
-        return _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-    if isinstance(a, (tuple, list)):
-        return type(a) is type(b) and len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    return a is b or a == b

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.models.hooks import answer_for, inputs_of
-from vitoats.models.inputs import ImageInputs
+from vitoats.models.inputs import ImageInputs, ModelInputs
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class LinearLayer:
     Attributes:
         model: the whole model.
         name: the layer's dotted name in the model.
-        parts: number of matrices of equal height that its rows stack; 3 for a fused qkv.
+        parts: number of matrices that its rows stack; 3 for a fused qkv.
+        unequal: the heights of these matrices, if they differ, as with grouped queries.
     """
 
     model: nn.Module = field(repr=False)
     name: str
     parts: int
+    unequal: tuple[int, ...] | None = None
 
     @property
     def module(self) -> nn.Linear:
@@ -32,6 +34,15 @@ class LinearLayer:
         assert isinstance(module, nn.Linear)
         return module
 
+    @property
+    def heights(self) -> tuple[int, ...]:
+        """The heights of the matrices that its rows stack."""
+        return self.unequal or (self.module.out_features // self.parts,) * self.parts
+
+    def whole(self) -> "LinearLayer":
+        """The same layer, taken as one matrix."""
+        return LinearLayer(self.model, self.name, 1)
+
 
 @dataclass(frozen=True)
 class BlockCall:
@@ -39,6 +50,10 @@ class BlockCall:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype) -> "BlockCall":
+        """The same call with floating-point tensors of another type."""
+        return BlockCall(_to(self.args, dtype), _to(self.kwargs, dtype))
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,8 @@ class Block:
 
     def run(self, hidden: Tensor, module: nn.Module | None = None) -> Tensor:
         """Runs the block, or another module instead of it: [b, *shape_before] to [b, *shape_after]."""
-        return (module or self.module)(hidden, *self.call.args, **self.call.kwargs)
+        outputs = (module or self.module)(hidden, *self.call.args, **self.call.kwargs)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
 
     def name_inside(self, layer: LinearLayer) -> str:
         """A layer's name relative to the block."""
@@ -87,7 +103,7 @@ class ModelAdapter:
     """
 
     model: nn.Module = field(repr=False)
-    inputs: ImageInputs
+    inputs: ModelInputs
     blocks: list[Block]
     skipped: list[tuple[str, str]]
 
@@ -116,4 +132,26 @@ class ModelAdapter:
         *others, last = self.blocks
         answers = [(block.module, partial(hidden.new_zeros, len(hidden), *block.shape_after)) for block in others]
         with answer_for([*answers, (last.module, lambda: hidden)]):
+            assert isinstance(self.inputs, ImageInputs)
             return self.inputs.features(self.model, self.inputs.zeros(len(hidden)).to(hidden.device))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values, such as the calls of two blocks, are equal, including tensors in them."""
+    if isinstance(a, BlockCall):
+        return same(a.args, b.args) and same(a.kwargs, b.kwargs)
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if isinstance(a, (tuple, list)):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a is b or a == b
+
+
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_to(item, dtype) for item in value)
+    return {key: _to(item, dtype) for key, item in value.items()} if type(value) is dict else value

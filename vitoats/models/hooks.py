@@ -84,8 +84,8 @@ def answer_for(modules: Iterable[tuple[nn.Module, Callable[[], Tensor]]]) -> Ite
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A module's first argument; timm names it ``x`` if it is passed by keyword."""
-    return args[0] if args else kwargs.get("x")
+    """A module's first argument; by keyword, timm names it ``x`` and transformers ``hidden_states``."""
+    return args[0] if args else kwargs.get("x", kwargs.get("hidden_states"))
 
 
 class _AllReachedError(Exception):

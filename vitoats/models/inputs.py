@@ -1,6 +1,6 @@
 """A model's inputs: examples of them, calling the model with them, and computing its features.
 
-Everything that depends on the kind of input is in this module; all other code only deals with hidden states.
+Everything that depends on the kind of input is here, and in ``text_inputs``; all other code only deals with hidden states.
 """
 
 from dataclasses import asdict, dataclass
@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from vitoats.models.text_inputs import TextInputs
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,6 @@ def _positions(model: Any, maps: Tensor) -> tuple[int, int]:
     if channels_last and maps.shape[1] == model.num_features:  # a coincidence
         channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
     return (1, 2) if channels_last else (2, 3)
+
+
+ModelInputs = ImageInputs | TextInputs

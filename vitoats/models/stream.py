@@ -1,7 +1,7 @@
 """Finds the layers of a block that add to the residual stream, by structure rather than by name."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def stream_additions(block: Block, linears: list[LinearLayer], hidden: Tensor) -
         hidden: a few hidden states before the block.
     """
     module = copy.deepcopy(block.module).double()
-    hidden = hidden.double()
+    hidden, block = hidden.double(), replace(block, call=block.call.to(torch.float64))
     inside = dict(module.named_modules())
     streams: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}

@@ -5,8 +5,9 @@ A unit consists of a slice of rows in the matrices that produce it, and a slice 
     head h      rows of q, k and v (each third of a fused qkv, biases included; also of a gate)   columns of proj
     neuron i    row of fc1 (of both halves, gate and up, if fc1 is a packed SwiGLU)               column of fc2
 
-Units are found by the attributes of timm's attention and MLP classes. ``why_not`` checks on hidden states that a block without
-some units computes the same as with these units zeroed. A norm across units, or parameters with one entry per head, fail there.
+Units are found by the attributes of timm's attention and MLP classes, and of transformers' MLPs. ``why_not`` checks on hidden
+states that a block without some units computes the same as with these units zeroed. A norm across units, or parameters with one
+entry per head, fail there.
 """
 
 import copy
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 from vitoats.models.blocks import Block
 
 ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
-MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
+MLPS = (  # the layers that produce the neurons, as far as a module has them, and the layer that reads them
+    (("fc1", "fc1_g", "fc1_x"), "fc2"),  # timm, OPT
+    (("gate_proj", "up_proj", "gate_up_proj"), "down_proj"),  # Llama and its like, Phi-3
+    (("c_fc",), "c_proj"),  # GPT-2
+    (("dense_h_to_4h",), "dense_4h_to_h"),  # GPT-NeoX
+)
 KEPT = "kept_units"  # attribute of a reduced module: its number of units
 TOLERANCE = 1e-4  # between zeroed and removed units, relative to the largest output
 
@@ -68,8 +74,9 @@ def find_units(model: nn.Module, block_name: str) -> list[Units]:
         heads = getattr(module, "num_heads", None)
         if isinstance(heads, int) and isinstance(getattr(module, "proj", None), nn.Linear):
             found.append(_units(name, module, "heads", heads, ATTENTION_INPUTS, "proj"))
-        elif isinstance(getattr(module, "fc2", None), nn.Linear):
-            found.append(_units(name, module, "neurons", linear(module, "fc2").in_features, MLP_INPUTS, "fc2"))
+        for inputs, output in MLPS:
+            if isinstance(getattr(module, output, None), nn.Linear):
+                found.append(_units(name, module, "neurons", linear(module, output).in_features, inputs, output))
     return [units for units in found if units is not None]
 
 

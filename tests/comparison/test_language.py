@@ -1,0 +1,86 @@
+"""Methods compared on a tiny language model, from the command line: rows as they are found, and going on."""
+
+import json
+
+import pytest
+
+from tests.language_models import PROSE, save_folder
+from vitoats.cli.compare_lm import main as compare_lm
+from vitoats.cli.compress import main as compress
+from vitoats.cli.eval_perplexity import main as eval_perplexity
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lm")
+    save_folder(root / "model")
+    for name, text in {"a": PROSE, "b": PROSE[::-1], "c": PROSE.upper()}.items():
+        (root / f"{name}.txt").write_text(text)
+    return root
+
+
+def test_rows_are_appended_and_only_missing_ones_are_made(succeed, files, tmp_path, capsys):
+    output = tmp_path / "table.jsonl"
+    flags = [
+        "--model",
+        f"local-dir:{files / 'model'}",
+        "--data-dir",
+        files / "a.txt",
+        files / "b.txt",
+        "--tests",
+        files / "c.txt",
+    ]
+    flags += ["--nsamples", 32, "--seq-len", 16, "--test-tokens", 200, "--output", output]
+    line = succeed(compare_lm, *flags, "--methods", "wanda", "dass", "--compressions", 50)
+    rows = [json.loads(row) for row in output.read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["dense", "wanda", "dass"]
+    assert line["rows"] == 2
+    assert all(abs(row["compression"] - 0.5) < 0.02 for row in rows[1:])
+    assert rows[0]["log_difference"] == {"c": 0.0}
+    output.write_text("\n".join(map(json.dumps, rows[:2])) + '\n{"method": "da')  # killed while it wrote
+    succeed(compare_lm, *flags, "--methods", "wanda", "dass", "--compressions", 50, "--patterns", "own", "2:4")
+    again = [json.loads(row) for row in output.read_text().splitlines()]
+    assert again[:2] == rows[:2]
+    assert [(row["method"], row["pattern"]) for row in again[2:]] == [("dass", "own"), ("wanda", "2:4"), ("dass", "2:4")]
+    assert again[2]["perplexity"] == rows[2]["perplexity"]
+
+
+def test_compress_and_eval_perplexity_from_the_command_line(succeed, refuse, files, tmp_path):
+    flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", files / "b.txt", "--nsamples", 32]
+    flags += ["--seq-len", 16, "--compression", 0.4, "--iterations", 3, "--output", tmp_path / "out"]
+    line = succeed(compress, *flags)  # OATS-H with targets and measured budgets
+    about = json.loads((tmp_path / "out" / "vitoats.json").read_text())
+    assert line["method"] == "oats-h"
+    assert line["n_layers"] == 14
+    assert about["recipe"]["allocation"] == "sensitivity"
+    assert about["calibration"]["windows"].keys() == {"1:a.txt", "2:b.txt"}
+    assert len({budget["compression"] for budget in about["budgets"].values()}) > 3
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "text-generation" in card
+    assert "32 windows of 16 tokens, of a.txt, b.txt" in card
+    small = succeed(eval_perplexity, "--model", tmp_path / "out", "--data-dir", files / "c.txt", "--max-tokens", 200)
+    assert small["context"] == 16
+    assert "`" not in refuse(compress, *flags, "--overwrite", "--img-size", 32)
+    assert "--data-dir" in refuse(compress, *flags[:3], files / "none.txt", *flags[5:], "--overwrite")
+
+
+def test_an_interrupted_compression_goes_on(succeed, files, tmp_path, monkeypatch):
+    from vitoats.compression.resume import BlockStore
+
+    flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--nsamples", 24, "--seq-len", 16]
+    flags += ["--method", "oats", "--iterations", 3]
+    succeed(compress, *flags, "--output", tmp_path / "whole")
+    save = BlockStore.save
+
+    def stop_after(self, index, *rest):
+        save(self, index, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockStore, "save", stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            compress([str(flag) for flag in (*flags, "--output", tmp_path / "out", "--quiet")])
+    assert (tmp_path / "out.partial").is_dir()
+    succeed(compress, *flags, "--output", tmp_path / "out", "--resume")
+    for file in ("model.safetensors", "vitoats.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

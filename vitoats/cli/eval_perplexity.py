@@ -1,0 +1,63 @@
+"""Measures the perplexity of a language model on text.
+
+    python tools/eval_perplexity.py --model runs/smollm2 --data-dir text.txt --against smollm2
+
+--model takes smollm2, hf-hub:owner/name, local-dir:/path or a folder that compress wrote; --against one with the same tokens.
+"""
+
+from typing import Any
+
+from vitoats.cli import common, config_file, flags
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Parses flags, measures; returns the JSON line."""
+    args = config_file.parse(make_parser(), argv)
+
+    from vitoats.common.devices import check_device, set_threads
+    from vitoats.evaluation.perplexity import perplexity, read_test_text
+    from vitoats.loading.language_models import load_language_model
+
+    set_threads(args.threads)
+    device = check_device(args.device)
+    loaded = load_language_model(args.model, args.context)
+    context = loaded.preprocessing.seq_len
+    stride = args.stride or max(1, context // 2)
+    text = read_test_text(args.data_dir, loaded.need_tokenizer(), loaded.inputs.vocab_size, args.max_tokens)
+
+    def measure(model: Any, title: str) -> Any:
+        with common.Bar(title, args.quiet) as bar:
+            return perplexity(model.to(device), text, context, stride, args.batch_size, bar.update)
+
+    found = measure(loaded.model, "perplexity")
+    result = {"model": args.model, "data_dir": args.data_dir, "context": context, "stride": stride, **found.to_dict()}
+    if args.against is not None:
+        dense = measure(load_language_model(args.against, args.context).model, args.against)
+        difference, error = found.against(dense)
+        result |= {
+            "against": args.against,
+            "against_perplexity": round(dense.per_token, 4),
+            "log_difference": round(difference, 6),
+            "log_difference_se": round(error, 6),
+        }
+    if not args.quiet:
+        print(f"perplexity {found.per_token:.3f} +- {found.standard_error:.3f} per token, {found.per_word:.2f} per word")
+    return result
+
+
+def make_parser() -> flags.ArgumentParser:
+    """The flags of eval_perplexity."""
+    parser = flags.parser("eval_perplexity", (__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", "-m", required=True, metavar="NAME", help="smollm2, hf-hub:, local-dir: or a folder")
+    parser.add_argument(
+        "--data-dir", required=True, metavar="FILE", help="a .txt, .jsonl or .parquet file, a folder, or 'sample'"
+    )
+    parser.add_argument("--against", metavar="NAME", help="also measure this model, window by window, such as the dense one")
+    parser.add_argument(
+        "--context", type=flags.positive, metavar="N", help="tokens of a window (default: 2048 or the positions)"
+    )
+    parser.add_argument("--stride", type=flags.positive, metavar="N", help="tokens by which it moves (default: half of it)")
+    parser.add_argument("--max-tokens", type=flags.positive, metavar="N", help="measure on the first N tokens")
+    parser.add_argument("-b", "--batch-size", type=flags.positive, default=4, metavar="N", help="windows at a time")
+    flags.add_compute_flags(parser)
+    return parser

@@ -1,0 +1,219 @@
+"""Compares methods on a language model: perplexity on texts that did not calibrate. One JSON line a row, as they are found."""
+
+import copy
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitoats.common.errors import InputError, RunError
+from vitoats.common.fingerprint import json_sha256
+from vitoats.common.json_files import parse_json, to_json
+from vitoats.common.progress import Progress, silent
+from vitoats.compression.job import CompressionJob
+from vitoats.compression.run import prepare
+from vitoats.compression.run import run as compress
+from vitoats.compression.settings import make_job
+from vitoats.evaluation.perplexity import Perplexity, TestText, perplexity, read_test_text
+from vitoats.format.layers import parameter_count
+from vitoats.loading.language_models import load_language_model
+
+log = logging.getLogger("vitoats")
+
+OWN = "own"  # as a pattern: each method's own default
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {"dass": {"attention": "wanda"}}  # attention, too: a whole model at one budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageComparison:
+    """The settings of a comparison.
+
+    Attributes:
+        model: a language model's name.
+        texts: files or folders to calibrate on, in equal shares.
+        tests: files or folders to measure on.
+        methods: names of methods.
+        patterns: "own", or patterns as the methods take them.
+        compressions: shares of the weights to remove; N:M patterns imply their own.
+        output: file of JSON lines, continued if it exists.
+        shared: further arguments of ``make_job``.
+        test_tokens: tokens of each test.
+        stride: tokens by which the window moves; it is as long as in calibration.
+    """
+
+    model: str
+    texts: tuple[str, ...]
+    tests: tuple[str, ...]
+    methods: tuple[str, ...]
+    patterns: tuple[str, ...]
+    compressions: tuple[float, ...]
+    output: Path
+    shared: Mapping[str, Any]
+    test_tokens: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a method."""
+
+    method: str
+    pattern: str
+    asked: float | None
+    job: CompressionJob
+
+    @property
+    def key(self) -> str:
+        """Identifies everything that the row depends on but the tests."""
+        return json_sha256(self.job.to_dict())
+
+
+def plan(comparison: LanguageComparison) -> list[Row]:
+    """All rows; a pattern that a method does not take is left out, with a message.
+
+    Raises:
+        InputError: a method is unknown, or a setting is invalid.
+    """
+    rows = []
+    for pattern in comparison.patterns:
+        for asked in [None] if ":" in pattern else comparison.compressions:
+            for method in comparison.methods:
+                settings = {"method": method, **METHOD_SETTINGS.get(method, {}), **comparison.shared}
+                settings |= {} if pattern == OWN else {"pattern": pattern}
+                settings |= {} if asked is None else {"compression": asked}
+                try:
+                    job = make_job(comparison.model, list(comparison.texts), text=True, **settings)
+                except InputError as error:
+                    if pattern == OWN:
+                        raise
+                    log.warning("left out: %s %s (%s)", method, pattern, error)
+                    continue
+                rows.append(Row(method, pattern, asked, job))
+    return rows
+
+
+def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict[str, Any]:
+    """Measures the rows that ``output`` does not have yet, and appends each to it.
+
+    Returns:
+        the dense model's perplexities, and the number of rows.
+
+    Raises:
+        InputError: the model, a text or a setting is invalid, or ``output`` holds something else.
+        RunError: some rows failed; the same comparison again retries them.
+    """
+    rows = plan(comparison)
+    if not rows:
+        raise InputError("there is nothing to compare: give `methods` some, with `compressions`")
+    found = _read(comparison.output)
+    first = rows[0].job
+    prepare(first.resources)
+    loaded = load_language_model(comparison.model, first.data.seq_len)  # type: ignore[union-attr]
+    inputs, tokenizer = loaded.inputs, loaded.need_tokenizer()
+    tests = {
+        Path(name).stem: read_test_text(name, tokenizer, inputs.vocab_size, comparison.test_tokens) for name in comparison.tests
+    }
+
+    def measure(model: Any, what: str) -> dict[str, Perplexity]:
+        model.to(first.resources.device)
+        return {
+            name: perplexity(
+                model, text, inputs.seq_len, comparison.stride, first.resources.batch_size,
+                lambda i, n, name=name: progress(f"{what} on {name}", i, n, ""),  # type: ignore[misc]
+            )
+            for name, text in tests.items()
+        }  # fmt: skip
+
+    measured_on = json_sha256([_described(tests), inputs.seq_len, comparison.stride])
+    dense = measure(loaded.model, "dense")
+    if not any(row.get("method") == "dense" and row.get("measured_on") == measured_on for row in found):
+        _append(comparison.output, {"method": "dense", "measured_on": measured_on, **_figures(dense, dense)})
+    done = {(row.get("key"), row.get("measured_on")) for row in found}
+    failed = []
+    for i, row in enumerate(rows, 1):
+        name = f"{row.method} {row.pattern} {'' if row.asked is None else f'{row.asked:g}'}".strip()
+        if (row.key, measured_on) in done:
+            log.info("[%d/%d] %s is done already", i, len(rows), name)
+            continue
+        log.info("[%d/%d] %s", i, len(rows), name)
+        try:
+            compressed = compress(row.job, loaded=replace(loaded, model=copy.deepcopy(loaded.model)), progress=progress)
+            figures = {
+                "method": row.method,
+                "pattern": row.pattern,
+                "asked": row.asked,
+                "compression": round(compressed.report.compression, 5),
+                "parameters": parameter_count(compressed.model),
+                "feature_error": {name: round(x, 5) for name, x in compressed.about["feature_error"].items()},
+                "seconds": round(compressed.report.seconds, 1),
+                "config": dataclasses.asdict(row.job.config),
+                "recipe": dataclasses.asdict(row.job.recipe),
+                **_figures(measure(compressed.model, name), dense),
+                "key": row.key,
+                "measured_on": measured_on,
+            }
+        except (InputError, RunError) as error:
+            log.error("%s failed: %s", name, error)
+            failed.append(name)
+            continue
+        _append(comparison.output, figures)
+    if failed:
+        raise RunError(
+            f"failed: {', '.join(failed)}; the other rows are in {comparison.output}, and the same command tries again"
+        )
+    return {
+        "model": comparison.model,
+        "dense": _figures(dense, dense)["perplexity"],
+        "rows": len(rows),
+        "output": str(comparison.output),
+    }
+
+
+def _figures(found: dict[str, Perplexity], dense: dict[str, Perplexity]) -> dict[str, Any]:
+    """The figures by test; differences are those of log perplexities to the dense model, window by window."""
+    differences = {name: one.against(dense[name]) for name, one in found.items()}
+    return {
+        "perplexity": {name: round(one.per_token, 4) for name, one in found.items()},
+        "perplexity_se": {name: round(one.standard_error, 4) for name, one in found.items()},
+        "log_difference": {name: round(difference, 5) for name, (difference, _) in differences.items()},
+        "log_difference_se": {name: round(error, 5) for name, (_, error) in differences.items()},
+    }
+
+
+def _described(tests: dict[str, TestText]) -> dict[str, Any]:
+    return {name: [json_sha256(text.tokens.tolist()), text.words] for name, text in tests.items()}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a last line that is cut short is left out.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    return list(_lines(path)) if path.is_file() else []
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line)
+            if not isinstance(row, dict):
+                raise ValueError
+            yield row
+        except ValueError:
+            if number < len(lines):
+                raise InputError(f"line {number} of {path} is no row of a comparison: give another `output`") from None
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    line = to_json(row)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = [json.dumps(kept) for kept in _read(path)]
+        path.write_text("\n".join([*whole, line]) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}): give another `output`") from None

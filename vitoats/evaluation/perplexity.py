@@ -1,0 +1,193 @@
+"""The perplexity of a causal language model on text, with a sliding window.
+
+A window of ``context`` tokens moves by ``stride``; only the last ``stride`` tokens of each are scored (all of the first). So
+each token but the first is predicted once, from at least context - stride tokens before it where there are that many. Windows
+that do not overlap (stride = context) leave out the first token of each. With S the sum of the scored tokens' negative
+log-likelihoods, in nats:
+
+    per token   exp(S / tokens)
+    per word    exp(S / words), where words are what is between white space: comparable between tokenizers
+
+The standard error comes from the windows' mean negative log-likelihoods, taken as independent; it is that of the logarithm
+times the perplexity. Two models on the same windows are compared by the difference of these means, window by window.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitoats.common.errors import InputError, RunError
+from vitoats.common.json_files import REMEDY
+from vitoats.data.text import documents, token_stream
+from vitoats.evaluation.paired import paired_difference
+from vitoats.models.text_inputs import LOGITS_AT_A_TIME
+
+
+@dataclass(frozen=True)
+class TestText:
+    """Text to measure on.
+
+    Attributes:
+        tokens: int64 [n].
+        words: number of words that the tokens stand for.
+    """
+
+    __test__ = False  # no test case
+
+    tokens: Tensor
+    words: int
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A model's perplexity.
+
+    Attributes:
+        nll: float64 [n], each window's mean negative log-likelihood of its scored tokens, in nats.
+        scored: int64 [n], each window's number of scored tokens.
+        words: number of words of the text.
+        seconds: time of the forward passes.
+    """
+
+    nll: Tensor
+    scored: Tensor
+    words: int
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Number of scored tokens."""
+        return int(self.scored.sum())
+
+    @property
+    def total(self) -> float:
+        """S, the sum over all scored tokens, in nats."""
+        return float((self.nll * self.scored).sum())
+
+    @property
+    def per_token(self) -> float:
+        return math.exp(self.total / self.tokens)
+
+    @property
+    def per_word(self) -> float:
+        """Infinite where a word is too improbable for a float."""
+        return math.exp(min(self.total / self.words, 700.0))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the perplexity per token; 0 for a single window."""
+        n = len(self.nll)
+        return 0.0 if n < 2 else self.per_token * float(self.nll.std()) / n**0.5
+
+    def against(self, dense: "Perplexity") -> tuple[float, float]:
+        """The mean difference of the windows' ``nll`` from the dense model's, and its standard error."""
+        return paired_difference(self.nll.numpy(), dense.nll.numpy())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures, for JSON."""
+        return {
+            "perplexity": round(self.per_token, 4),
+            "perplexity_se": round(self.standard_error, 4),
+            "word_perplexity": round(self.per_word, 4),
+            "n_windows": len(self.nll),
+            "n_tokens": self.tokens,
+            "n_words": self.words,
+            "tokens_per_second": round(self.tokens / self.seconds, 1),
+        }
+
+
+def read_test_text(source: Any, tokenizer: Any, vocab_size: int, max_tokens: int | None = None) -> TestText:
+    """Reads and tokenizes text.
+
+    Args:
+        source: as for ``data.text.open_text``.
+        tokenizer: a transformers tokenizer.
+        vocab_size: number of tokens that the model knows.
+        max_tokens: the text ends with the document in which this number is reached; None takes all.
+
+    Raises:
+        InputError: the text cannot be read, has fewer than two tokens, or the tokenizer does not belong to the model.
+    """
+    found, words, n = [], 0, 0
+    for text in documents(source):
+        found.append(token_stream([text], tokenizer))
+        words, n = words + len(text.split()), n + len(found[-1])
+        if max_tokens is not None and n >= max_tokens:
+            break
+    if n < 2:
+        raise InputError("the text has fewer than 2 tokens: give `images` more text")
+    tokens = torch.cat(found)
+    if int(tokens.max()) >= vocab_size:
+        raise InputError(
+            f"the tokenizer gives token {int(tokens.max())}, but the model knows {vocab_size}: "
+            "put the tokenizer that belongs to the model in its folder"
+        )
+    kept = len(tokens) if max_tokens is None else min(max_tokens, len(tokens))
+    return TestText(tokens[:kept], max(1, round(words * kept / len(tokens))))
+
+
+@torch.inference_mode()
+def perplexity(
+    model: Any,
+    text: TestText,
+    context: int,
+    stride: int,
+    batch_size: int = 4,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Perplexity:
+    """Measures a model's perplexity.
+
+    Args:
+        model: a transformers model, on its device.
+        text: the text.
+        context: tokens of a window.
+        stride: tokens by which the window moves, at most ``context``.
+        batch_size: windows at a time.
+        progress: called with windows done and their number.
+
+    Raises:
+        InputError: context or stride is out of range.
+        RunError: an output is not finite.
+    """
+    if context < 2 or not 1 <= stride <= context:
+        raise InputError(f"a window of {context} tokens cannot move by {stride}: give `stride` a number from 1 to `context`")
+    n = len(text.tokens)
+    known = max(1, context - stride)  # tokens of a window that are not scored
+    starts = [0, *(start for start in range(stride, n, stride) if start + known < n)]
+    device, start_time = next(model.parameters()).device, time.perf_counter()
+    nll: list[float] = []
+    scored: list[int] = []
+    i = 0
+    while i < len(starts):
+        whole = [s for s in starts[i : i + batch_size] if s + context <= n] or starts[i : i + 1]
+        windows = torch.stack([text.tokens[s : s + context] for s in whole]).to(device)
+        losses = _losses(model, windows)
+        for s, loss in zip(whole, losses, strict=True):
+            new = loss if s == 0 else loss[known - 1 :]
+            nll.append(new.double().mean().item())
+            scored.append(len(new))
+        i += len(whole)
+        progress(i, len(starts))
+    if not all(map(math.isfinite, nll)):
+        raise RunError(f"the model's outputs are not finite (NaN or Inf): {REMEDY}")
+    seconds = time.perf_counter() - start_time
+    return Perplexity(torch.tensor(nll, dtype=torch.float64), torch.tensor(scored), text.words, seconds)
+
+
+def _losses(model: Any, windows: Tensor) -> Tensor:
+    """The negative log-likelihood of each token but the first, [b, t - 1], in float32.
+
+    The logits of all tokens of a window are one tensor; large batches run window by window.
+    """
+    losses = []
+    at_a_time = max(1, LOGITS_AT_A_TIME * 4 // (windows.shape[1] * model.config.get_text_config().vocab_size))
+    for some in windows.split(at_a_time):
+        logits = model(input_ids=some, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        losses.append(F.cross_entropy(logits, some[:, 1:].flatten(), reduction="none").view(len(some), -1))
+    return torch.cat(losses).cpu()
