@@ -352,6 +352,7 @@ def test_probe_refuses_what_it_cannot_train_on(image_tree, flat_images, tmp_path
     model, out = ("--model", f"local-dir:{tmp_path / 'b'}"), ("--output", tmp_path / "h.safetensors")
     assert "no labels" in refused(capsys, train_linear_probe, *model, *out, "--data-dir", flat_images)
     (tmp_path / "bad" / "a").mkdir(parents=True)
-    (tmp_path / "bad" / "a" / "1.png").write_bytes(b"noise")
+    for i in range(20):
+        (tmp_path / "bad" / "a" / f"{i}.png").write_bytes(b"noise")
     assert "--data-dir" in refused(capsys, train_linear_probe, *model, *out, "--data-dir", tmp_path / "bad")
     assert not (tmp_path / "h.safetensors").exists()

@@ -46,7 +46,7 @@ def shared_settings(args: Namespace) -> dict[str, Any]:
     """
     if args.data_dir is None and args.model != "dinov2s_derived":
         raise InputError("there are no images: give --data-dir a folder with train and val, each one folder a class")
-    shared: dict[str, Any] = {name: getattr(args, name) for name in SHARED if name in args}
+    shared = common.model_settings(args) | {name: getattr(args, name) for name in SHARED if name in args}
     shared |= {"model": args.model, "images": args.data_dir, "nsamples": args.nsamples}
     return shared
 

@@ -114,7 +114,10 @@ def attach_head(
         info = HeadInfo(layers=n_layers, patch_mean=patch_mean)
     if layers not in (None, info.layers):
         raise InputError(f"{path} is a head for {info.layers} layers: leave `head_layers` out")
-    heads.check_class_tokens(backbone, info.layers)
+    try:
+        heads.check_class_tokens(backbone, info.layers)
+    except InputError as refusal:
+        raise InputError(f"the head {path} does not fit: {refusal}") from None
     if chosen.weight.shape[1] != info.tokens * width:
         raise InputError(
             f"the head {path} takes {chosen.weight.shape[1]} features, but {info.layers} layer(s) of this backbone "

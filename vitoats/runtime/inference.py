@@ -84,9 +84,17 @@ def _with_library(options: ort.SessionOptions, without_library: ort.SessionOptio
             raise
         log.warning("%s runs at dense speed: a tool has converted our nodes to float16 (name them in its op_block_list)", path)
         return _open(str(path), without_library, path)
-    if not opened.native_nodes and metadata(opened).get("sparse_nodes"):
+    if not opened.native_nodes and _had_sparse_nodes(opened):
         log.warning("%s runs at dense speed: a tool has unpacked its sparse nodes (docs/deploy.md lists what tools do)", path)
     return opened
+
+
+def _had_sparse_nodes(opened: Session) -> bool:
+    """Whether a file had sparse nodes when it was exported; what its metadata should be is checked by those who use them."""
+    try:
+        return bool(metadata(opened).get("sparse_nodes"))
+    except (ValueError, AttributeError):  # not JSON, or no table
+        return False
 
 
 def _open(model: str | bytes, options: ort.SessionOptions, path: Path) -> Session:
