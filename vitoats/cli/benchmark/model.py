@@ -55,6 +55,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         OATSConfig(compression=compression, rank_ratio=args.rank_ratio, iterations=STEPS, seed=args.seed)
         for compression in args.compression or COMPRESSIONS
     ]
+    check_names(args.variant or [], configs)
     rows = [row for name in args.model or MODELS for row in measure(name, args, configs)]
     kernels = library.isa() if library.library_path() else None
     machine = f"{processor()}, kernels for {kernels or 'nothing: the native library is missing'}"
@@ -78,6 +79,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=flags.seed, default=0, help="of noise and solver")
     flags.add_no_amx(parser)
     return parser
+
+
+def check_names(names: list[str], configs: "list[OATSConfig]") -> None:
+    """Checks the names given as --variant before anything is exported.
+
+    Raises:
+        InputError: there is no such variant.
+    """
+    known = ["dense", "int8", "native-int8"]
+    for config in configs:
+        oats = label(config)
+        known += [oats, f"{oats}-float16", f"{oats}-int8", *([f"{oats}-folded"] if config is configs[0] else [])]
+    for name in names:
+        if name not in known and not name.startswith("openvino-"):
+            raise InputError(f"there is no variant {name}: give --variant one of {', '.join(known)}, or one of openvino-")
+
+
+def label(config: "OATSConfig") -> str:
+    """The name of the variants of a compression: oats-50."""
+    return f"oats-{100 * config.total_compression():g}"
 
 
 def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") -> list[dict[str, Any]]:
@@ -106,10 +127,11 @@ def write_variants(
     variants = dense_variants(loaded, folder)
     dense = variants[0]
     for config in configs:
-        percent = 100 * config.total_compression()
-        common.log.info("compressing by %g %%", percent)
+        if args.variant and not any(f"{name}-".startswith(f"{label(config)}-") for name in args.variant):
+            continue
+        common.log.info("compressing by %g %%", 100 * config.total_compression())
         folded = config is configs[0]  # the speed of a dense matrix does not depend on the compression
-        variants += compressed_variants(compressed(loaded, config, args), f"oats-{percent:g}", folder, folded)
+        variants += compressed_variants(compressed(loaded, config, args), label(config), folder, folded)
     return variants + openvino_variants(loaded, dense, args.seed, folder)
 
 
