@@ -115,7 +115,7 @@ def test_help_groups_flags_and_says_no_empty_defaults(capsys):
     groups = ("model:", "images:", "resources:", "method:", "amount:", "recipe:")
     assert [group for group in groups if f"\n{group}" not in said] == []
     assert not [words for words in ("default: None", "default: False", "default: )", "default: ==") if words in said]
-    assert "images at a time (default: 64)" in " ".join(said.split())
+    assert "images at a time (default: 64; 4 windows of text)" in " ".join(said.split())
 
 
 def test_the_version_is_printed(capsys):

@@ -58,7 +58,7 @@ def _is_transformers(folder: Path) -> bool:
         said = read_json(folder / CONFIG)
     except InputError:
         return False
-    return isinstance(said, dict) and "model_type" in said and "architecture" not in said
+    return isinstance(said, dict) and {"model_type", "vocab_size"} <= said.keys() and "architecture" not in said
 
 
 def load_language_model(name: str, seq_len: int | None = None) -> LoadedLanguageModel:
