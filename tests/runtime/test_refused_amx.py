@@ -20,32 +20,7 @@ pytestmark = pytest.mark.skipif(
     reason="this machine has no AMX that could be refused",
 )
 
-# The filter answers arch_prctl(ARCH_REQ_XCOMP_PERM, ...) with EPERM and lets all else pass.
-REFUSE = """
-import ctypes, struct
-
-LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
-NUMBER, ARGUMENT = 0, 16
-ARCH_PRCTL, REQUEST_PERMISSION = 158, 0x1023
-ALLOW, EPERM = 0x7FFF0000, 0x00050001
-program = b"".join(
-    struct.pack("HBBI", *step)
-    for step in (
-        (LOAD, 0, 0, NUMBER),
-        (EQUAL, 0, 3, ARCH_PRCTL),
-        (LOAD, 0, 0, ARGUMENT),
-        (EQUAL, 0, 1, REQUEST_PERMISSION),
-        (RETURN, 0, 0, EPERM),
-        (RETURN, 0, 0, ALLOW),
-    )
-)
-steps = ctypes.create_string_buffer(program, len(program))
-described = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(steps))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-assert libc.prctl(22, 2, ctypes.create_string_buffer(described, len(described))) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
-assert libc.syscall(ARCH_PRCTL, REQUEST_PERMISSION, 18) == -1
-"""
+REFUSE = "from vitoats.common.amx import refuse_amx\nrefuse_amx()\n"
 RUN = """
 import json, sys
 import numpy as np

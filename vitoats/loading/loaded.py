@@ -6,13 +6,14 @@ from typing import Any
 from torch import nn
 
 from vitoats.data.transforms import Preprocessing
+from vitoats.loading.origin import Origin
 from vitoats.models.features import FeatureOutputs
 from vitoats.models.heads import LinearHeadClassifier
 from vitoats.models.inputs import ImageInputs
 
 
 @dataclass
-class LoadedModel:
+class LoadedModel(Origin):
     """A model ready for evaluation or compression.
 
     Attributes:
@@ -28,11 +29,6 @@ class LoadedModel:
     preprocessing: Preprocessing
     weights: str
     about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def source(self) -> str:
-        """The name of the model before compression; equals ``name`` if the model is not compressed."""
-        return self.about.get("model", self.name)
 
     @property
     def timm_model(self) -> Any:

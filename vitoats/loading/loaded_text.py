@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from vitoats.common.errors import InputError
+from vitoats.loading.origin import Origin
 from vitoats.models.inputs import TextInputs
 
 
@@ -24,7 +25,7 @@ class Packing:
 
 
 @dataclass
-class LoadedLanguageModel:
+class LoadedLanguageModel(Origin):
     """A causal language model ready for evaluation or compression.
 
     Attributes:
@@ -42,11 +43,6 @@ class LoadedLanguageModel:
     preprocessing: Packing
     weights: str
     about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def source(self) -> str:
-        """The name of the model before compression; equals ``name`` if the model is not compressed."""
-        return self.about.get("model", self.name)
 
     @property
     def backbone(self) -> nn.Module:
