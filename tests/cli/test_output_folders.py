@@ -205,7 +205,9 @@ def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(tiny_folder, flat_images, t
 
 def test_two_runs_at_once_into_one_folder(refuse, tiny_folder, flat_images, tmp_path):
     flags = [*small_job(tiny_folder, flat_images, tmp_path / "out"), "--solver", "exact", "--iterations", "20000"]
-    first = subprocess.Popen([sys.executable, "tools/compress.py", *flags, "--quiet"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, "tools/compress.py", *flags, "--quiet"], cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=heed_ctrl_c
+    )
     while not (tmp_path / "out.partial").is_dir():
         assert first.poll() is None
         time.sleep(0.01)
