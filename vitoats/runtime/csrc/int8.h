@@ -13,6 +13,8 @@
 #include <memory>
 #include <vector>
 
+#include "activations.h"
+
 namespace vitoats {
 
 constexpr int kStripRows = 16;
@@ -74,15 +76,22 @@ struct QuantizedRows {
 // The tokens of a product. Those of z have a row for each token and part.
 struct Int8Tokens {
   int64_t count;
-  const float* x;          // [count, columns]
+  Activations x;           // [count, columns]; float32 if they are normalized
   QuantizedRows quantized;
   float* z;                // [count, parts * z_stride]
   QuantizedRows quantized_z;
 };
 
+// Outputs [count, rows] in one of the types; those in bfloat16 have no residual.
 struct Int8Output {
-  float* y;                // [count, rows]
-  const float* residual;   // the same, or null
+  float* y = nullptr;
+  BFloat16* y_bfloat16 = nullptr;
+  const float* residual = nullptr;  // or null
+
+  // From the n-th number on.
+  Int8Output from(int64_t n) const {
+    return {y ? y + n : nullptr, y_bfloat16 ? y_bfloat16 + n : nullptr, residual ? residual + n : nullptr};
+  }
 };
 
 // A row of the kernel table.

@@ -11,6 +11,17 @@ struct Scalar {
   static T load(const float* p) { return *p; }
   static T loadu(const float* p) { return *p; }
   static void storeu(float* p, T v) { *p = v; }
+  static T loadu(const BFloat16* p) {
+    const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+    float number;
+    std::memcpy(&number, &bits, sizeof number);
+    return number;
+  }
+  static void storeu(BFloat16* p, T v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    p->bits = static_cast<uint16_t>((v == v ? bits + (bits >> 16 & 1) + 0x7fff : kNaN) >> 16);
+  }
   static T set1(float f) { return f; }
   static T fmadd(T a, T b, T c) { return a * b + c; }
   static T fnmadd(T a, T b, T c) { return c - a * b; }
