@@ -97,7 +97,7 @@ def export_onnx(
     for node in traced.graph:
         if node.domain == DOMAIN:  # named after its layer, like its values
             node.name = layer_name(node)
-    if has_int8:
+    if has_int8 and has_nodes:
         fuse_patches(traced.graph)
         fuse_int8(traced.graph)
     if has_nodes and form == "sparse":

@@ -15,9 +15,6 @@ std::shared_ptr<const Int8Weights> qkv_weights(const NodeInputs& inputs, const B
   return prepare_int8(checked_int8_constants(inputs, form.qkv));
 }
 
-Int8Output into(float* y) { return {y}; }
-Int8Output into(BFloat16* y) { return {nullptr, y}; }
-
 }  // namespace
 
 BlockAttentionNode::BlockAttentionNode(const ort::Api& api, const OrtKernelInfo* info, const BlockAttentionForm& form)
@@ -61,7 +58,7 @@ void BlockAttentionNode::compute(const float* x, int64_t batch, int64_t tokens, 
   auto* qkv = reinterpret_cast<Number*>(scratch.data());
   for (int64_t first = 0; first < batch; first += at_once) {
     const int64_t count = std::min(at_once, batch - first);
-    product_.run(x + first * tokens * columns_, count * tokens, into(qkv), parallel);
+    product_.run(x + first * tokens * columns_, count * tokens, Int8Output(qkv), parallel);
     attention_.run(qkv, count, tokens, rows_ / 3 / heads_, y + first * tokens * (rows_ / 3), parallel);
   }
 }

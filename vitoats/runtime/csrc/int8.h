@@ -76,21 +76,28 @@ struct QuantizedRows {
 // The tokens of a product. Those of z have a row for each token and part.
 struct Int8Tokens {
   int64_t count;
-  Activations x;           // [count, columns]; float32 if they are normalized
+  Activations x;           // [count, columns]; float32, or float16 if they are not normalized
   QuantizedRows quantized;
   float* z;                // [count, parts * z_stride]
   QuantizedRows quantized_z;
 };
 
-// Outputs [count, rows] in one of the types; those in bfloat16 have no residual.
+// Outputs [count, rows] in one of the types; the other pointers are null. The results of GELU may be float16, where larger numbers
+// become the largest one, and other results bfloat16; these have no residual.
 struct Int8Output {
   float* y = nullptr;
-  BFloat16* y_bfloat16 = nullptr;
   const float* residual = nullptr;  // or null
+  Float16* y_float16 = nullptr;
+  BFloat16* y_bfloat16 = nullptr;
+
+  explicit Int8Output(float* of_y, const float* of_residual = nullptr) : y(of_y), residual(of_residual) {}
+  explicit Int8Output(Float16* of_y) : y_float16(of_y) {}
+  explicit Int8Output(BFloat16* of_y) : y_bfloat16(of_y) {}
 
   // From the n-th number on.
   Int8Output from(int64_t n) const {
-    return {y ? y + n : nullptr, y_bfloat16 ? y_bfloat16 + n : nullptr, residual ? residual + n : nullptr};
+    if (y) return Int8Output(y + n, residual ? residual + n : nullptr);
+    return y_float16 ? Int8Output(y_float16 + n) : Int8Output(y_bfloat16 + n);
   }
 };
 

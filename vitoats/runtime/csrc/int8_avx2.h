@@ -16,8 +16,13 @@ struct Int8Vector {
   static VITOATS_INLINE T load(const float* p) { return _mm256_load_ps(p); }
   static VITOATS_INLINE T loadu(const float* p) { return _mm256_loadu_ps(p); }
   static VITOATS_INLINE void storeu(float* p, T v) { _mm256_storeu_ps(p, v); }
-  static VITOATS_INLINE T loadu(const BFloat16* p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+  static VITOATS_INLINE T loadu(const Float16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static VITOATS_INLINE void storeu(Float16* p, T v) {
+    const T least = _mm256_min_ps(_mm256_set1_ps(kLargestFloat16), v);  // NaN stays NaN
+    const __m128i half = _mm256_cvtps_ph(least, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
   }
   static VITOATS_INLINE void storeu(BFloat16* p, T v) {
     const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -16,8 +16,13 @@ struct Int8Vector {
   static VITOATS_INLINE T load(const float* p) { return _mm512_load_ps(p); }
   static VITOATS_INLINE T loadu(const float* p) { return _mm512_loadu_ps(p); }
   static VITOATS_INLINE void storeu(float* p, T v) { _mm512_storeu_ps(p, v); }
-  static VITOATS_INLINE T loadu(const BFloat16* p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+  static VITOATS_INLINE T loadu(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static VITOATS_INLINE void storeu(Float16* p, T v) {
+    const T least = _mm512_min_ps(_mm512_set1_ps(kLargestFloat16), v);  // NaN stays NaN
+    const __m256i half = _mm512_cvtps_ph(least, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
   }
   static VITOATS_INLINE void storeu(BFloat16* p, T v) {
 #if defined(__AVX512BF16__)

@@ -17,7 +17,7 @@ struct alignas(64) BlockSums {
   int32_t S[kBlock<E> * kPanelRows], U[kBlock<E> * kPanelRows];
 };
 
-// The outputs of a block, float or BFloat16, from its sums: scales, bias, activation, residual. Tokens are finished a few at a
+// The outputs of a block, in one of the types of activations, from its sums: scales, bias, activation, residual. Tokens are finished a few at a
 // time. The flags say what there is to do.
 template <class E, class Number, bool with_gelu, bool with_z, bool with_residual>
 class Finish {
@@ -60,6 +60,7 @@ class Finish {
  private:
   using V = typename E::V;
   static float* outputs(const Int8Output& output, float*) { return output.y; }
+  static Float16* outputs(const Int8Output& output, Float16*) { return output.y_float16; }
   static BFloat16* outputs(const Int8Output& output, BFloat16*) { return output.y_bfloat16; }
   enum Constant { kS_sum, kScale, kBias, kU_sum, kU_scale };
 

@@ -107,7 +107,7 @@ struct Int8KernelsOf {
         const Range<V> range = normalize_row<V>(x.float32, weights.columns, weights.norm, normalized);
         quantize_row<V>(normalized, weights.columns, range, tokens.quantized, t);
       } else {
-        x.float32 ? quantize_x(x.float32, t) : quantize_x(x.bfloat16, t);
+        x.float32 ? quantize_x(x.float32, t) : quantize_x(x.float16, t);
       }
     }
   }
@@ -147,15 +147,17 @@ struct Int8KernelsOf {
   static void multiply(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end, const Int8Output& output,
                        int8_t* expanded) {
     using Run = void (*)(const Int8Weights&, const Int8Tokens&, int64_t, int64_t, const Int8Output&, int8_t*);
-    constexpr Run runs[] = {
-        multiply_to<Finish<E, float, false, false, false>>,   multiply_to<Finish<E, float, false, false, true>>,
-        multiply_to<Finish<E, BFloat16, false, false, false>>, multiply_to<Finish<E, float, false, true, false>>,
-        multiply_to<Finish<E, float, false, true, true>>,     multiply_to<Finish<E, BFloat16, false, true, false>>,
-        multiply_to<Finish<E, float, true, false, false>>,    multiply_to<Finish<E, float, true, false, true>>,
-        multiply_to<Finish<E, BFloat16, true, false, false>>, multiply_to<Finish<E, float, true, true, false>>,
-        multiply_to<Finish<E, float, true, true, true>>,      multiply_to<Finish<E, BFloat16, true, true, false>>};
-    const int index = (weights.activation == Activation::kGelu) * 6 + (weights.rank != 0) * 3 + (output.residual ? 1 : output.y ? 0 : 2);
-    runs[index](weights, tokens, strip, strip_end, output, expanded);
+    constexpr Run to_float[] = {
+        multiply_to<Finish<E, float, false, false, false>>, multiply_to<Finish<E, float, false, false, true>>,
+        multiply_to<Finish<E, float, false, true, false>>,  multiply_to<Finish<E, float, false, true, true>>,
+        multiply_to<Finish<E, float, true, false, false>>,  multiply_to<Finish<E, float, true, false, true>>,
+        multiply_to<Finish<E, float, true, true, false>>,   multiply_to<Finish<E, float, true, true, true>>};
+    constexpr Run to_half[] = {
+        multiply_to<Finish<E, BFloat16, false, false, false>>, multiply_to<Finish<E, BFloat16, false, true, false>>,
+        multiply_to<Finish<E, Float16, true, false, false>>,   multiply_to<Finish<E, Float16, true, true, false>>};
+    const int gelu = weights.activation == Activation::kGelu, z = weights.rank != 0, residual = output.residual != nullptr;
+    const Run run = output.y ? to_float[gelu * 4 + z * 2 + residual] : to_half[gelu * 2 + z];
+    run(weights, tokens, strip, strip_end, output, expanded);
   }
 
   template <class FinishOf>

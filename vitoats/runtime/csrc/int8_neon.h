@@ -16,8 +16,9 @@ struct Int8Vector {
   static VITOATS_INLINE T load(const float* p) { return vld1q_f32(p); }
   static VITOATS_INLINE T loadu(const float* p) { return vld1q_f32(p); }
   static VITOATS_INLINE void storeu(float* p, T v) { vst1q_f32(p, v); }
-  static VITOATS_INLINE T loadu(const BFloat16* p) {
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->bits), 16));
+  static VITOATS_INLINE T loadu(const Float16* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+  static VITOATS_INLINE void storeu(Float16* p, T v) {
+    vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(vminq_f32(vdupq_n_f32(kLargestFloat16), v))));
   }
   static VITOATS_INLINE void storeu(BFloat16* p, T v) {
     const uint32x4_t bits = vreinterpretq_u32_f32(v), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));

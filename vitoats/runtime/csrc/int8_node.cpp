@@ -23,15 +23,15 @@ void Int8Node::compute(OrtKernelContext* context) const {
   Dimensions dimensions = x.dimensions();
   const int64_t tokens = checked_tokens(dimensions, weights_->columns);
   dimensions.back() = weights_->rows;
-  Int8Output y{};
+  const float* added = nullptr;
   if (form_.add) {
     const Tensor residual = float_input(context, form_.residual(), "residual");
     if (residual.dimensions() != dimensions)
       refuse("residual has shape " + text(residual.dimensions()) + ", not " + text(dimensions));
-    y.residual = residual.data<const float>();
+    added = residual.data<const float>();
   }
-  y.y = output(context, dimensions);
-  product_.run(x.data<const float>(), tokens, y, Pool(api(), context));
+  float* y = output(context, dimensions);
+  product_.run(x.data<const float>(), tokens, Int8Output(y, added), Pool(api(), context));
 }
 
 }  // namespace vitoats

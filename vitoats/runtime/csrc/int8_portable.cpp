@@ -1,4 +1,5 @@
 // Plain C++, for processors without kernels of their own.
+#include "half.h"
 #include "int8_kernels.h"
 
 namespace vitoats {
@@ -11,17 +12,9 @@ struct Scalar {
   static T load(const float* p) { return *p; }
   static T loadu(const float* p) { return *p; }
   static void storeu(float* p, T v) { *p = v; }
-  static T loadu(const BFloat16* p) {
-    const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
-    float number;
-    std::memcpy(&number, &bits, sizeof number);
-    return number;
-  }
-  static void storeu(BFloat16* p, T v) {
-    uint32_t bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    p->bits = static_cast<uint16_t>((v == v ? bits + (bits >> 16 & 1) + 0x7fff : kNaN) >> 16);
-  }
+  static T loadu(const Float16* p) { return from_float16(*p); }
+  static void storeu(Float16* p, T v) { *p = to_float16(v); }
+  static void storeu(BFloat16* p, T v) { *p = to_bfloat16(v); }
   static T set1(float f) { return f; }
   static T fmadd(T a, T b, T c) { return a * b + c; }
   static T fnmadd(T a, T b, T c) { return c - a * b; }

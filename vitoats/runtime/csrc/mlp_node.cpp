@@ -45,15 +45,15 @@ void MlpNode::compute(OrtKernelContext* context) const {
   const auto* from = x.data<const float>();
   float* y = output(context, x.dimensions());
   if (tokens == 0) return;
-  const int64_t bytes_of_token = hidden_ * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t bytes_of_token = hidden_ * static_cast<int64_t>(sizeof(Float16));
   const int64_t chunks = (tokens * bytes_of_token + kHiddenBytes - 1) / kHiddenBytes, of_chunk = (tokens + chunks - 1) / chunks;
   const Scratch scratch(*scratch_, static_cast<size_t>(of_chunk * bytes_of_token));
-  auto* hidden = reinterpret_cast<BFloat16*>(scratch.data());
+  auto* hidden = reinterpret_cast<Float16*>(scratch.data());
   const Pool pool(api(), context);
   for (int64_t first = 0; first < tokens; first += of_chunk) {
     const int64_t count = std::min(of_chunk, tokens - first), at = first * columns_;
-    first_.run(from + at, count, {nullptr, hidden}, pool);
-    second_.run(hidden, count, {y + at, nullptr, from + at}, pool);
+    first_.run(from + at, count, Int8Output(hidden), pool);
+    second_.run(hidden, count, Int8Output(y + at, from + at), pool);
   }
 }
 

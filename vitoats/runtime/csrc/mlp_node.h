@@ -5,7 +5,7 @@
 //   y = x + W2 gelu(W1 layer_norm(x) + bias1) + bias2
 //
 // with the weights of int8_node.h and the attributes in_features = K, hidden_features and epsilon. Hidden activations never leave
-// the node: they are kept in bfloat16, for as many tokens at a time as stay in the second-level cache.
+// the node: they are kept in float16, for as many tokens at a time as stay in the second-level cache.
 #pragma once
 
 #include "int8_form.h"

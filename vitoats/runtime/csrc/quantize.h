@@ -1,6 +1,7 @@
-// Quantizes rows of numbers, float or BFloat16, to uint8, over a vector type V (simd.h), whose loadu and storeu take both types, and
-// which also has sub, mul, min, max, reduce_min, reduce_max, set1_int(n), and store_bytes(p, v, n): rounds each lane to the nearest integer, ties to even, adds the integer n, and stores the
-// sum as a byte. The sum is at least 0; what is above 255 becomes 255.
+// Quantizes rows of numbers, float or Float16, to uint8, over a vector type V (simd.h), whose loadu takes both types and storeu all
+// types of activations, and which also has sub, mul, min, max, reduce_min, reduce_max, set1_int(n), and store_bytes(p, v, n): rounds
+// each lane to the nearest integer, ties to even, adds the integer n, and stores the sum as a byte. The sum is at least 0; what is
+// above 255 becomes 255.
 //
 //   low = min(0, min v), high = max(0, max v), scale = high / 255 - low / 255
 //   zero = round(-low / scale), q = min(round(v / scale) + zero, 255)
