@@ -10,8 +10,8 @@ zeros and low-rank terms are random, too. All variants take turns in one run:
     dense, int8           the model as it is, and ONNX Runtime's dynamic quantization of all MatMuls, per channel
     native-int8           the dense model in int8, with the native operators
     oats-50               S + U V in the native operator, 50 % of the weights removed; -float16: stored in float16;
-                          -int8: weights and products in int8; -folded: as dense matrices. A quarter of what is kept is low-rank;
-                          nothing in int8, where the term takes more time than it saves (--rank-ratio: all forms alike)
+                          -int8: weights and products in int8; -folded: as dense matrices. A quarter of what is kept is
+                          low-rank; nothing in int8, where that costs time (--rank-ratio: all forms alike)
     openvino-f32, -bf16   the dense file in OpenVINO (pip install 'vitoats[openvino]')
     openvino-int8         quantized by NNCF, with fixed scales for the activations; -int8-bf16: the rest in bfloat16
 """
