@@ -29,7 +29,6 @@ from vitoats.cli import common, config_file, flags
 from vitoats.common.amx import refuse_amx
 from vitoats.common.errors import InputError
 from vitoats.common.machine import processor
-from vitoats.runtime import library
 
 if TYPE_CHECKING:
     from vitoats.benchmark.model import Variant
@@ -52,6 +51,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         refuse_amx()
 
     from vitoats.methods.oats import OATSConfig
+    from vitoats.runtime import library
 
     rank_ratio, of_int8 = (RANK_RATIO, INT8_RANK_RATIO) if args.rank_ratio is None else (args.rank_ratio,) * 2
     configs = [
