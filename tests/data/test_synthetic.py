@@ -9,11 +9,11 @@ from vitoats.data.calibration import calibration_images, shares
 from vitoats.data.synthetic import SPECTRAL_EXPONENTS, SyntheticImages, coloured_noise, synthetic_image
 from vitoats.data.transforms import Preprocessing
 
-TRANSFORM = Preprocessing(img_size=32).transform()
+PREPROCESSING = Preprocessing(img_size=32)
 
 
 def mix(flat_images, kind="synthetic", nsamples=12, general=None, held_out=4, seed=0):
-    return calibration_images(str(flat_images), general, kind, nsamples, held_out, seed, 32, TRANSFORM)
+    return calibration_images(str(flat_images), general, kind, nsamples, held_out, seed, PREPROCESSING)
 
 
 def test_an_image_depends_on_its_seed_and_place_alone():
@@ -46,7 +46,7 @@ def test_noise_falls_with_frequency():
     band = (f > 0.02) & (f < 0.4)
     slopes = []
     for seed in range(12):
-        noise = coloured_noise(size, np.random.default_rng(seed))
+        noise = coloured_noise(size, size, np.random.default_rng(seed))
         assert noise.mean() == pytest.approx(0, abs=1e-9)
         amplitude = np.abs(np.fft.fft2(noise[:, :, 0]))
         slopes.append(-np.polyfit(np.log(f[band]), np.log(amplitude[band]), 1)[0])
@@ -66,7 +66,7 @@ def test_half_of_the_images_are_the_users(flat_images):
     assert len(batches) == images.nsamples == 12
     alone = torch.cat(list(mix(flat_images, "none", nsamples=6).batches(5, 0)))
     assert torch.equal(batches[:6], alone)
-    series = {tuple(SyntheticImages(12, 32, 0, TRANSFORM)[i][0].flatten()[:8].tolist()) for i in range(12)}
+    series = {tuple(SyntheticImages(12, PREPROCESSING, 0)[i][0].flatten()[:8].tolist()) for i in range(12)}
     assert all(tuple(image.flatten()[:8].tolist()) in series for image in batches[6:])
 
 

@@ -6,7 +6,7 @@
 A compressed layer becomes a SparseMatMul node, or one with int8 weights; the file defines it as a function of standard
 operators. --inline writes standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. --int8
 rounds weights to int8 without looking at images; compress --weights int8 does it better. The batch size is dynamic, the image
-size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
+size fixed unless --dynamic-img-size is given. --verify compares the file with torch, on noise and on the images of --data-dir.
 """
 
 import time
@@ -41,6 +41,11 @@ def main(argv: list[str]) -> dict[str, Any]:
         metavar="KIND",
         help="tokens instead of logits: cls, patches, all, layers=4 (the last four) or layers=2,5,8,11 (counted from 0)",
     )
+    parser.add_argument(
+        "--dynamic-img-size",
+        action="store_true",
+        help="free height and width, multiples of the patch size: positions are interpolated in the file",
+    )
     parser.add_argument("--external-data", action="store_true", help="weights in FILE.data; always so above 2 GB")
     parser.add_argument(
         "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
@@ -58,6 +63,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("--float16 stores S, U and V, which --dense folds: leave one of them out")
     if args.int8 and (args.float16 or args.matmul or args.dense):
         raise InputError("--int8 weights have no form for --float16, --matmul and --dense: leave one of them out")
+    if args.features and (args.head or args.head_layers or args.head_name):
+        raise InputError("--features gives tokens instead of a head's logits: leave --head out, and give it to eval_imagenet")
     if args.data_dir and not args.verify:
         raise InputError("--data-dir is for --verify: add that, or leave it out")
     from vitoats.common.devices import set_threads
@@ -78,6 +85,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     loaded = common.load(args)
     if args.features:
         loaded = loaded.with_features(args.features)
+    if args.dynamic_img_size:
+        loaded = loaded.with_free_size()
     form: Form = "inline" if args.inline else "matmul" if args.matmul else "dense" if args.dense else "sparse"
     common.log.info("tracing")
     proto = export_onnx(
@@ -92,6 +101,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "onnx_mb": round(stored_bytes(args.output) / 1e6, 3),
         "sparse_nodes": sum(node.op_type in LINEAR for node in proto.graph.node),
         "img_size": loaded.preprocessing.img_size,
+        **({} if loaded.multiple_of is None else {"img_size_multiple_of": loaded.multiple_of}),
     }
     if args.verify:
         result |= verified(rounded(loaded) if args.int8 else loaded, args)

@@ -28,6 +28,7 @@ from vitoats.cli import common, config_file, flags
 from vitoats.common.amx import refuse_amx
 from vitoats.common.errors import InputError
 from vitoats.common.machine import processor
+from vitoats.common.sizes import in_words
 from vitoats.runtime import library
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compression", type=float, **several, help="shares of the weights to remove; 0.5 and 0.6")
     parser.add_argument("--rank-ratio", type=float, default=0.25, metavar="KAPPA", help="share of the kept for low rank")
     parser.add_argument("--variant", metavar="NAME", action="append", help="only this beside dense and int8; all by default")
-    parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="image size; the model's usual one by default")
+    flags.add_img_size(parser)
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     parser.add_argument("--random-weights", action="store_true", help="random weights; nothing is fetched")
     parser.add_argument("--seed", type=flags.seed, default=0, help="of noise and solver")
@@ -109,11 +110,11 @@ def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") ->
     def say(_done: int, _total: int, what: str) -> None:
         common.log.info("measuring %s: %s", name, what)
 
-    loaded, weights = load_or_randomise(name, args.checkpoint, args.random_weights, args.img_size)
+    loaded, weights = load_or_randomise(common.source(args, name))
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
         variants = chosen(write_variants(loaded, configs, args, Path(scratch)), args.variant)
-        size, batches, threads = loaded.preprocessing.img_size, args.batch or BATCHES, args.threads or THREADS
-        times = compare_variants(variants, size, batches, threads, args.seed, say)
+        batches, threads = args.batch or BATCHES, args.threads or THREADS
+        times = compare_variants(variants, loaded.inputs, batches, threads, args.seed, say)
     return [{"model": name, "weights": weights, **dataclasses.asdict(row)} for row in times]
 
 
@@ -176,7 +177,7 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
         [
             (
                 row["model"],
-                f"{row['img_size']}",
+                in_words(row["img_size"]),
                 f"{row['batch']}",
                 f"{row['threads']}",
                 row["variant"],

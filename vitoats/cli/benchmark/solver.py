@@ -31,7 +31,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.report.tables import print_table
 
     threads = set_threads(args.threads)
-    loaded, weights = load_or_randomise(args.model, args.checkpoint, args.random_weights, args.img_size)
+    loaded, weights = load_or_randomise(common.source(args))
     common.log.info("weights: %s; inputs: those of %d noise images; %d threads, %s", weights, N_IMAGES, threads, processor())
     images = iter([loaded.inputs.noise(N_IMAGES, args.seed)])
     matrices = dense_matrices(loaded, images, N_IMAGES, N_IMAGES, [args.block], "diagonal")
