@@ -28,6 +28,7 @@ MODEL_FLAGS = (
     *("model_kwargs", "mean", "std", "interpolation", "crop_pct"),
 )
 
+LANGUAGE = ("accelerate", "gguf", "pyarrow", "transformers")  # packages of the extra lm; the others are those of compress
 ABOUT_TORCH = ("checkpoint", "random_weights", "pos_resample", "model_kwargs", "amp")
 
 log = logging.getLogger("vitoats")
@@ -82,6 +83,8 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     try:
         if flags.results_file is not None:
             check_results_file(flags.results_file)
+        elif flags.results_format is not None:
+            raise InputError("--results-format is that of --results-file: add that, or leave it out")
         result = main(argv)
         if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
             return 0
@@ -96,6 +99,11 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         return _fail(in_flags(str(error)), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        if (error.name or "vitoats").startswith("vitoats"):
+            raise
+        extra = "lm" if error.name in LANGUAGE else "compress"
+        return _fail(f"the package {error.name} is missing: pip install 'vitoats[{extra}]'", 2)
     except MemoryError:
         return _fail("out of memory: lower --batch-size or --nsamples, or set --memory-limit", 1)
     except BrokenPipeError:

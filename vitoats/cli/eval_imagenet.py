@@ -184,7 +184,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64, workers=min(2, cores()))
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, seed_of="changes nothing: nothing here is drawn at random")
     add = parser.add_argument
     add("--pretrained", action="store_true", help="the weights that the name stands for: always so without --checkpoint")
     add("--dataset", default="", metavar="KIND/NAME", help="a data set by timm's name: torch/cifar10, hfds/owner/name, ...")

@@ -124,12 +124,15 @@ def add_data_flags(made: argparse._ActionsContainer, batch_size: int | None, wor
     )
 
 
-def add_compute_flags(made: argparse._ActionsContainer) -> None:
-    """Adds --device, --threads and --seed."""
+def add_compute_flags(
+    made: argparse._ActionsContainer, seed_of: str = "of the calibration sample and the solver", device: bool = True
+) -> None:
+    """Adds --threads, --seed, with the help ``seed_of``, and --device where a command runs on other devices, too."""
     made = made.add_argument_group("resources")
-    made.add_argument("--device", default="cpu", help="cpu, or cuda")
+    if device:
+        made.add_argument("--device", default="cpu", help="cpu, or cuda")
     made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")
+    made.add_argument("--seed", type=seed, default=42, help=seed_of)
 
 
 def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):

@@ -30,6 +30,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("there are no images to train on: give --data-dir a folder with one subfolder for each class")
     from vitoats.common.outputs import check_output_file
 
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"{args.output} does not end in .safetensors: give --output a file such as head.safetensors")
     check_output_file(args.output, args.overwrite)
 
     import torch
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.loading.head_files import save_head
     from vitoats.models.heads import HeadInfo
 
+    if args.solver == "lbfgs" and args.learning_rates:
+        raise InputError("--learning-rates are those of sgd: leave them out, or --solver lbfgs")
     if args.head_layers not in (None, 1, MOST_LAYERS):
         raise InputError(f"heads are trained for 1 or {MOST_LAYERS} layers: give --head-layers 1 or {MOST_LAYERS}")
     set_threads(args.threads)
@@ -199,7 +203,7 @@ def make_parser() -> flags.ArgumentParser:
     parser = flags.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64)
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, seed_of="of the drawn images, the split and the heads")
     add = parser.add_argument
     add("--nsamples", type=flags.positive, default=12000, metavar="N", help="training images, drawn at random")
     add("--test-samples", type=flags.positive, metavar="N", help="test images, drawn at random; all by default")

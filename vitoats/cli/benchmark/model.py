@@ -88,11 +88,15 @@ def check_names(names: list[str], configs: "list[OATSConfig]") -> None:
     Raises:
         InputError: there is no such variant.
     """
+    from vitoats.benchmark.openvino_files import installed
+
     known = ["dense", "int8", "native-int8"]
     for config in configs:
         oats = label(config)
         known += [oats, f"{oats}-float16", f"{oats}-int8", *([f"{oats}-folded"] if config is configs[0] else [])]
     for name in names:
+        if name.startswith("openvino-") and not installed("openvino"):
+            raise InputError(f"{name} needs the package openvino: pip install 'vitoats[openvino]', or leave --variant out")
         if name not in known and not name.startswith("openvino-"):
             raise InputError(f"there is no variant {name}: give --variant one of {', '.join(known)}, or one of openvino-")
 

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Times exact and fast OATS on all linear layers of one block, without early stopping."""
     parser = flags.parser("benchmark solver", "exact against fast OATS on the shapes of one block")
     flags.add_model_flags(parser)
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, device=False)
     parser.add_argument("--block", type=flags.non_negative, default=0, metavar="I", help="which block")
     parser.add_argument("--compression", type=float, default=0.5, metavar="RHO", help="share of the weights to remove")
     parser.add_argument(
