@@ -1,9 +1,13 @@
 """Synthetic images and the calibration mix: a fixed series, spectra that fall, shares and held-out sets that add up."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.conftest import write_image
 from vitoats.common.errors import InputError
 from vitoats.data.calibration import calibration_images, shares
 from vitoats.data.synthetic import SPECTRAL_EXPONENTS, SyntheticImages, coloured_noise, synthetic_image
@@ -97,3 +101,16 @@ def test_where_all_images_calibrate_none_is_held_out(flat_images):
 def test_a_mix_that_cannot_be_is_refused(flat_images, kind, general, said):
     with pytest.raises(InputError, match=said):
         mix(flat_images, kind, general=general)
+
+
+def test_copies_of_one_image_are_refused_unless_others_are_mixed_in(tmp_path, caplog):
+    for i in range(5):
+        Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match=r"5 calibration images are copies of one.*`calibration_mix='synthetic'`"):
+        mix(tmp_path, "none")
+    with caplog.at_level(logging.WARNING):
+        mix(tmp_path, "synthetic")
+    assert "are copies of one" in caplog.text
+    mix(tmp_path, "none", nsamples=1)  # one image is what was asked for
+    write_image(tmp_path / "other.png", 1)
+    mix(tmp_path, "none")

@@ -1,5 +1,6 @@
 """Calibration images: the user's own, optionally mixed with others so that features stay accurate on other images."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,6 +13,8 @@ from vitoats.data.images import calibration_batches, digest, open_images, shuffl
 from vitoats.data.in_memory import ImagesInMemory
 from vitoats.data.synthetic import SyntheticImages
 from vitoats.data.transforms import Preprocessing
+
+log = logging.getLogger("vitoats")
 
 Mix = Literal["none", "synthetic", "general", "both"]
 
@@ -76,7 +79,8 @@ def calibration_images(
         preprocessing: the model's.
 
     Raises:
-        InputError: a folder does not exist, or the mix and ``general_images`` contradict each other.
+        InputError: a folder does not exist, the images are copies of one, or the mix and ``general_images`` contradict each
+            other.
     """
     if mix not in get_args(Mix):
         raise InputError(f"unknown mix {mix!r}: `calibration_mix` takes {', '.join(get_args(Mix))}")
@@ -95,8 +99,31 @@ def calibration_images(
         if name != "synthetic":
             rest[name] = Subset(source, shuffled(source, seed)[share : share + held_out])
     rest["synthetic"] = SyntheticImages(held_out, preprocessing, seed, first=nsamples)
+    _check_varied(opened, shares(nsamples, len(sources))[0], seed, mix)
     total = sum(min(share, len(s)) for s, share in zip(sources.values(), shares(nsamples, len(sources)), strict=True))
     return CalibrationImages(sources, {k: v for k, v in rest.items() if len(v)}, total, seed)
+
+
+def _check_varied(own: Any, share: int, seed: int, mix: Mix) -> None:
+    """Refuses the user's images if all that are drawn are copies of one, or warns if they are mixed with others.
+
+    Raises:
+        InputError: there is nothing else to calibrate on.
+    """
+    drawn = shuffled(own, seed)[:share]
+    if len(drawn) < 2:
+        return
+    first = own.content(drawn[0])
+    if any(own.content(i) != first for i in drawn[1:]):
+        return
+    if mix == "none":
+        raise InputError(
+            f"the {len(drawn)} calibration images are copies of one, which tells too little about a layer's inputs: "
+            "give `images` different ones, or add synthetic ones with `calibration_mix='synthetic'`"
+        )
+    log.warning(
+        "the %d calibration images of your own are copies of one: only the others say what inputs look like", len(drawn)
+    )
 
 
 def shares(nsamples: int, sources: int) -> list[int]:
