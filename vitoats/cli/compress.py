@@ -50,6 +50,7 @@ def preview(args: Namespace) -> dict[str, Any]:
 
 def run(args: Namespace) -> dict[str, Any]:
     """Compresses, writes the locked folder, and prints the tables; returns the JSON line."""
+    from vitoats.common.memory import peak_memory
     from vitoats.common.outputs import check_output_folder
     from vitoats.compression.run import run as run_job
 
@@ -62,6 +63,7 @@ def run(args: Namespace) -> dict[str, Any]:
         compressed = run_job(job, scratch=args.output.parent, partial_folder=kept, resume=args.resume, progress=progress)
     compressed.save(args.output, args.format, overwrite)
     shutil.rmtree(kept, ignore_errors=True)
+    common.log.info("memory: %.2f GB at most", peak_memory() / 1e9)
     if not args.quiet:
         print_figures(compressed, args.output)
     return json_line(job, compressed, args.output, args.format, time.perf_counter() - start)

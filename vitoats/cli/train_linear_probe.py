@@ -160,7 +160,7 @@ def features_of(loaded: "LoadedModel", args: Namespace, images: DrawnImages) -> 
     key = ""
     if args.cache:
         about = {"preprocessing": loaded.preprocessing.to_dict(), "images": digest(images.dataset, images.order)}
-        key = fingerprint(backbone, about)
+        key = fingerprint(backbone.state_dict(), about)
     return cached(args.cache, key, compute)
 
 
