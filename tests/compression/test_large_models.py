@@ -9,12 +9,16 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is not installed (the extra lm)")
 ROOT = Path(__file__).parent.parent.parent
-SIZES = "--blocks 14 --width 1024 --inner 2816 --heads 16 --groups 4 --vocabulary 16000".split()
-SETTINGS = "--data-dir sample --seq-len 64 --nsamples 8 --method oats --iterations 2 --threads 1".split()
+SIZES = {"blocks": 14, "width": 1024, "inner": 2816, "heads": 16, "groups": 4, "vocabulary": 16000}
+SETTINGS = {"data-dir": "sample", "seq-len": 64, "nsamples": 8, "method": "oats", "iterations": 2, "threads": 1}
 
 
-def tool(name: str, *flags: str) -> str:
-    done = subprocess.run([sys.executable, f"tools/{name}.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+def flags(settings: dict) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def tool(name: str, *argv: str) -> str:
+    done = subprocess.run([sys.executable, f"tools/{name}.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -33,11 +37,11 @@ def most_resident(*command: str) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_a_model_takes_the_memory_of_a_few_blocks(tmp_path):
-    tool("make_language_model", *SIZES, "--output", str(tmp_path / "dense"))
+    tool("make_language_model", *flags(SIZES), "--output", str(tmp_path / "dense"))
     weights = sum(file.stat().st_size for file in (tmp_path / "dense").glob("*.safetensors"))
-    flags = ["--model", f"local-dir:{tmp_path / 'dense'}", *SETTINGS, "--output", str(tmp_path / "out"), "--quiet"]
-    expected = json.loads(tool("compress", *flags, "--dry-run").splitlines()[-1])["memory_gb"] * 1e9
-    peak, output = most_resident(sys.executable, "tools/compress.py", *flags)
+    asked = ["--model", f"local-dir:{tmp_path / 'dense'}", *flags(SETTINGS), "--output", str(tmp_path / "out"), "--quiet"]
+    expected = json.loads(tool("compress", *asked, "--dry-run").splitlines()[-1])["memory_gb"] * 1e9
+    peak, output = most_resident(sys.executable, "tools/compress.py", *asked)
     assert peak < 1.1 * expected
     assert peak < 500e6 + 2 * weights  # less than the process and the model in float32
     said = json.loads(output.splitlines()[-1])

@@ -88,12 +88,13 @@ def make_job(args: Namespace) -> "CompressionJob":
         InputError: the flags contradict each other.
     """
     from vitoats.compression.settings import make_job
+    from vitoats.loading.language_models import is_language_model
     from vitoats.methods.registry import StructuralMethod, find_method
 
     if isinstance(find_method(args.method), StructuralMethod):
         if args.resume:
             raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
-        if args.format != "factored":
+        if args.format != "factored" and not is_language_model(args.model):
             raise InputError(f"{args.method} writes smaller dense matrices, which timm does not open: leave --format out")
     job = make_job(args.model, args.data_dir, **settings(args))
     if job.limit and args.format == "dense":
@@ -154,10 +155,12 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
 
 
 def _units(report: "PruningReport") -> dict[str, Any]:
-    """Numbers of heads and neurons before and after pruning, for the JSON line."""
+    """Numbers of heads, key-value groups and neurons before and after pruning, for the JSON line."""
     units: dict[str, Any] = {}
-    for kind in ("heads", "neurons"):
+    for kind in ("heads", "groups", "neurons"):
         rows = [row for row in report.modules if row.kind == kind]
+        if kind == "groups" and not rows:
+            continue
         units |= {kind: sum(row.kept for row in rows), f"{kind}_before": sum(row.before for row in rows)}
     return units
 

@@ -65,15 +65,15 @@ def save_language_checkpoint(
         overwrite: replace an existing folder.
 
     Raises:
-        InputError: the folder exists and ``overwrite`` is not set; or ``dense`` is set, but neurons were removed.
+        InputError: the folder exists and ``overwrite`` is not set; or ``dense`` is set, but blocks keep different numbers of
+            key-value groups or neurons.
         RunError: the folder cannot be written.
     """
     import transformers
 
     model = loaded.model
-    if dense and units.kept_units(model):
-        raise InputError("transformers cannot open a model whose heads or neurons were removed: leave `format` out")
     layers, state = compressed_layers(model), _tensors(loaded, dense)
+    config = _reduced_config(model, state) if dense and units.kept_units(model) else model.config
     int8 = bool(int8_linears(model)) or any(isinstance(layer, Int8SparseLowRankLinear) for layer in layers.values())
     about = {
         "format_version": INT8_VERSION if int8 and not dense else FORMAT_VERSION,
@@ -84,12 +84,12 @@ def save_language_checkpoint(
         "counts": asdict(count(state, not_parameters={name for name, _ in model.named_buffers()})),
         "preprocessing": loaded.preprocessing.to_dict(),
         "row_blocks": {} if dense else {name: layer.parts for name, layer in layers.items()},
-        "kept_units": units.kept_units(model),
+        "kept_units": {} if dense else units.kept_units(model),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     with whole_folder(folder, overwrite) as partial:
         _save_sharded(partial, state)
-        model.config.save_pretrained(str(partial))
+        config.save_pretrained(str(partial))
         if model.can_generate():
             model.generation_config.save_pretrained(str(partial))
         if loaded.tokenizer is not None:
@@ -118,6 +118,32 @@ def _tensors(loaded: LoadedLanguageModel, dense: bool) -> Mapping[str, Tensor]:
     inside = tuple(f"{name}." for name in layers)
     plain = {key: value for key, value in untied_state(model).items() if not key.startswith(inside)}
     return {key: x for name, value in (plain | layers).items() for key, x in write(name, value).items()}
+
+
+def _reduced_config(model: Any, state: Mapping[str, Tensor]) -> Any:
+    """The configuration of a model from which as many key-value groups and neurons were removed in each block.
+
+    Args:
+        model: the model.
+        state: the tensors that stock transformers is to find.
+
+    Raises:
+        InputError: no configuration describes what is left.
+    """
+    config = copy.copy(model.config)
+    for name, kept in units.kept_units(model).items():
+        module = model.get_submodule(name)
+        if hasattr(module, "num_key_value_groups"):
+            config = units.grouped_config(config, kept, module)
+        else:
+            setattr(config, next(key for key in ("intermediate_size", "ffn_dim", "n_inner") if hasattr(config, key)), kept)
+    expected = untied_state(_sketch(config))
+    if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in expected.items()}:
+        raise InputError(
+            "transformers cannot open a model whose blocks keep different numbers of key-value groups or neurons: "
+            "leave `format` out, or use `cut='equal'`"
+        )
+    return config
 
 
 def _save_sharded(folder: Path, state: Mapping[str, Tensor]) -> None:
