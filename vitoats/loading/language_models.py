@@ -15,7 +15,7 @@ from vitoats.common.json_files import read_json
 from vitoats.loading.hub import fetch_transformers_folder, reachable_config
 from vitoats.loading.language_checkpoint import load_compressed
 from vitoats.loading.language_on_disk import ModelOnDisk, open_on_disk
-from vitoats.loading.loaded_text import LoadedLanguageModel, Packing
+from vitoats.loading.loaded_text import IN_MEMORY, LoadedLanguageModel, Packing
 from vitoats.loading.names import ON_HUB
 from vitoats.loading.shards import tensor_files
 from vitoats.loading.smollm2 import NAME, WEIGHTS, smollm2_folder
@@ -104,7 +104,7 @@ def language_model_in_memory(
     need_transformers()
     check_config(model.config, type(model).__name__)
     named = name or model.config.name_or_path or type(model).__name__
-    return _loaded(named, copy.deepcopy(model).float(), tokenizer, "given in memory", seq_len)
+    return _loaded(named, copy.deepcopy(model).float(), tokenizer, IN_MEMORY, seq_len)
 
 
 def _from_folder(name: str, folder: Path, weights: str, seq_len: int | None, run_from_disk: str | None) -> LoadedLanguageModel:

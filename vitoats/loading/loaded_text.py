@@ -12,6 +12,8 @@ from vitoats.loading.language_on_disk import ModelOnDisk
 from vitoats.loading.origin import Origin
 from vitoats.models.inputs import TextInputs
 
+IN_MEMORY = "given in memory"  # the source of weights
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -78,7 +80,8 @@ class LoadedLanguageModel(Origin):
             InputError: the model has none.
         """
         if self.tokenizer is None:
-            raise InputError(f"{self.name} has no tokenizer: put its tokenizer.json there, or give `tokenizer`")
+            remedy = "give `tokenizer`" if self.weights == IN_MEMORY else "put its tokenizer.json into its folder"
+            raise InputError(f"{self.name} has no tokenizer: {remedy}")
         return self.tokenizer
 
 
