@@ -74,6 +74,9 @@ class ModelOnDisk:
         self._groups = {"": [key for key in files if key not in inside], **groups}
         model.load_state_dict(self._dense(""), strict=False, assign=True)
         model.tie_weights()
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
         self._modules = [OnDisk(model.get_submodule(name), partial(self._current, name)) for name in names]
 
     def compressed(self, block: str, changes: Changes) -> None:
@@ -130,7 +133,7 @@ class ModelOnDisk:
 
 def _widened(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy in float32, unless it holds integers."""
-    return tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return tensor.to(device).to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def _without(tensors: Tensors, layers: Mapping[str, Layer]) -> Tensors:
