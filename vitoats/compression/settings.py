@@ -13,7 +13,7 @@ import vitoats.methods  # noqa: F401  (fills the table of methods)
 from vitoats.common.errors import InputError
 from vitoats.compression.job import CalibrationData, CalibrationText, CompressionJob, CostLimit, ModelSource, Resources
 from vitoats.data.images import SAMPLE
-from vitoats.loading.language_models import is_language_model
+from vitoats.loading.language_models import HUB, is_language_model
 from vitoats.loading.names import EMBEDDED
 from vitoats.loading.smollm2 import NAME as EMBEDDED_LANGUAGE_MODEL
 from vitoats.methods.registry import Method, Recipe, StructuralMethod, find_method
@@ -56,6 +56,8 @@ def make_job(
     """
     if images is None and model in (EMBEDDED, EMBEDDED_LANGUAGE_MODEL):
         images = SAMPLE
+    if model.endswith(".gguf"):
+        raise InputError(f"{model} is a GGUF file, of which only smollm2's own is read: give `model` a folder of safetensors")
     text = is_language_model(model, look_at_hub=True) if text is None else text
     name, seed = settings.pop("method", METHOD), settings.pop("seed", 42)
     resources = {"batch_size": TEXT_BATCH_SIZE if text else BATCH_SIZE} | _taken(settings, RESOURCES)
@@ -63,6 +65,11 @@ def make_job(
         settings = _for_text(name, model, settings)
     source, seq_len = _taken(settings, MODEL_SETTINGS), settings.pop("seq_len", None)
     if seq_len is not None and not text:
+        if model.startswith(HUB):  # which may be one that cannot be reached
+            raise InputError(
+                f"{model} is no language model, or the Hub cannot be reached: leave `seq_len` out, or give `model` a "
+                "transformers folder, local-dir:PATH"
+            )
         raise InputError(f"`seq_len` is for language models, and {model} is none: leave it out")
     own = _method_fields(name, images if isinstance(images, str) or images is None or text else _one(images), seed, settings)
     if text:

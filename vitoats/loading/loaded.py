@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitoats.data.transforms import Preprocessing
 from vitoats.loading.origin import Origin
@@ -43,6 +43,10 @@ class LoadedModel(Origin):
     def backbone(self) -> nn.Module:
         """The module with the blocks."""
         return self.timm_model
+
+    def dense_tensors(self) -> dict[str, Tensor]:
+        """The backbone's tensors before it is compressed."""
+        return self.backbone.state_dict()
 
     @property
     def inputs(self) -> ImageInputs:
