@@ -176,7 +176,7 @@ def test_positions_of_a_folder_are_resized_to_rectangles(plain):
 def test_weights_of_other_channels_are_said_or_refused(shapes, caplog):
     kwargs = {key: value for key, value in TINY.items() if key != "img_size"} | {"depth": 1}
     grey, rgb = (shapes / f"m{channels}" / "model.safetensors" for channels in (1, 3))
-    with pytest.raises(InputError, match="1 channels, the model of 3: add `model_kwargs` in_chans=1"):
+    with pytest.raises(InputError, match="1-channel images, the model 3-channel ones: add `model_kwargs` in_chans=1"):
         load_model("vit_tiny_patch16_224", checkpoint=grey, model_kwargs=kwargs, img_size=(24, 40))
     own = load_model("vit_tiny_patch16_224", checkpoint=grey, model_kwargs={**kwargs, "in_chans": 1}, img_size=(24, 40))
     assert own.preprocessing.mean == (0.5,)
