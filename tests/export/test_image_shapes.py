@@ -18,6 +18,7 @@ from vitoats.cli.export_onnx import main as export_main
 from vitoats.common.errors import InputError
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.target import onnx_target
+from vitoats.export.int8_layers import rounded
 from vitoats.export.onnx_file import export_onnx
 from vitoats.export.verify import verify
 from vitoats.format.layers import compressed_layers
@@ -72,6 +73,15 @@ def test_a_free_size_gives_what_timms_dynamic_img_size_gives(sparse, tmp_path, f
     assert metadata(opened)["img_size_multiple_of"] == 8
     assert verify(sparse.with_free_size(), opened).relative_error < 1e-4
     assert not sparse.model.dynamic_img_size  # it was a copy
+
+
+def test_a_free_size_in_int8(tmp_path):
+    loaded = LoadedModel("tiny", make_tiny(depth=1), Preprocessing(img_size=32), "random").with_free_size()
+    proto = export_onnx(loaded, tmp_path / "model.onnx", int8=True)
+    assert any(tensor.data_type == tensor.INT8 for tensor in proto.graph.initializer)
+    for native in (True, False):
+        opened = session(tmp_path / "model.onnx", native=native)
+        assert verify(rounded(loaded), opened).relative_error < 0.05  # activations are rounded in the file
 
 
 def test_a_free_size_is_chosen_in_evaluation(sparse, tmp_path):
