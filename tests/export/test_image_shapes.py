@@ -18,6 +18,7 @@ from vitoats.cli.export_onnx import main as export_main
 from vitoats.common.errors import InputError
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.target import onnx_target
+from vitoats.export.int8_layers import rounded
 from vitoats.export.onnx_file import export_onnx
 from vitoats.export.verify import verify
 from vitoats.format.layers import compressed_layers
@@ -72,6 +73,15 @@ def test_a_free_size_gives_what_timms_dynamic_img_size_gives(sparse, tmp_path, f
     assert metadata(opened)["img_size_multiple_of"] == 8
     assert verify(sparse.with_free_size(), opened).relative_error < 1e-4
     assert not sparse.model.dynamic_img_size  # it was a copy
+
+
+def test_a_free_size_in_int8(tmp_path):
+    loaded = LoadedModel("tiny", make_tiny(depth=1), Preprocessing(img_size=32), "random").with_free_size()
+    proto = export_onnx(loaded, tmp_path / "model.onnx", int8=True)
+    assert any(tensor.data_type == tensor.INT8 for tensor in proto.graph.initializer)
+    for native in (True, False):
+        opened = session(tmp_path / "model.onnx", native=native)
+        assert verify(rounded(loaded), opened).relative_error < 0.05  # activations are rounded in the file
 
 
 def test_a_free_size_is_chosen_in_evaluation(sparse, tmp_path):
@@ -176,7 +186,7 @@ def test_positions_of_a_folder_are_resized_to_rectangles(plain):
 def test_weights_of_other_channels_are_said_or_refused(shapes, caplog):
     kwargs = {key: value for key, value in TINY.items() if key != "img_size"} | {"depth": 1}
     grey, rgb = (shapes / f"m{channels}" / "model.safetensors" for channels in (1, 3))
-    with pytest.raises(InputError, match="1 channels, the model of 3: add `model_kwargs` in_chans=1"):
+    with pytest.raises(InputError, match="1-channel images, the model 3-channel ones: add `model_kwargs` in_chans=1"):
         load_model("vit_tiny_patch16_224", checkpoint=grey, model_kwargs=kwargs, img_size=(24, 40))
     own = load_model("vit_tiny_patch16_224", checkpoint=grey, model_kwargs={**kwargs, "in_chans": 1}, img_size=(24, 40))
     assert own.preprocessing.mean == (0.5,)

@@ -61,7 +61,7 @@ def check_channels(source: str, shapes: Shapes, model: Any, asked: bool) -> None
         return
     if not asked:
         remedy = f"add `model_kwargs` in_chans={held}" if held in MODES else "give weights for RGB images"
-        raise InputError(f"the weights {source} take images of {held} channels, the model of {own}: {remedy}")
+        raise InputError(f"the weights {source} take {held}-channel images, the model {own}-channel ones: {remedy}")
     say_channels(source, held, own)
 
 
