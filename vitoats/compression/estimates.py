@@ -103,7 +103,7 @@ def estimate_memory(
     before = [math.prod(block.shape_before) for block in adapter.blocks]
     after = [math.prod(block.shape_after) for block in adapter.blocks]
     changing = [b.shape_before != b.shape_after for b in adapter.blocks[:-1]]  # both are held, except behind the last
-    stored = max([*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes)])
+    held = max([*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes)])
     sizes = [layer.module.weight.numel() for layer in adapter.linears]
     widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
     kept = max(elements * (sum(block) / block[0] + 3) for elements, block in zip(before, widths, strict=True) if block)
@@ -116,7 +116,7 @@ def estimate_memory(
     return MemoryEstimate(
         process=PROCESS_BYTES,
         model=size_in_memory(adapter.model) + (BLOCKS_HELD[paths] * on_disk if on_disk else factors * 4),
-        hidden=paths * nsamples * stored * 4,
+        hidden=paths * nsamples * held * 4,
         kept=round(nsamples * kept * 4) if paths > 1 else 0,
         block=paths * min(batch_size, nsamples) * max(*before, *after) * MLP_TENSORS * 4,
         statistics=statistics,

@@ -151,6 +151,8 @@ def run(
         store = BlockStore(Path(tempfile.mkdtemp(prefix="vitoats-", dir=scratch)), "", types=plan.types, temporary=True)
     try:
         config, budgets = make_budgets(job, adapter, drawn, constraint, loaded, progress)
+        if isinstance(loaded, LoadedModel) and drawn.are_copies():
+            log.warning("your own calibration images are copies of one: only the others say what inputs look like")
         predicted = {} if constraint is None else predict(constraint, config, budgets)
         if plan is not None and (budgets is not None or config is not job.config):
             plan = plan.with_budgets(config, budgets)

@@ -1,6 +1,5 @@
 """Calibration images: the user's own, optionally mixed with others so that features stay accurate on other images."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,8 +12,6 @@ from vitoats.data.images import calibration_batches, digest, open_images, shuffl
 from vitoats.data.in_memory import ImagesInMemory
 from vitoats.data.synthetic import SyntheticImages
 from vitoats.data.transforms import Preprocessing
-
-log = logging.getLogger("vitoats")
 
 Mix = Literal["none", "synthetic", "general", "both"]
 
@@ -39,8 +36,13 @@ class CalibrationImages:
         """Yields calibration batches [b, 3, h, w], one source after the other.
 
         Raises:
-            InputError: too few images can be read.
+            InputError: too few images can be read, or there are only copies of one.
         """
+        if len(self.sources) == 1 and self.are_copies():
+            raise InputError(
+                "all calibration images are copies of one, which tells too little about a layer's inputs: "
+                "give `images` different ones, or add synthetic ones with `calibration_mix='synthetic'`"
+            )
         for source, share in zip(self.sources.values(), shares(self.nsamples, len(self.sources)), strict=True):
             if share:
                 yield from calibration_batches(source, share, self.seed, batch_size, workers)
@@ -54,6 +56,12 @@ class CalibrationImages:
             else:
                 found[name] = digest(source, shuffled(source, self.seed)[: share + len(self.held_out.get(name, []))])
         return found
+
+    def are_copies(self) -> bool:
+        """Whether all images of the user that are drawn are copies of one; False if only one is asked for."""
+        own = self.sources["own"]
+        drawn = shuffled(own, self.seed)[: shares(self.nsamples, len(self.sources))[0]]
+        return len(drawn) > 1 and all(own.content(i) == own.content(drawn[0]) for i in drawn[1:])
 
 
 def calibration_images(
@@ -79,8 +87,7 @@ def calibration_images(
         preprocessing: the model's.
 
     Raises:
-        InputError: a folder does not exist, the images are copies of one, or the mix and ``general_images`` contradict each
-            other.
+        InputError: a folder does not exist, or the mix and ``general_images`` contradict each other.
     """
     if mix not in get_args(Mix):
         raise InputError(f"unknown mix {mix!r}: `calibration_mix` takes {', '.join(get_args(Mix))}")
@@ -99,31 +106,8 @@ def calibration_images(
         if name != "synthetic":
             rest[name] = Subset(source, shuffled(source, seed)[share : share + held_out])
     rest["synthetic"] = SyntheticImages(held_out, preprocessing, seed, first=nsamples)
-    _check_varied(opened, shares(nsamples, len(sources))[0], seed, mix)
     total = sum(min(share, len(s)) for s, share in zip(sources.values(), shares(nsamples, len(sources)), strict=True))
     return CalibrationImages(sources, {k: v for k, v in rest.items() if len(v)}, total, seed)
-
-
-def _check_varied(own: Any, share: int, seed: int, mix: Mix) -> None:
-    """Refuses the user's images if all that are drawn are copies of one, or warns if they are mixed with others.
-
-    Raises:
-        InputError: there is nothing else to calibrate on.
-    """
-    drawn = shuffled(own, seed)[:share]
-    if len(drawn) < 2:
-        return
-    first = own.content(drawn[0])
-    if any(own.content(i) != first for i in drawn[1:]):
-        return
-    if mix == "none":
-        raise InputError(
-            f"the {len(drawn)} calibration images are copies of one, which tells too little about a layer's inputs: "
-            "give `images` different ones, or add synthetic ones with `calibration_mix='synthetic'`"
-        )
-    log.warning(
-        "the %d calibration images of your own are copies of one: only the others say what inputs look like", len(drawn)
-    )
 
 
 def shares(nsamples: int, sources: int) -> list[int]:
