@@ -38,6 +38,13 @@ def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     return open_model(ModelSource(name=args.model, **model_settings(args)), with_head)
 
 
+def is_language_model(name: str) -> bool:
+    """Whether --model names a language model."""
+    from vitoats.loading.language_models import is_language_model
+
+    return is_language_model(name, look_at_hub=True)
+
+
 def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The values of the model flags; --model-kwargs as a dictionary."""
     given = {name: getattr(args, name) for name in MODEL_FLAGS if name in args}

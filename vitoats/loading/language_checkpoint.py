@@ -71,15 +71,7 @@ def save_language_checkpoint(
     model = loaded.model
     if dense and units.kept_units(model):
         raise InputError("transformers cannot open a model whose heads or neurons were removed: leave `format` out")
-    layers = compressed_layers(model)
-    state = untied_state(model)
-    for name, layer in (layers | int8_linears(model)).items():
-        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-        state |= dense_tensors(name, layer) if dense else factored.pack(name, layer)
-    if dense:
-        for name in conv1d_names(_sketch(model.config)):
-            state[f"{name}.weight"] = state[f"{name}.weight"].T
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    state = _stored(model, dense)
     about = {
         "format_version": INT8_VERSION if any(v.dtype == torch.int8 for v in state.values()) else FORMAT_VERSION,
         "format": "dense" if dense else "factored",
@@ -88,19 +80,50 @@ def save_language_checkpoint(
         CHECKSUM: tensors_sha256(state),
         "counts": asdict(count(state, not_parameters={name for name, _ in model.named_buffers()})),
         "preprocessing": loaded.preprocessing.to_dict(),
-        "row_blocks": {} if dense else {name: layer.parts for name, layer in layers.items()},
+        "row_blocks": {} if dense else {name: layer.parts for name, layer in compressed_layers(model).items()},
         "kept_units": units.kept_units(model),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     with whole_folder(folder, overwrite) as partial:
-        _save_sharded(partial, state)
-        model.config.save_pretrained(str(partial))
-        if model.can_generate():
-            model.generation_config.save_pretrained(str(partial))
-        if loaded.tokenizer is not None:
-            loaded.tokenizer.save_pretrained(str(partial))
+        _write(loaded, partial, state)
         (partial / ABOUT).write_text(to_json(about, indent=1))
         (partial / CARD).write_text(model_card(read_json(partial / ABOUT), None))
+
+
+def save_stock_folder(loaded: LoadedLanguageModel, folder: Path) -> None:
+    """Writes a model as stock transformers opens it, with every layer folded, and nothing of ours, to a new folder.
+
+    Raises:
+        InputError: neurons were removed.
+    """
+    if units.kept_units(loaded.model):
+        raise InputError(f"neurons of {loaded.name} were removed, which only vitoats.load opens: use another method")
+    folder.mkdir()
+    _write(loaded, folder, _stored(loaded.model, dense=True))
+
+
+def _stored(model: Any, dense: bool) -> dict[str, Tensor]:
+    """The tensors of a folder."""
+    state = untied_state(model)
+    for name, layer in (compressed_layers(model) | int8_linears(model)).items():
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state |= dense_tensors(name, layer) if dense else factored.pack(name, layer)
+    if dense:
+        for name in conv1d_names(_sketch(model.config)):
+            state[f"{name}.weight"] = state[f"{name}.weight"].T
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+
+
+def _write(loaded: LoadedLanguageModel, folder: Path, state: dict[str, Tensor]) -> None:
+    """Writes the weights, and the configuration and the tokenizer as transformers does."""
+    model = loaded.model
+    _save_sharded(folder, state)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(str(folder))
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(folder))
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(str(folder))
 
 
 def untied_state(model: Any) -> dict[str, Tensor]:
