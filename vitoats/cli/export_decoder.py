@@ -30,7 +30,7 @@ def export(name: str, args: Namespace) -> dict[str, Any]:
     from vitoats.runtime.inference import stored_bytes
 
     start = time.perf_counter()
-    check_output_folder(args.output, args.overwrite, CONFIG)
+    check_output_folder(args.output, args.overwrite, CONFIG, "export_onnx")
     set_threads(args.threads)
     loaded = load_language_model(name)
     form: DecoderForm = "dense" if args.dense else "sparse"

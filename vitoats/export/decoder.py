@@ -25,7 +25,7 @@ from vitoats.common.files import whole_folder
 from vitoats.common.json_files import read_json, to_json
 from vitoats.export.external_data import move_weights
 from vitoats.export.functions import add_functions
-from vitoats.export.genai_builder import build, check_buildable
+from vitoats.export.genai_builder import Precision, build, check_buildable
 from vitoats.export.int8_layers import int8_layers
 from vitoats.export.swap_products import swap_products
 from vitoats.format.layers import compressed_counts, compressed_layers, parameter_count
@@ -93,33 +93,54 @@ def export_decoder(
         RunError: the builder fails, or the folder cannot be written.
     """
     check_decoder(loaded, form, float16, int8, with_library)
-    model = loaded.model
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        stock, built = Path(scratch) / "stock", Path(scratch) / "onnx"
+        built = build_graph(loaded, Path(scratch) / "graph")
+        return write_decoder(loaded, built, folder, form, about, float16, int8, with_library, overwrite)
+
+
+def build_graph(loaded: LoadedLanguageModel, built: Path, precision: Precision = "fp32") -> Path:
+    """Writes the dense model that a model stands for, as the builder does, to the new folder ``built``; returns it."""
+    with tempfile.TemporaryDirectory(prefix=f".{built.name}.", dir=built.parent) as scratch:
+        stock = Path(scratch) / "stock"
         save_stock_folder(loaded, stock)
         log.info("building the graph")
-        build(stock, built)
-        shutil.rmtree(stock)
-        graph = ir.load(built / MODEL)
-        if form == "sparse":
-            swap_products(graph, {**compressed_layers(model), **int8_layers(model)}, float16, int8)
-        with whole_folder(folder, overwrite) as partial:
-            for file in built.iterdir():
-                if file.is_file() and file not in (built / MODEL, data_file(built / MODEL)):
-                    shutil.copyfile(file, partial / file.name)
-            if with_library:
-                _add_library(partial)
-            described = {
-                "kind": "causal language model",
-                "param_count": round(parameter_count(model) / 1e6, 2),
-                **compressed_counts(model),
-                "form": form,
-                "seq_len": loaded.preprocessing.seq_len,
-                **(about or {}),
-                "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
-            }
-            return _write(graph, partial / MODEL, described)
+        build(stock, built, precision)
+    return built
+
+
+def write_decoder(
+    loaded: LoadedLanguageModel,
+    built: Path,
+    folder: Path,
+    form: DecoderForm = "sparse",
+    about: dict[str, Any] | None = None,
+    float16: bool = False,
+    int8: bool = False,
+    with_library: bool = False,
+    overwrite: bool = False,
+) -> onnx.ModelProto:
+    """Writes a language model from its dense graph, which ``build_graph`` wrote; see ``export_decoder``."""
+    model = loaded.model
+    graph = ir.load(built / MODEL)
+    if form == "sparse":
+        swap_products(graph, {**compressed_layers(model), **int8_layers(model)}, float16, int8)
+    described = {
+        "kind": "causal language model",
+        "param_count": round(parameter_count(model) / 1e6, 2),
+        **compressed_counts(model),
+        "form": form,
+        "seq_len": loaded.preprocessing.seq_len,
+        **(about or {}),
+        "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__},
+    }
+    with whole_folder(folder, overwrite) as partial:
+        for file in built.iterdir():
+            if file.is_file() and file not in (built / MODEL, data_file(built / MODEL)):
+                shutil.copyfile(file, partial / file.name)
+        if with_library:
+            _add_library(partial)
+        return _write(graph, partial / MODEL, described)
 
 
 def _write(graph: ir.Model, path: Path, described: dict[str, Any]) -> onnx.ModelProto:
