@@ -30,7 +30,7 @@ def outputs(variant: Variant, images: np.ndarray) -> np.ndarray:
 
 def test_variants_compute_what_their_model_does(dense, tiny_folder, plain, tmp_path):
     compressed = load_model(str(plain))
-    sparse = compressed_variants(compressed, "small", tmp_path, folded=True)
+    sparse = compressed_variants(compressed, compressed, "small", tmp_path, folded=True)
     assert [variant.name for variant in [*dense, *sparse]] == [
         *("dense", "int8", "native-int8"),
         *("small", "small-float16", "small-int8", "small-folded"),

@@ -20,7 +20,7 @@ OP_ROW = (
 )
 COSTS = "model weights img_size processor isa threads batch dense_ms sparse_ms sparse_int8_ms rest_ms rest_int8_ms rows"
 COSTS_ROW = "n k blocks tokens layers zeros rank dense_ms sparse_ms dense_int8_ms sparse_int8_ms"
-MODEL = "processor isa rank_ratio rows"
+MODEL = "processor isa rank_ratio rank_ratio_int8 rows"
 MODEL_ROW = "model weights img_size batch threads variant ms speedup speedup_int8 file_mb rss_mb"
 SOLVER = "model weights iterations threads exact_seconds fast_seconds speedup objective_gap shapes"
 FILES = "processor rows"

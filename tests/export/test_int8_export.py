@@ -19,10 +19,10 @@ from vitoats.common.errors import InputError
 from vitoats.data.transforms import Preprocessing
 from vitoats.export.int8_layers import ExportedInt8Layer, _stacked, int8_layers, rounded
 from vitoats.export.onnx_file import export_onnx
-from vitoats.format.int8 import dequantized
+from vitoats.format.int8 import dequantized, round_rows
 from vitoats.format.int8_layers import Int8Linear
 from vitoats.format.layers import replace_module
-from vitoats.format.operator import ATTENTION, DOMAIN, INT8_OPERATORS
+from vitoats.format.operator import ATTENTION, COMPOSITES, DOMAIN, INT8_OPERATORS
 from vitoats.format.tiles import untiled
 from vitoats.loading.loaded import LoadedModel
 from vitoats.methods.oats import OATSConfig
@@ -31,6 +31,7 @@ from vitoats.runtime import metadata, session
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 NORM, ADD, GELU, PLAIN = "LayerNormMatMulInt8", "MatMulInt8Add", "LayerNormMatMulInt8Gelu", "MatMulInt8"
+MLP, ATTN = GELU + ADD, NORM + ATTENTION
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,30 @@ def exported(sparse, tmp_path_factory) -> Path:
     return path
 
 
-def float_outputs(loaded: LoadedModel, images: torch.Tensor) -> np.ndarray:
+class RoundedPatches(nn.Module):
+    """A convolution over patches as the file computes it."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.kernel = conv.kernel_size
+        self.linear = Int8Linear(round_rows(conv.weight.detach().flatten(1)), conv.bias)
+
+    def forward(self, images):
+        tokens = self.linear(nn.functional.unfold(images, self.kernel, stride=self.kernel).transpose(1, 2))
+        rows, columns = (length // step for length, step in zip(images.shape[2:], self.kernel, strict=True))
+        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def with_rounded_patches(model: nn.Module, path: Path) -> nn.Module:
+    """Rounds the layer on the patches, in place, if the file does."""
+    if "patch_embed.proj.scale" in {tensor.name for tensor in onnx.load(path).graph.initializer}:
+        model.patch_embed.proj = RoundedPatches(model.patch_embed.proj)
+    return model
+
+
+def float_outputs(loaded: LoadedModel, images: torch.Tensor, path: Path) -> np.ndarray:
     """What torch computes with the rounded weights and activations that are not quantized."""
-    model = copy.deepcopy(loaded).model
+    model = with_rounded_patches(copy.deepcopy(loaded).model, path)
     for name, layer in int8_layers(model).items():
         replace_module(model, name, layer.folded())
     with torch.inference_mode():
@@ -64,47 +86,45 @@ def check(loaded: LoadedModel, path: Path) -> None:
     """A file's functions, and its densified form, compute what torch computes; at several batch sizes."""
     size = loaded.preprocessing.img_size
     images = torch.randn(5, 3, size, size)
-    expected = float_outputs(rounded(loaded), images)
+    expected = float_outputs(rounded(loaded), images, path)
     opened = session(path, native=False)
     for batch in (1, 5):
         found = opened.run(None, {"images": images[:batch].numpy()})[0]
         assert np.abs(found - expected[:batch]).max() < 1e-4 * np.abs(expected).max()
 
 
-CLASSIFIERS = ("head", "head.fc")
+OUTSIDE = ("patch_embed.proj", "head", "head.fc")
 
 
 def operators(proto: onnx.ModelProto) -> Counter:
     """How often each of our operators is in the blocks."""
-    return Counter(node.op_type for node in proto.graph.node if node.domain == DOMAIN and node.name not in CLASSIFIERS)
+    return Counter(node.op_type for node in proto.graph.node if node.domain == DOMAIN and node.name not in OUTSIDE)
 
 
-def test_a_compressed_model_has_one_node_a_layer_with_its_name(sparse, exported):
+def test_nodes_have_the_names_of_their_modules(sparse, exported):
     proto = onnx.load(exported)
     check(sparse, exported)
     nodes = {node.name: node for node in proto.graph.node if node.domain == DOMAIN}
     kinds = {
-        "attn.qkv": "LayerNormSparseMatMulInt8",
-        "attn": ATTENTION,
+        "attn": "LayerNormSparseMatMulInt8QKVAttention",
         "attn.proj": "SparseMatMulInt8Add",
-        "mlp.fc1": "LayerNormSparseMatMulInt8Gelu",
-        "mlp.fc2": "SparseMatMulInt8Add",
+        "mlp": "LayerNormSparseMatMulInt8GeluSparseMatMulInt8Add",
     }
     of_blocks = {f"blocks.{b}.{name}": kind for b in range(3) for name, kind in kinds.items()}
-    assert {name: node.op_type for name, node in nodes.items()} == of_blocks | {"head": "MatMulInt8"}
-    assert {f.name for f in proto.functions} == {*kinds.values(), "MatMulInt8"}
-    assert {o.domain: o.version for o in proto.opset_import} == {"": 18, DOMAIN: 2}
+    assert {name: node.op_type for name, node in nodes.items()} == of_blocks | {"head": PLAIN, "patch_embed.proj": PLAIN}
+    assert {f.name for f in proto.functions} == {*kinds.values(), PLAIN}
+    assert {o.domain: o.version for o in proto.opset_import} == {"": 18, DOMAIN: 3}
     shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.value_info}
-    widths = {"attn.qkv": 144, "attn": 48, "attn.proj": 48, "mlp.fc1": 192, "mlp.fc2": 48}
-    for b in range(3):
-        for name, width in widths.items():
-            assert shapes[nodes[f"blocks.{b}.{name}"].output[0]] == ["batch", 17, width]
-    qkv = nodes["blocks.1.attn.qkv"]
+    for name in of_blocks:
+        assert shapes[nodes[name].output[0]] == ["batch", 17, 48]
+    assert shapes[nodes["patch_embed.proj"].output[0]] == ["batch", 16, 48]
+    qkv, mlp = nodes["blocks.1.attn"], nodes["blocks.1.mlp"]
     own = ("values", "mask", "scale", "bias", "U", "U_scale", "V", "V_scale")
     assert list(qkv.input[1:]) == [
         *("blocks.1.norm1.weight", "blocks.1.norm1.bias"),
         *(f"blocks.1.attn.qkv.{name}" for name in own),
     ]
+    assert list(mlp.input[3:]) == [f"blocks.1.mlp.{layer}.{name}" for layer in ("fc1", "fc2") for name in own]
     assert metadata(session(exported, native=False))["weights"] == "int8"
 
 
@@ -122,34 +142,34 @@ def test_constants_are_those_of_the_layer(sparse, exported):
 
 ARCHITECTURES = [
     # (timm name, arguments, operators, what the log says of the attention that stays)
-    ("vit_base_patch16_224", VIT, {NORM: 2, ATTENTION: 2, ADD: 4, GELU: 2}, None),
+    ("vit_base_patch16_224", VIT, {ATTN: 2, ADD: 2, MLP: 2}, None),
     # layer scale
-    ("deit3_small_patch16_224", VIT, {NORM: 2, ATTENTION: 2, ADD: 4, GELU: 2}, None),
+    ("deit3_small_patch16_224", VIT, {ATTN: 2, ADD: 2, MLP: 2}, None),
     # an approximation of GELU, which is not fused
-    ("vit_base_patch32_clip_quickgelu_224", {"img_size": 64, **VIT}, {NORM: 4, ATTENTION: 2, ADD: 4}, None),
+    ("vit_base_patch32_clip_quickgelu_224", {"img_size": 64, **VIT}, {ATTN: 2, NORM: 2, ADD: 4}, None),
     # relative positions, biases of q and v apart, layer scale
-    ("beit_base_patch16_224", VIT, {NORM: 2, ADD: 4, GELU: 2}, "2 of 2 .* added to its scores"),
+    ("beit_base_patch16_224", VIT, {NORM: 2, ADD: 2, MLP: 2}, "2 of 2 .* added to its scores"),
     # windows: reshaped after the norm and before the residual
     (
         "swin_tiny_patch4_window7_224",
         {"window_size": 4, **STAGES, "depths": (2, 1)},
-        {PLAIN: 6, NORM: 1, GELU: 3, ADD: 3},
+        {PLAIN: 6, NORM: 1, MLP: 3},
         "3 of 3 .* added to its scores",
     ),
     # attention over the last tokens from one query; q, k and v apart
-    ("vit_base_patch16_siglip_224", VIT, {NORM: 2, ATTENTION: 2, ADD: 4, GELU: 2}, "1 of 3 .* order"),
+    ("vit_base_patch16_siglip_224", VIT, {ATTN: 2, ADD: 2, MLP: 2}, "1 of 3 .* order"),
 ]
 MORE = [
-    ("vit_small_patch14_reg4_dinov2", {"img_size": 28, **VIT}, {NORM: 2, ATTENTION: 2, ADD: 4, GELU: 2}, None),
+    ("vit_small_patch14_reg4_dinov2", {"img_size": 28, **VIT}, {ATTN: 2, ADD: 2, MLP: 2}, None),
     # SwiGLU
-    ("vit_giant_patch14_reg4_dinov2", {"img_size": 28, **VIT}, {NORM: 4, ATTENTION: 2, ADD: 4}, None),
+    ("vit_giant_patch14_reg4_dinov2", {"img_size": 28, **VIT}, {ATTN: 2, NORM: 2, ADD: 4}, None),
     # rotary positions
-    ("vit_small_patch16_dinov3", ROTARY, {NORM: 2, ADD: 4, GELU: 2}, "2 of 2 .* transformed"),
+    ("vit_small_patch16_dinov3", ROTARY, {NORM: 2, ADD: 2, MLP: 2}, "2 of 2 .* transformed"),
     ("eva02_tiny_patch14_224", {"img_size": 28, **ROTARY}, {NORM: 4, ADD: 4}, "2 of 2 .* transformed"),
     # q, k and v in three layers, and a gate in two
     ("eva02_base_patch14_224", {"img_size": 28, **ROTARY}, {PLAIN: 10, "LayerNormMatMulInt8Add": 2, ADD: 2}, "2 of 2"),
     # two blocks side by side, whose outputs are stacked before they are added
-    ("vit_small_patch16_18x2_224", VIT, {NORM: 4, ATTENTION: 4, PLAIN: 8, GELU: 4}, None),
+    ("vit_small_patch16_18x2_224", VIT, {ATTN: 4, PLAIN: 8, GELU: 4}, None),
     ("samvit_base_patch16_224", VIT, {PLAIN: 4, GELU: 2, ADD: 2}, "2 of 2 .* added to its scores"),
     ("mixer_s32_224", {"img_size": 64}, None, None),
     ("xcit_nano_12_p16_224", VIT, None, None),
@@ -181,8 +201,8 @@ def test_architectures_compute_the_same_whatever_is_fused(name, arguments, expec
 
 
 @pytest.mark.parametrize("architecture", ["sparse", "layer scale", "windows"])
-def test_native_operators_compute_what_torch_simulates(sparse, exported, architecture, tmp_path):
-    """Up to ties that rounding breaks differently: far closer than activations that are not quantized at all."""
+def test_native_operators_are_as_exact_as_what_torch_simulates(sparse, exported, architecture, tmp_path):
+    """Activations that differ in their last bits are sometimes rounded to another byte, but the error does not grow."""
     if architecture == "sparse":
         model, proto = sparse, onnx.load(exported)
     else:
@@ -196,16 +216,18 @@ def test_native_operators_compute_what_torch_simulates(sparse, exported, archite
                 attribute.i = 0
     onnx.save(proto, tmp_path / "model.onnx")
     loaded = rounded(model)
-    images = torch.randn(7, 3, 32, 32)
+    images = torch.randn(100, 3, 32, 32)
     with torch.inference_mode():
-        expected = loaded.model(images).numpy()
-    native, functions = session(tmp_path / "model.onnx"), session(tmp_path / "model.onnx", native=False)
-    assert set(int8_layers(loaded.model)) <= set(native.native_nodes)
+        simulated = with_rounded_patches(copy.deepcopy(loaded).model, tmp_path / "model.onnx")(images).numpy()
+    exact = float_outputs(loaded, images, tmp_path / "model.onnx")
+    native = session(tmp_path / "model.onnx")
+    assert all(f"{name}.".startswith(tuple(f"{node}." for node in native.native_nodes)) for name in int8_layers(model.model))
+    assert len(native.native_nodes) == sum(node.domain == DOMAIN and node.op_type != ATTENTION for node in proto.graph.node)
 
-    def error(opened) -> float:
-        return float(np.sqrt(((opened.run(None, {"images": images.numpy()})[0] - expected) ** 2).mean()))
+    def error(found) -> float:
+        return float(np.sqrt(((found - exact) ** 2).mean()))
 
-    assert error(native) < 0.75 * error(functions)
+    assert 0 < error(native.run(None, {"images": images.numpy()})[0]) < 1.15 * error(simulated)
 
 
 def test_a_layer_scale_of_any_sign_is_folded(tmp_path):
@@ -235,7 +257,7 @@ def test_fewer_heads(int8, tmp_path):
         compress_in_place(model, IMAGES, job_of("oats", OATSConfig(iterations=2)))
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx", int8=int8)
-    attention = [node for node in proto.graph.node if node.op_type == ATTENTION]
+    attention = [node for node in proto.graph.node if node.op_type.endswith(ATTENTION)]
     heads = [next(a.i for a in node.attribute if a.name == "num_heads") for node in attention]
     bfloat16 = [next(a.i for a in node.attribute if a.name == "bfloat16") for node in attention]
     assert (heads, bfloat16) == ([3, 2, 3], [int(int8)] * 3)
@@ -255,7 +277,7 @@ def test_the_tanh_form_of_gelu_stays(tmp_path):
         block.mlp.act = nn.GELU(approximate="tanh")
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx", int8=True)
-    assert operators(proto) == {NORM: 6, ATTENTION: 3, ADD: 6}
+    assert operators(proto) == {ATTN: 3, NORM: 3, ADD: 6}
     check(loaded, tmp_path / "model.onnx")
 
 
@@ -359,6 +381,6 @@ def test_a_layer_without_low_rank_that_keeps_most_weights_is_dense(tmp_path):
     compress_in_place(model, IMAGES, job_of("oats", OATSConfig(iterations=2, compression=0.05, rank_ratio=0.0)))
     loaded = LoadedModel("tiny", model, Preprocessing(img_size=32), "random")
     proto = export_onnx(loaded, tmp_path / "model.onnx", int8=True)
-    assert operators(proto) == {NORM: 3, ATTENTION: 3, ADD: 6, GELU: 3}
+    assert operators(proto) == {ATTN: 3, ADD: 3, MLP: 3}
     check(loaded, tmp_path / "model.onnx")
-    assert set(operators(proto)) <= {*INT8_OPERATORS, ATTENTION}
+    assert set(operators(proto)) <= {*INT8_OPERATORS, *COMPOSITES}

@@ -241,9 +241,9 @@ def test_prefixes_rename_functions_unless_told_not_to(files, tmp_path):
 @pytest.mark.parametrize("form", ["sparse", "int8"])
 def test_the_middle_of_a_model_can_be_cut_out(files, form, tmp_path):
     """Values have the names of their layers."""
-    after, end_of_block = tmp_path / "block.onnx", {"sparse": "blocks.0.Add.2.y", "int8": "blocks.0.mlp.fc2.y"}[form]
+    after, end_of_block = tmp_path / "block.onnx", {"sparse": "blocks.0.Add.2.y", "int8": "blocks.0.mlp.y"}[form]
     onnx.utils.extract_model(str(files[form]), str(after), [end_of_block], ["blocks.1.attn.y"])
-    assert session(after).native_nodes == ("blocks.1.attn.qkv",)
+    assert session(after).native_nodes == ({"sparse": "blocks.1.attn.qkv", "int8": "blocks.1.attn"}[form],)
 
 
 @pytest.mark.parametrize("form", [*FORMS, "plain"])
@@ -258,7 +258,8 @@ def test_every_value_has_a_shape_and_every_node_a_readable_name(files, form):
     assert len({node.name for node in graph.node}) == len(graph.node)
     for name in (*made, *weights, *(node.name for node in graph.node)):
         assert not name.startswith(("_", "val_", "node_", "getitem"))
-    assert ("blocks.0.attn.qkv.y" in made) == (form != "plain")
+    named = {"plain": "blocks.0.mlp.fc1.MatMul.y", "int8": "blocks.0.mlp.y"}.get(form, "blocks.0.attn.qkv.y")
+    assert named in made
 
 
 def test_ort_keeps_our_nodes_where_the_library_is_registered(files, tmp_path):

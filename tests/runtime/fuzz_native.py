@@ -17,9 +17,9 @@ from onnx import TensorProto
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from tests.runtime.int8_models import attention_model, int8_model, random_case
+from tests.runtime.int8_models import attention_model, composite_model, int8_model, random_case, random_composite
 from tests.runtime.sparse_models import operator_model, random_low_rank, random_sparse
-from vitoats.format.operator import DOMAIN, INT8_OPERATORS
+from vitoats.format.operator import COMPOSITES, DOMAIN, INT8_OPERATORS
 
 SIZES = (0, 1, 2, 7, 8, 9, 63, 64, 65, 255, 2**16, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -1, -8, -(2**63))
 NUMBERS = (0.0, -0.0, 1e-40, 1e-6, -1e-6, -1.0, 3e38, -3e38, float("inf"), -float("inf"), float("nan"))
@@ -184,7 +184,7 @@ def more_inputs(model, dice):
 
 
 def other_operator(model, dice):
-    model.graph.node[0].op_type = dice.choice(("SparseMatMul", "QKVAttention", "None", *INT8_OPERATORS))
+    model.graph.node[0].op_type = dice.choice(("SparseMatMul", "QKVAttention", "None", *INT8_OPERATORS, *COMPOSITES))
 
 
 def unknown_shapes(model, dice):
@@ -237,6 +237,12 @@ def attention_case(numbers: np.random.Generator, dice: random.Random) -> onnx.Mo
     return attention_model(dice.randint(1, 4), dice.choice((1, 7, 32, 64)), scale, dice.randint(0, 1), dice.random() < 0.3)
 
 
+def composite_case(numbers: np.random.Generator, dice: random.Random) -> onnx.ModelProto:
+    name, width = dice.choice(sorted(COMPOSITES)), dice.choice((1, dice.randint(2, 140)))
+    case = random_composite(numbers, name, width, dice.choice((1, 16, dice.randint(2, 100))), dice.randint(1, 3))
+    return composite_model(case, function=dice.random() < 0.3)
+
+
 def feeds(model: onnx.ModelProto, numbers: np.random.Generator, dice: random.Random) -> dict[str, np.ndarray]:
     """Inputs of a sound model: batch 1 and some number of tokens, with a number now and then that is none."""
     tokens, found = dice.choice((0, 1, 5, 30)), {}
@@ -279,7 +285,7 @@ def main(library: str, cases: int, seed: int) -> None:
     dice, made, refused = random.Random(seed), 0, 0
     for _ in range(cases):
         numbers = np.random.default_rng(dice.getrandbits(32))
-        kind = dice.choice((float_case, int8_case, int8_case, attention_case))
+        kind = dice.choice((float_case, int8_case, composite_case, attention_case))
         model = kind(numbers, dice)
         inputs = feeds(model, numbers, dice)
         for _ in range(dice.choice((1, 1, 2, 3))):

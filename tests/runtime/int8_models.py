@@ -7,16 +7,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from vitoats.export.composite import composite_function
 from vitoats.export.int8_matmul import int8_matmul_function
 from vitoats.export.onnx_file import IR_VERSION
 from vitoats.export.qkv_attention import qkv_attention_function
 from vitoats.format.operator import (
+    COMPOSITES,
     DENSE_INT8,
     DOMAIN,
     INT8_OPERATORS,
     NEWEST_DOMAIN_VERSION,
     OPSET,
     QKV_ATTENTION,
+    Composite,
     Int8MatMul,
 )
 from vitoats.format.tiles import pack, tiled
@@ -109,6 +112,86 @@ def attention(qkv: np.ndarray, heads: int, scale: float) -> np.ndarray:
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return (weights @ v).swapaxes(1, 2).reshape(b, t, width // 3)
+
+
+@dataclass
+class CompositeCase:
+    """Random weights of a composite.
+
+    Attributes:
+        operator: the composite.
+        products: weights of the stages that are products.
+        width: number of inputs.
+        heads: of attention; 0 for an MLP.
+        scale: of attention's scores.
+    """
+
+    operator: Composite
+    products: list[Int8Case]
+    width: int
+    heads: int = 0
+    scale: float = 0.0
+
+    @property
+    def constants(self) -> dict[str, np.ndarray]:
+        """The constants by their names in the composite."""
+        return {
+            name: case.constants[own]
+            for stage, case in zip(self.operator.stages, self.products, strict=False)
+            for own, name in zip(stage.operator.inputs[1:], stage.inputs, strict=True)
+            if own in case.constants
+        }
+
+    @property
+    def attributes(self) -> dict[str, int | float]:
+        found = {"in_features": self.width, "epsilon": EPSILON}
+        if self.heads:
+            return found | {"num_heads": self.heads, "scale": self.scale, "bfloat16": 0}
+        return found | {"hidden_features": self.products[1].W.shape[1]}
+
+    def expected(self, x: np.ndarray) -> np.ndarray:
+        """The result for activations that are not quantized."""
+        first = self.products[0].expected(x)
+        return attention(first, self.heads, self.scale) if self.heads else self.products[1].expected(first, x)
+
+
+def random_composite(random: np.random.Generator, name: str, width: int, hidden: int, heads: int = 2) -> CompositeCase:
+    """An MLP [width -> hidden -> width], or attention of that many heads of the width ``hidden``."""
+    operator = COMPOSITES[name]
+    first, second = (stage.operator for stage in operator.stages)
+    if second.name == QKV_ATTENTION.name:
+        parts = 3 if heads * hidden % 16 == 0 else 1
+        return CompositeCase(
+            operator, [random_case(random, first.name, 3 * heads * hidden, width, parts=parts)], width, heads, hidden**-0.5
+        )
+    return CompositeCase(
+        operator, [random_case(random, first.name, hidden, width), random_case(random, second.name, width, hidden)], width
+    )
+
+
+def composite_model(case: CompositeCase, function: bool = True) -> onnx.ModelProto:
+    """A model of one node "layer": x [b, t, width] is its input, the rest are constants."""
+    node = helper.make_node(case.operator.name, case.operator.inputs, ["y"], name="layer", domain=DOMAIN, **case.attributes)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "t", case.width])]
+    last = len(case.products[0].W) // 3 if case.heads else case.width
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "t", last])
+    constants = [numpy_helper.from_array(array, name) for name, array in case.constants.items()]
+    graph = helper.make_graph([node], "operator", inputs, [output], constants)
+    return _model(graph, [composite_function(case.operator)] if function else [])
+
+
+def stages_model(case: CompositeCase) -> onnx.ModelProto:
+    """The same model with a node for each stage."""
+    nodes, x = [], "x"
+    for i, stage in enumerate(case.operator.stages, 1):
+        attributes = {own: case.attributes[name] for own, name in stage.attributes.items()}
+        y = "y" if i == len(case.operator.stages) else f"y{i}"
+        nodes.append(helper.make_node(stage.operator.name, [x, *stage.inputs], [y], f"stage{i}", domain=DOMAIN, **attributes))
+        x = y
+    model = composite_model(case, function=False)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def _model(graph: onnx.GraphProto, functions: list[onnx.FunctionProto]) -> onnx.ModelProto:

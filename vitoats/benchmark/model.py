@@ -99,11 +99,12 @@ def dense_variants(loaded: LoadedModel, folder: Path) -> list[Variant]:
     return [dense, int8, native]
 
 
-def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded: bool) -> list[Variant]:
+def compressed_variants(compressed: LoadedModel, for_int8: LoadedModel, name: str, folder: Path, folded: bool) -> list[Variant]:
     """Exports a compressed model to ``folder``.
 
     Args:
         compressed: the model.
+        for_int8: the model that is rounded to int8: the same one, or one with another share of low rank.
         name: first part of the variants' names.
         folder: folder for the files.
         folded: also export S + U V as dense matrices, where zeros save nothing.
@@ -112,7 +113,7 @@ def compressed_variants(compressed: LoadedModel, name: str, folder: Path, folded
     sparse, half, int8, plain = (Variant(f"{name}{form}", folder / f"{name}{form}.onnx") for form in forms)
     export_onnx(compressed, sparse.file)
     export_onnx(compressed, half.file, float16=True)
-    export_onnx(compressed, int8.file, int8=True)
+    export_onnx(for_int8, int8.file, int8=True)
     if not folded:
         return [sparse, half, int8]
     export_onnx(compressed, plain.file, "dense")

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vitoats.format.operator import DOMAIN, INT8_OPERATORS, LINEAR, QKV_ATTENTION
+from vitoats.format.operator import DOMAIN, LINEAR, QKV_ATTENTION
 from vitoats.runtime.inference import session
 
 RUNS, WARM_UPS = 12, 2
-OWN = {*LINEAR, *INT8_OPERATORS, QKV_ATTENTION.name}  # operators of the native library
+OWN = {*LINEAR, QKV_ATTENTION.name}  # operators of the native library
 PRODUCTS = ("MatMul", "Gemm")  # parts of the names of ONNX Runtime's products, such as FusedMatMul or DynamicQuantizeMatMul
 
 

@@ -2,10 +2,11 @@
 
 import onnx
 
+from vitoats.export.composite import composite_function
 from vitoats.export.int8_matmul import int8_matmul_function
 from vitoats.export.qkv_attention import qkv_attention_function
 from vitoats.export.sparse_matmul import sparse_matmul_function
-from vitoats.format.operator import ATTENTION, DOMAIN, DOMAIN_VERSION, INT8_OPERATORS, NAME, NEWEST_DOMAIN_VERSION
+from vitoats.format.operator import ATTENTION, COMPOSITES, DOMAIN, DOMAIN_VERSION, INT8_OPERATORS, NAME, OPERATORS
 
 
 def add_functions(proto: onnx.ModelProto) -> None:
@@ -21,6 +22,8 @@ def add_functions(proto: onnx.ModelProto) -> None:
             function = sparse_matmul_function(n_inputs)
         elif name == ATTENTION:
             function = qkv_attention_function(_head_width(proto.graph))
+        elif name in COMPOSITES:
+            function = composite_function(COMPOSITES[name], _head_width(proto.graph))
         else:
             function = int8_matmul_function(INT8_OPERATORS[name])
         for opset in function.opset_import:
@@ -30,7 +33,7 @@ def add_functions(proto: onnx.ModelProto) -> None:
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
     if used:
-        version = DOMAIN_VERSION if used.keys() == {NAME} else NEWEST_DOMAIN_VERSION
+        version = max(OPERATORS[name].since_version if name in OPERATORS else DOMAIN_VERSION for name in used)
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, version))
 
 
@@ -40,6 +43,6 @@ def _head_width(graph: onnx.GraphProto) -> int | None:
     widths = {
         shapes[node.output[0]].dim[2].dim_value // onnx.helper.get_node_attr_value(node, "num_heads")
         for node in graph.node
-        if (node.domain, node.op_type) == (DOMAIN, ATTENTION)
+        if node.domain == DOMAIN and node.op_type.endswith(ATTENTION)
     }
     return widths.pop() if len(widths) == 1 else None

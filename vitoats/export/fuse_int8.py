@@ -12,7 +12,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from vitoats.export.graph import constant, consumers, number, only_consumer, other_input, produced_by, replace
+from vitoats.export.graph import constant, constant_instead, consumers, number, only_consumer, other_input, produced_by, replace
 from vitoats.format.operator import DOMAIN, INT8_OPERATORS, Int8MatMul, int8_operator
 
 OUTPUT_FACTORS = ("scale", "U_scale", "bias")  # a constant that multiplies the output multiplies these
@@ -67,23 +67,8 @@ def _with_constant(node: ir.Node) -> ir.Node | None:
     for name in OUTPUT_FACTORS if after.op_type == "Mul" else ("bias",):
         if (old := inputs.get(name)) is not None and (before := constant(old)) is not None:
             folded = before * values if after.op_type == "Mul" else before + values
-            inputs[name] = _constant_instead(old, f"{node.name}.{name}", folded.astype(np.float32))
+            inputs[name] = constant_instead(old, f"{node.name}.{name}", folded.astype(np.float32))
     return replace([node, after], node.op_type, node.name, list(inputs.values()), _attributes(node))
-
-
-def _constant_instead(old: ir.Value, name: str, array: np.ndarray) -> ir.Value:
-    """A new constant in the graph of an old one. Other layers may read the old one, as the exporter stores equal ones once."""
-    graph = old.graph
-    assert graph is not None
-    if len(consumers(old)) == 1 and old.name is not None:
-        name = old.name
-        del graph.initializers[name]
-    while name in graph.initializers:
-        name += ".folded"
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _with_gelu(node: ir.Node) -> ir.Node | None:

@@ -28,6 +28,26 @@ def consumers(value: ir.Value) -> list[ir.Node]:
     return [] if value.is_graph_output() else [node for node, _ in value.uses()]
 
 
+def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of a graph. Its name gets something at its end if it is taken."""
+    while name in graph.initializers:
+        name += ".folded"
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def constant_instead(old: ir.Value, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant in the graph of an old one. Other layers may read the old one, as the exporter stores equal ones once."""
+    graph = old.graph
+    assert graph is not None
+    if len(consumers(old)) == 1 and old.name is not None:
+        name = old.name
+        del graph.initializers[name]
+    return new_constant(graph, name, array)
+
+
 def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
     """The only node that reads a value, if it is of one of these standard types."""
     nodes = consumers(value)

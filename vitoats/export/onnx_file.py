@@ -20,7 +20,9 @@ from vitoats.common.files import atomic_write
 from vitoats.export.external_data import LARGEST_FILE, move_weights, weight_bytes
 from vitoats.export.functions import add_functions
 from vitoats.export.fuse_attention import fuse_attention
+from vitoats.export.fuse_blocks import fuse_blocks
 from vitoats.export.fuse_int8 import fuse_int8
+from vitoats.export.fuse_patches import fuse_patches
 from vitoats.export.gelu import gelu
 from vitoats.export.graph import layer_name
 from vitoats.export.inline import inlined
@@ -95,12 +97,14 @@ def export_onnx(
     for node in traced.graph:
         if node.domain == DOMAIN:  # named after its layer, like its values
             node.name = layer_name(node)
-    if has_int8:
+    if has_int8 and has_nodes:
+        fuse_patches(traced.graph)
         fuse_int8(traced.graph)
     if has_nodes and form == "sparse":
         fuse_attention(traced.graph, bfloat16=has_int8)
     if has_nodes:
         RemoveUnusedNodesPass()(traced)
+        fuse_blocks(traced.graph)
     name_after_modules(traced.graph)
     if external_data := external_data or weight_bytes(traced) > LARGEST_FILE:
         move_weights(traced, path)

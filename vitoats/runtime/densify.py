@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.format import bitmask, tiles
-from vitoats.format.operator import DOMAIN, INPUTS, INT8_OPERATORS, LINEAR
+from vitoats.format.operator import COMPOSITES, DOMAIN, INPUTS, INT8_OPERATORS, LINEAR
 
 LARGEST_MODEL = 2**31 - 1  # bytes; the limit of protobuf
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators, of which Gelu is one
@@ -32,7 +32,7 @@ def densified(path: Path) -> bytes | None:
         model = onnx.load(str(path))
         graph = model.graph
         tensors = {t.name: t for t in graph.initializer}
-        nodes = list(graph.node)
+        nodes = [stage for node in graph.node for stage in _stages(node)]
         del graph.node[:]
         for node in nodes:
             if node.domain != DOMAIN or node.op_type not in LINEAR:
@@ -60,6 +60,26 @@ def densified(path: Path) -> bytes | None:
         return model.SerializeToString() if model.ByteSize() <= LARGEST_MODEL else None
     except Exception:  # ONNX Runtime will report what is wrong with the file
         return None
+
+
+def _stages(node: Any) -> list[Any]:
+    """The nodes that a node of several operators stands for; the node itself if it is of one."""
+    from onnx import helper
+
+    if node.domain != DOMAIN or node.op_type not in COMPOSITES:
+        return [node]
+    whole = COMPOSITES[node.op_type]
+    values = dict(zip(whole.inputs, node.input, strict=True))
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    stages, x = [], node.input[0]
+    for i, stage in enumerate(whole.stages, 1):
+        y = node.output[0] if i == len(whole.stages) else f"{node.output[0]}.{i}"
+        inputs = [x, *(values[name] for name in stage.inputs)]
+        own = {own: attributes[name] for own, name in stage.attributes.items()}
+        name = f"{node.name or node.output[0]}.{i}"
+        stages.append(helper.make_node(stage.operator.name, inputs, [y], name, domain=DOMAIN, **own))
+        x = y
+    return stages
 
 
 def _float_weights(constants: dict[str, np.ndarray], k: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     rows = compare_files(args.files, args.batch or [1], args.threads or [cores()])
     print_table(
         f"ONNX Runtime, {processor()}",
-        ("file", "batch", "threads", "ms", "speedup", "native layers", "MB"),
+        ("file", "batch", "threads", "ms", "speedup", "native nodes", "MB"),
         [
             (
                 Path(row.file).name,

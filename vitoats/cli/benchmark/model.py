@@ -10,7 +10,8 @@ zeros and low-rank terms are random, too. All variants take turns in one run:
     dense, int8           the model as it is, and ONNX Runtime's dynamic quantization of all MatMuls, per channel
     native-int8           the dense model in int8, with the native operators
     oats-50               S + U V in the native operator, 50 % of the weights removed; -float16: stored in float16;
-                          -int8: weights and products in int8; -folded: as dense matrices
+                          -int8: weights and products in int8; -folded: as dense matrices. A quarter of what is kept is
+                          low-rank; nothing in int8, where that costs time (--rank-ratio: all forms alike)
     openvino-f32, -bf16   the dense file in OpenVINO (pip install 'vitoats[openvino]')
     openvino-int8         quantized by NNCF, with fixed scales for the activations; -int8-bf16: the rest in bfloat16
 """
@@ -39,6 +40,7 @@ MODELS = ("dinov2_vits14", "vit_base_patch16_224")
 BATCHES = (1, 8)
 THREADS = (1, 2)
 COMPRESSIONS = (0.5, 0.6)
+RANK_RATIO, INT8_RANK_RATIO = 0.25, 0.0
 STEPS = 2  # of OATS: more steps would change which weights are zero, not how many
 N_IMAGES = 4  # noise images for OATS
 
@@ -51,17 +53,19 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     from vitoats.methods.oats import OATSConfig
 
+    rank_ratio, of_int8 = (RANK_RATIO, INT8_RANK_RATIO) if args.rank_ratio is None else (args.rank_ratio,) * 2
     configs = [
-        OATSConfig(compression=compression, rank_ratio=args.rank_ratio, iterations=STEPS, seed=args.seed)
+        OATSConfig(compression=compression, rank_ratio=rank_ratio, iterations=STEPS, seed=args.seed)
         for compression in args.compression or COMPRESSIONS
     ]
     check_names(args.variant or [], configs)
-    rows = [row for name in args.model or MODELS for row in measure(name, args, configs)]
+    rows = [row for name in args.model or MODELS for row in measure(name, args, configs, of_int8)]
     kernels = library.isa() if library.library_path() else None
     machine = f"{processor()}, kernels for {kernels or 'nothing: the native library is missing'}"
-    _print(f"{machine}; rank ratio {args.rank_ratio:g}; RSS is that of a process that runs the file", rows)
+    ratios = f"rank ratio {rank_ratio:g}, {of_int8:g} in int8"
+    _print(f"{machine}; {ratios}; RSS is that of a process that runs the file", rows)
     print("; ".join(sorted({f"{row['model']}: {row['weights']}" for row in rows})))
-    return {"processor": processor(), "isa": kernels, "rank_ratio": args.rank_ratio, "rows": rows}
+    return {"processor": processor(), "isa": kernels, "rank_ratio": rank_ratio, "rank_ratio_int8": of_int8, "rows": rows}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=flags.positive, **several, help="images at a time; 1 and 8")
     parser.add_argument("--threads", type=flags.positive, **several, help="CPU threads; 1 and 2")
     parser.add_argument("--compression", type=float, **several, help="shares of the weights to remove; 0.5 and 0.6")
-    parser.add_argument("--rank-ratio", type=float, default=0.25, metavar="KAPPA", help="share of the kept for low rank")
+    parser.add_argument(
+        "--rank-ratio",
+        type=float,
+        metavar="KAPPA",
+        help=f"share of the kept for low rank; by default {RANK_RATIO:g}, and {INT8_RANK_RATIO:g} in int8",
+    )
     parser.add_argument("--variant", metavar="NAME", action="append", help="only this beside dense and int8; all by default")
     parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="image size; the model's usual one by default")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
@@ -101,8 +110,8 @@ def label(config: "OATSConfig") -> str:
     return f"oats-{100 * config.total_compression():g}"
 
 
-def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") -> list[dict[str, Any]]:
-    """Measures one model; returns its rows of the JSON line."""
+def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]", of_int8: float) -> list[dict[str, Any]]:
+    """Measures one model, with the rank ratio ``of_int8`` in int8; returns its rows of the JSON line."""
     from vitoats.benchmark.model import compare_variants
     from vitoats.benchmark.weights import load_or_randomise
 
@@ -111,14 +120,14 @@ def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]") ->
 
     loaded, weights = load_or_randomise(name, args.checkpoint, args.random_weights, args.img_size)
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
-        variants = chosen(write_variants(loaded, configs, args, Path(scratch)), args.variant)
+        variants = chosen(write_variants(loaded, configs, of_int8, args, Path(scratch)), args.variant)
         size, batches, threads = loaded.preprocessing.img_size, args.batch or BATCHES, args.threads or THREADS
         times = compare_variants(variants, size, batches, threads, args.seed, say)
     return [{"model": name, "weights": weights, **dataclasses.asdict(row)} for row in times]
 
 
 def write_variants(
-    loaded: "LoadedModel", configs: "list[OATSConfig]", args: argparse.Namespace, folder: Path
+    loaded: "LoadedModel", configs: "list[OATSConfig]", of_int8: float, args: argparse.Namespace, folder: Path
 ) -> "list[Variant]":
     """Exports the model dense, quantized, and compressed by OATS in all forms; the dense variant comes first."""
     from vitoats.benchmark.model import compressed_variants, dense_variants, openvino_variants
@@ -131,7 +140,10 @@ def write_variants(
             continue
         common.log.info("compressing by %g %%", 100 * config.total_compression())
         folded = config is configs[0]  # the speed of a dense matrix does not depend on the compression
-        variants += compressed_variants(compressed(loaded, config, args), label(config), folder, folded)
+        small = compressed(loaded, config, args)
+        other = dataclasses.replace(config, rank_ratio=of_int8)
+        for_int8 = small if other == config else compressed(loaded, other, args)
+        variants += compressed_variants(small, for_int8, label(config), folder, folded)
     return variants + openvino_variants(loaded, dense, args.seed, folder)
 
 

@@ -76,8 +76,8 @@ struct Packed {
 };
 
 // n numbers from p on, up to a vector of steps of them, padded with zeros; adds 0 to check, or NaN if one is not finite.
-template <class A>
-VITOATS_INLINE typename A::V::T load_steps(const float* p, int64_t n, typename A::V::T factor, typename A::V::T& check) {
+template <class A, class Number>
+VITOATS_INLINE typename A::V::T load_steps(const Number* p, int64_t n, typename A::V::T factor, typename A::V::T& check) {
   using V = typename A::V;
   auto first = load_values<V>(p, p + n), second = V::zero();
   check = V::fmadd(first, V::zero(), check);
@@ -91,29 +91,29 @@ VITOATS_INLINE typename A::V::T load_steps(const float* p, int64_t n, typename A
 }
 
 // Rows of one head are far apart, so that the processor does not foresee which is next.
-template <int write = 0>
-VITOATS_INLINE void prefetch_row(const Head& head, const float* part, int64_t stride, int64_t token) {
+template <int write = 0, class Number>
+VITOATS_INLINE void prefetch_row(const Head& head, const Number* part, int64_t stride, int64_t token) {
   if (token >= head.tokens) return;
-  for (int64_t i = 0; i < head.width; i += 16) __builtin_prefetch(part + token * stride + i, write);
+  for (int64_t i = 0; i < head.width; i += 64 / sizeof(Number)) __builtin_prefetch(part + token * stride + i, write);
 }
 
-template <class A>
-void pack_queries(const Head& head, const Packed<A>& packed, int64_t query) {
+template <class A, class Number>
+void pack_queries(const Head& head, const Number* q, const Packed<A>& packed, int64_t query) {
   using V = typename A::V;
   const auto factor = V::set1(head.scale * kLog2E);
   for (int64_t i = query; i < query + A::kQueries; ++i) {
     auto check = V::zero();
     for (int64_t s = 0; s < packed.steps; s += V::lanes) {
       const int64_t left = i < head.tokens ? head.width - s * A::kSteps : 0;
-      const auto steps = load_steps<A>(head.q + i * head.stride + s * A::kSteps, left, factor, check);
+      const auto steps = load_steps<A>(q + i * head.stride + s * A::kSteps, left, factor, check);
       store_values<V>(packed.q + i * packed.steps + s, packed.steps - s, steps);
     }
     packed.query_checks[i] = V::sum(check);
   }
 }
 
-template <class A>
-void pack_keys(const Head& head, const Packed<A>& packed) {
+template <class A, class Number>
+void pack_keys(const Head& head, const Number* k, const Packed<A>& packed) {
   using V = typename A::V;
   constexpr int L = V::lanes;
   alignas(64) float square[L * L], transposed[L * L];
@@ -122,11 +122,11 @@ void pack_keys(const Head& head, const Packed<A>& packed) {
     const int64_t panel = key / (kPanel<V> * L) * (kPanel<V> * L);
     const int64_t panel_lanes = smaller(kPanel<V> * L, packed.key_lanes - panel);
     float* target = packed.k + panel * packed.steps + (key - panel);
-    for (int64_t i = 0; i < L; ++i) prefetch_row(head, head.k, head.stride, key + L + i);
+    for (int64_t i = 0; i < L; ++i) prefetch_row(head, k, head.stride, key + L + i);
     for (int64_t s = 0; s < packed.steps; s += L) {
       for (int64_t i = 0; i < L; ++i) {
         const int64_t left = key + i < head.tokens ? head.width - s * A::kSteps : 0;
-        const float* source = head.k + (key + i) * head.stride + s * A::kSteps;
+        const Number* source = k + (key + i) * head.stride + s * A::kSteps;
         V::store(square + i * L, load_steps<A>(source, left, V::set1(1), check));
       }
       if (packed.steps - s >= L) {
@@ -141,17 +141,17 @@ void pack_keys(const Head& head, const Packed<A>& packed) {
   *packed.key_check = V::sum(check);
 }
 
-template <class A>
-void pack_values(const Head& head, const Packed<A>& packed) {
+template <class A, class Number>
+void pack_values(const Head& head, const Number* v, const Packed<A>& packed) {
   using V = typename A::V;
   constexpr int64_t kLanes = kPanel<V> * V::lanes;
   auto check = V::zero();
   for (int64_t s = 0; s < packed.key_steps; ++s) {
-    const float* rows[2] = {};
+    const Number* rows[2] = {};
     for (int i = 0; i < A::kSteps; ++i) {
       const int64_t key = s * A::kSteps + i;
-      if (key < head.tokens) rows[i] = head.v + key * head.stride;
-      prefetch_row(head, head.v, head.stride, key + kAhead);
+      if (key < head.tokens) rows[i] = v + key * head.stride;
+      prefetch_row(head, v, head.stride, key + kAhead);
     }
     for (int64_t panel = 0; panel < packed.width_lanes; panel += kLanes) {
       const int64_t lanes = smaller(kLanes, packed.width_lanes - panel);
@@ -254,14 +254,23 @@ VITOATS_INLINE void accumulate(const float* product, int64_t product_stride, int
     }
 }
 
-template <class A>
-void attend_block(const Head& head, const Packed<A>& packed, int64_t query, int64_t rows) {
+// Calls body with a pointer to the numbers, of their type.
+template <class A, class Body>
+VITOATS_INLINE void with_type(const Activations& numbers, const Body& body) {
+  if constexpr (A::kSteps == 2) {
+    if (numbers.bfloat16) return body(numbers.bfloat16);
+  }
+  body(numbers.float32);
+}
+
+template <class A, class Number>
+void attend_block(const Head& head, const Number* q, const Packed<A>& packed, int64_t query, int64_t rows) {
   using V = typename A::V;
   constexpr int64_t kLanes = kPanel<V> * V::lanes;
-  pack_queries(head, packed, query);
+  pack_queries(head, q, packed, query);
   for (int64_t i = query; i < query + A::kQueries; ++i) {
     prefetch_row<1>(head, head.y, head.y_stride, i);
-    prefetch_row(head, head.q, head.stride, i + A::kQueries);  // of the next block
+    prefetch_row(head, q, head.stride, i + A::kQueries);  // of the next block
   }
   Softmax<A> softmax;
   alignas(64) float product[A::kQueries * kLanes];
@@ -293,15 +302,17 @@ int64_t packed_size(const Head& head) {
 template <class A>
 void pack(const Head& head, HeadPart part, float* target) {
   const Packed<A> packed(head, target);
-  if (part == HeadPart::kKeys) pack_keys(head, packed);
-  if (part == HeadPart::kValues) pack_values(head, packed);
+  if (part == HeadPart::kKeys) with_type<A>(head.k, [&](const auto* k) { pack_keys(head, k, packed); });
+  if (part == HeadPart::kValues) with_type<A>(head.v, [&](const auto* v) { pack_values(head, v, packed); });
 }
 
 template <class A>
 void attend(const Head& head, float* source, int64_t query, int64_t query_end) {
   const Packed<A> packed(head, source);
   [[maybe_unused]] const typename A::Context context;
-  for (; query < query_end; query += A::kQueries) attend_block(head, packed, query, smaller(A::kQueries, query_end - query));
+  with_type<A>(head.q, [&](const auto* q) {
+    for (; query < query_end; query += A::kQueries) attend_block(head, q, packed, query, smaller(A::kQueries, query_end - query));
+  });
 }
 
 template <class A>

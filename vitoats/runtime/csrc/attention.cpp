@@ -15,13 +15,13 @@ constexpr HeadPart kParts[] = {HeadPart::kKeys, HeadPart::kValues};
 
 }  // namespace
 
-void Attention::run(const float* qkv, int64_t batch, int64_t tokens, int64_t width, float* y, const Parallel& parallel) const {
+void Attention::run(const Activations& qkv, int64_t batch, int64_t tokens, int64_t width, float* y, const Parallel& parallel) const {
   if (batch == 0 || tokens == 0 || width == 0) return;
   const int64_t y_stride = heads_ * width, stride = 3 * y_stride, all = batch * heads_;
   const auto head = [&](int64_t i) {
     const int64_t token = i / heads_ * tokens, column = i % heads_ * width;
-    const float* q = qkv + token * stride + column;
-    return Head{q, q + y_stride, q + 2 * y_stride, y + token * y_stride + column, tokens, width, stride, y_stride, scale_};
+    const Activations q = qkv.from(token * stride + column);
+    return Head{q, q.from(y_stride), q.from(2 * y_stride), y + token * y_stride + column, tokens, width, stride, y_stride, scale_};
   };
   const int64_t size = kernels_.packed_size(head(0));
   const auto bytes = [&](int64_t heads) { return static_cast<size_t>(heads * size) * sizeof(float); };

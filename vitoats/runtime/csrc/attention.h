@@ -1,5 +1,5 @@
 // Attention y = softmax(scale q k^T) v of all heads, independent of ONNX Runtime: qkv [batch, tokens, 3, heads, width] and
-// y [batch, tokens, heads, width], float32.
+// y [batch, tokens, heads, width], float32. With kernels that multiply in bfloat16, qkv may be bfloat16.
 //
 // Special numbers are treated the same way by all kernels:
 //   * a query with an infinity or NaN has NaN in all its outputs of that head, and so has a query whose scores overflow, as in
@@ -23,8 +23,10 @@ class Attention {
   Attention(int64_t heads, float scale, const AttentionKernels& kernels)
       : kernels_(kernels), heads_(heads), scale_(scale), scratch_(ScratchPool::shared()) {}
 
+  bool bfloat16() const { return kernels_.bfloat16; }
+
   // Throws std::bad_alloc and anything that parallel throws. The result does not depend on the number of threads.
-  void run(const float* qkv, int64_t batch, int64_t tokens, int64_t width, float* y, const Parallel& parallel) const;
+  void run(const Activations& qkv, int64_t batch, int64_t tokens, int64_t width, float* y, const Parallel& parallel) const;
 
  private:
   const AttentionKernels& kernels_;

@@ -5,7 +5,7 @@
 namespace vitoats {
 namespace {
 
-struct BFloat16 : attention::VectorProduct<BFloat16, Vector> {
+struct Avx512Bf16 : attention::VectorProduct<Avx512Bf16, Vector> {
   using V = Vector;
   static constexpr int kSteps = 2, kDegree = 3;
   static VITOATS_INLINE __m512 pack(__m512 first, __m512 second) { return bfloat16::pack(first, second); }
@@ -17,6 +17,6 @@ struct BFloat16 : attention::VectorProduct<BFloat16, Vector> {
 
 }  // namespace
 
-extern const AttentionKernels kAttentionBf16 = attention::kernels<BFloat16>("avx512_vnni");
+extern const AttentionKernels kAttentionBf16 = attention::kernels<Avx512Bf16>("avx512_vnni");
 
 }  // namespace vitoats

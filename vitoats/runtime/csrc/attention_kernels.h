@@ -6,11 +6,13 @@
 
 #include <cstdint>
 
+#include "activations.h"
+
 namespace vitoats {
 
 // One head of one image: y = softmax(scale q k^T) v.
 struct Head {
-  const float *q, *k, *v;        // [tokens, width], rows stride floats apart
+  Activations q, k, v;           // [tokens, width], rows stride numbers apart; in bfloat16 only for kernels that multiply in it
   float* y;                      // [tokens, width], rows y_stride floats apart
   int64_t tokens, width, stride, y_stride;
   float scale;

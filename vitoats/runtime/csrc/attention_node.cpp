@@ -3,20 +3,17 @@
 #include "node_inputs.h"
 
 namespace vitoats {
-namespace {
 
-const AttentionKernels& wanted_kernels(const NodeInputs& inputs) {
+const AttentionKernels& checked_attention_kernels(const NodeInputs& inputs) {
   const int64_t bfloat16 = inputs.integer("bfloat16", 0);
   if (bfloat16 > 1) refuse("bfloat16 is " + std::to_string(bfloat16) + ", not 0 or 1");
   return attention_row(bfloat16, checked_isa());
 }
 
-}  // namespace
-
 AttentionNode::AttentionNode(const ort::Api& api, const OrtKernelInfo* info) : AttentionNode(api, NodeInputs(api, info)) {}
 
 AttentionNode::AttentionNode(const ort::Api& api, const NodeInputs& inputs)
-    : Node(api), heads_(inputs.integer("num_heads")), attention_(heads_, inputs.number("scale"), wanted_kernels(inputs)) {}
+    : Node(api), heads_(inputs.integer("num_heads")), attention_(heads_, inputs.number("scale"), checked_attention_kernels(inputs)) {}
 
 void AttentionNode::compute(OrtKernelContext* context) const {
   const Tensor qkv = float_input(context, 0, "qkv");

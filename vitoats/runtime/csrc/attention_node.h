@@ -13,6 +13,9 @@ namespace vitoats {
 
 class NodeInputs;
 
+// The kernels that the attribute bfloat16 allows.
+const AttentionKernels& checked_attention_kernels(const NodeInputs& inputs);
+
 class AttentionNode : public Node {
  public:
   AttentionNode(const ort::Api& api, const OrtKernelInfo* info);

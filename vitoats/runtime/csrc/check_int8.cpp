@@ -204,7 +204,7 @@ int check(const char* isa, std::mt19937& random, const Case& c, int64_t tokens, 
     x[at(t * c.columns + static_cast<int64_t>(random()) % c.columns)] = numbers[random() % 4];
   }
   const vitoats::Int8Product product(vitoats::prepare_int8(c.constants), vitoats::int8_row(isa));
-  product.run(x.data(), tokens, {y.data(), add ? residual.data() : nullptr}, Serial());
+  product.run(x.data(), tokens, vitoats::Int8Output(y.data(), add ? residual.data() : nullptr), Serial());
 
   std::vector<double> sum(at(c.rows)), size(at(c.rows));
   for (int64_t t = 0; t < tokens; ++t) {
@@ -247,7 +247,7 @@ void measure(int64_t tokens, int64_t rows, int64_t columns, int64_t rank, int64_
       double best = 1e9;
       for (int i = 0; i < 30; ++i) {
         const double start = processor_seconds();
-        for (const auto& product : products) product.run(x.data(), tokens, {y.data(), add ? residual.data() : nullptr}, Serial());
+        for (const auto& product : products) product.run(x.data(), tokens, vitoats::Int8Output(y.data(), add ? residual.data() : nullptr), Serial());
         best = std::min(best, (processor_seconds() - start) / static_cast<double>(products.size()));
       }
       std::printf("%-12s %-7s %8.1f us %7.0f\n", *isa, sparse ? "sparse" : "dense", best * 1e6,

@@ -13,6 +13,8 @@
 #include <memory>
 #include <vector>
 
+#include "activations.h"
+
 namespace vitoats {
 
 constexpr int kStripRows = 16;
@@ -74,15 +76,29 @@ struct QuantizedRows {
 // The tokens of a product. Those of z have a row for each token and part.
 struct Int8Tokens {
   int64_t count;
-  const float* x;          // [count, columns]
+  Activations x;           // [count, columns]; float32, or float16 if they are not normalized
   QuantizedRows quantized;
   float* z;                // [count, parts * z_stride]
   QuantizedRows quantized_z;
 };
 
+// Outputs [count, rows] in one of the types; the other pointers are null. The results of GELU may be float16, where larger numbers
+// become the largest one, and other results bfloat16; these have no residual.
 struct Int8Output {
-  float* y;                // [count, rows]
-  const float* residual;   // the same, or null
+  float* y = nullptr;
+  const float* residual = nullptr;  // or null
+  Float16* y_float16 = nullptr;
+  BFloat16* y_bfloat16 = nullptr;
+
+  explicit Int8Output(float* of_y, const float* of_residual = nullptr) : y(of_y), residual(of_residual) {}
+  explicit Int8Output(Float16* of_y) : y_float16(of_y) {}
+  explicit Int8Output(BFloat16* of_y) : y_bfloat16(of_y) {}
+
+  // From the n-th number on.
+  Int8Output from(int64_t n) const {
+    if (y) return Int8Output(y + n, residual ? residual + n : nullptr);
+    return y_float16 ? Int8Output(y_float16 + n) : Int8Output(y_bfloat16 + n);
+  }
 };
 
 // A row of the kernel table.

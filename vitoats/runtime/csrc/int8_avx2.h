@@ -16,6 +16,22 @@ struct Int8Vector {
   static VITOATS_INLINE T load(const float* p) { return _mm256_load_ps(p); }
   static VITOATS_INLINE T loadu(const float* p) { return _mm256_loadu_ps(p); }
   static VITOATS_INLINE void storeu(float* p, T v) { _mm256_storeu_ps(p, v); }
+  static VITOATS_INLINE T loadu(const Float16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static VITOATS_INLINE void storeu(Float16* p, T v) {
+    const T least = _mm256_min_ps(_mm256_set1_ps(kLargestFloat16), v);  // NaN stays NaN
+    const __m128i half = _mm256_cvtps_ph(least, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
+  }
+  static VITOATS_INLINE void storeu(BFloat16* p, T v) {
+    const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const T safe = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(_mm256_set1_epi32(kNaN)), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(safe), 16);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
+  }
   static VITOATS_INLINE T set1(float f) { return _mm256_set1_ps(f); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static VITOATS_INLINE T fnmadd(T a, T b, T c) { return _mm256_fnmadd_ps(a, b, c); }

@@ -16,6 +16,25 @@ struct Int8Vector {
   static VITOATS_INLINE T load(const float* p) { return _mm512_load_ps(p); }
   static VITOATS_INLINE T loadu(const float* p) { return _mm512_loadu_ps(p); }
   static VITOATS_INLINE void storeu(float* p, T v) { _mm512_storeu_ps(p, v); }
+  static VITOATS_INLINE T loadu(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static VITOATS_INLINE void storeu(Float16* p, T v) {
+    const T least = _mm512_min_ps(_mm512_set1_ps(kLargestFloat16), v);  // NaN stays NaN
+    const __m256i half = _mm512_cvtps_ph(least, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+  }
+  static VITOATS_INLINE void storeu(BFloat16* p, T v) {
+#if defined(__AVX512BF16__)
+    const __m256i upper = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#else
+    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i safe = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(kNaN));
+    const __m256i upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16));
+#endif
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), upper);
+  }
   static VITOATS_INLINE T set1(float f) { return _mm512_set1_ps(f); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
   static VITOATS_INLINE T fnmadd(T a, T b, T c) { return _mm512_fnmadd_ps(a, b, c); }

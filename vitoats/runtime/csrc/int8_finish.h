@@ -17,9 +17,9 @@ struct alignas(64) BlockSums {
   int32_t S[kBlock<E> * kPanelRows], U[kBlock<E> * kPanelRows];
 };
 
-// The outputs of a block from its sums: scales, bias, activation, residual. Tokens are finished a few at a time. The flags say
-// what there is to do.
-template <class E, bool with_gelu, bool with_z, bool with_residual>
+// The outputs of a block, in one of the types of activations, from its sums: scales, bias, activation, residual. Tokens are finished a few at a
+// time. The flags say what there is to do.
+template <class E, class Number, bool with_gelu, bool with_z, bool with_residual>
 class Finish {
  public:
   Finish() = default;
@@ -37,7 +37,7 @@ class Finish {
         z_zero_(tokens.quantized_z.zero + token * w.parts + w.part_of(strip)),
         S_(sums.S),
         U_(sums.U),
-        y_(output.y + token * w.rows + strip * kStripRows),
+        y_(outputs(output, static_cast<Number*>(nullptr)) + token * w.rows + strip * kStripRows),
         residual_(with_residual ? output.residual + token * w.rows + strip * kStripRows : nullptr) {
     for (const float*& constant : constants_)
       if (constant) constant += strip * kStripRows;
@@ -59,19 +59,22 @@ class Finish {
 
  private:
   using V = typename E::V;
+  static float* outputs(const Int8Output& output, float*) { return output.y; }
+  static Float16* outputs(const Int8Output& output, Float16*) { return output.y_float16; }
+  static BFloat16* outputs(const Int8Output& output, BFloat16*) { return output.y_bfloat16; }
   enum Constant { kS_sum, kScale, kBias, kU_sum, kU_scale };
 
   // The first rows outputs of tokens [first, end) of the block, one vector of outputs after the other, whose constants stay in
   // registers.
   template <int rows>
-  VITOATS_NOINLINE void finish(int64_t first, int64_t end, float* y, int64_t stride, const float* residual) const {
+  VITOATS_NOINLINE void finish(int64_t first, int64_t end, Number* y, int64_t stride, const float* residual) const {
     for (int j = 0; j < rows; j += V::lanes) {
       const int64_t part = j < kStripRows ? 0 : next_part_;
       finish_vector(first, end, j, z_scale_ + part, z_zero_ + part, y + j, stride, with_residual ? residual + j : nullptr);
     }
   }
 
-  VITOATS_INLINE void finish_vector(int64_t first, int64_t end, int j, const float* z_scales, const float* z_zeros, float* y,
+  VITOATS_INLINE void finish_vector(int64_t first, int64_t end, int j, const float* z_scales, const float* z_zeros, Number* y,
                                     int64_t stride, const float* residual) const {
     const auto S_sum = V::loadu(constants_[kS_sum] + j), S_scale = V::loadu(constants_[kScale] + j);
     const auto bias = V::loadu(constants_[kBias] + j);
@@ -98,16 +101,17 @@ class Finish {
 
   // The last outputs, where they are no whole panel. The constants are padded to whole strips.
   VITOATS_NOINLINE void finish_part(int64_t first, int64_t end) const {
-    float padded[kBlock<E> * kPanelRows], residual[kBlock<E> * kPanelRows] = {};
-    const auto bytes = static_cast<size_t>(width_) * sizeof(float);
+    Number padded[kBlock<E> * kPanelRows];
+    float residual[kBlock<E> * kPanelRows] = {};
+    const auto width = static_cast<size_t>(width_);
     for (int64_t t = first; t < end && with_residual; ++t)
-      std::memcpy(residual + (t - first) * kPanelRows, residual_ + t * rows_, bytes);
+      std::memcpy(residual + (t - first) * kPanelRows, residual_ + t * rows_, width * sizeof(float));
     if (width_ > kStripRows) {
       finish<kPanelRows>(first, end, padded, kPanelRows, residual);
     } else {
       finish<kStripRows>(first, end, padded, kPanelRows, residual);
     }
-    for (int64_t t = first; t < end; ++t) std::memcpy(y_ + t * rows_, padded + (t - first) * kPanelRows, bytes);
+    for (int64_t t = first; t < end; ++t) std::memcpy(y_ + t * rows_, padded + (t - first) * kPanelRows, width * sizeof(Number));
   }
 
   int64_t count_ = 0, done_ = 0;                // tokens
@@ -116,7 +120,7 @@ class Finish {
   const float* constants_[5] = {};
   const float *scale_ = nullptr, *zero_ = nullptr, *z_scale_ = nullptr, *z_zero_ = nullptr;
   const int32_t *S_ = nullptr, *U_ = nullptr;
-  float* y_ = nullptr;
+  Number* y_ = nullptr;
   const float* residual_ = nullptr;
 };
 

@@ -98,13 +98,16 @@ struct Int8KernelsOf {
   using V = typename E::V;
 
   static void quantize(const Int8Weights& weights, const Int8Tokens& tokens, int64_t token, int64_t token_end, float* normalized) {
+    const auto quantize_x = [&](const auto* x, int64_t t) {
+      quantize_row<V>(x, weights.columns, range_of<V>(x, weights.columns), tokens.quantized, t);
+    };
     for (int64_t t = token; t < token_end; ++t) {
-      const float* x = tokens.x + t * weights.columns;
+      const Activations x = tokens.x.from(t * weights.columns);
       if (weights.norm.weight) {
-        const Range<V> range = normalize_row<V>(x, weights.columns, weights.norm, normalized);
+        const Range<V> range = normalize_row<V>(x.float32, weights.columns, weights.norm, normalized);
         quantize_row<V>(normalized, weights.columns, range, tokens.quantized, t);
       } else {
-        quantize_row<V>(x, weights.columns, range_of<V>(x, weights.columns), tokens.quantized, t);
+        x.float32 ? quantize_x(x.float32, t) : quantize_x(x.float16, t);
       }
     }
   }
@@ -144,12 +147,17 @@ struct Int8KernelsOf {
   static void multiply(const Int8Weights& weights, const Int8Tokens& tokens, int64_t strip, int64_t strip_end, const Int8Output& output,
                        int8_t* expanded) {
     using Run = void (*)(const Int8Weights&, const Int8Tokens&, int64_t, int64_t, const Int8Output&, int8_t*);
-    constexpr Run runs[] = {multiply_to<Finish<E, false, false, false>>, multiply_to<Finish<E, false, false, true>>,
-                            multiply_to<Finish<E, false, true, false>>,  multiply_to<Finish<E, false, true, true>>,
-                            multiply_to<Finish<E, true, false, false>>,  multiply_to<Finish<E, true, false, true>>,
-                            multiply_to<Finish<E, true, true, false>>,   multiply_to<Finish<E, true, true, true>>};
-    const int index = (weights.activation == Activation::kGelu) * 4 + (weights.rank != 0) * 2 + (output.residual != nullptr);
-    runs[index](weights, tokens, strip, strip_end, output, expanded);
+    constexpr Run to_float[] = {
+        multiply_to<Finish<E, float, false, false, false>>, multiply_to<Finish<E, float, false, false, true>>,
+        multiply_to<Finish<E, float, false, true, false>>,  multiply_to<Finish<E, float, false, true, true>>,
+        multiply_to<Finish<E, float, true, false, false>>,  multiply_to<Finish<E, float, true, false, true>>,
+        multiply_to<Finish<E, float, true, true, false>>,   multiply_to<Finish<E, float, true, true, true>>};
+    constexpr Run to_half[] = {
+        multiply_to<Finish<E, BFloat16, false, false, false>>, multiply_to<Finish<E, BFloat16, false, true, false>>,
+        multiply_to<Finish<E, Float16, true, false, false>>,   multiply_to<Finish<E, Float16, true, true, false>>};
+    const int gelu = weights.activation == Activation::kGelu, z = weights.rank != 0, residual = output.residual != nullptr;
+    const Run run = output.y ? to_float[gelu * 4 + z * 2 + residual] : to_half[gelu * 2 + z];
+    run(weights, tokens, strip, strip_end, output, expanded);
   }
 
   template <class FinishOf>

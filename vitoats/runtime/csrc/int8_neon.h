@@ -16,6 +16,16 @@ struct Int8Vector {
   static VITOATS_INLINE T load(const float* p) { return vld1q_f32(p); }
   static VITOATS_INLINE T loadu(const float* p) { return vld1q_f32(p); }
   static VITOATS_INLINE void storeu(float* p, T v) { vst1q_f32(p, v); }
+  static VITOATS_INLINE T loadu(const Float16* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+  static VITOATS_INLINE void storeu(Float16* p, T v) {
+    vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(vminq_f32(vdupq_n_f32(kLargestFloat16), v))));
+  }
+  static VITOATS_INLINE void storeu(BFloat16* p, T v) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    const uint32x4_t safe = vbslq_u32(vceqq_f32(v, v), rounded, vdupq_n_u32(kNaN));
+    vst1_u16(&p->bits, vshrn_n_u32(safe, 16));
+  }
   static VITOATS_INLINE T set1(float f) { return vdupq_n_f32(f); }
   static VITOATS_INLINE T fmadd(T a, T b, T c) { return vfmaq_f32(c, a, b); }
   static VITOATS_INLINE T fnmadd(T a, T b, T c) { return vfmsq_f32(c, a, b); }

@@ -10,22 +10,11 @@
 
 #include <string>
 
+#include "int8_form.h"
 #include "int8_product.h"
 #include "node.h"
 
 namespace vitoats {
-
-struct Int8Form {
-  bool layer_norm, sparse, gelu, add;
-
-  std::string name() const {
-    return std::string(layer_norm ? "LayerNorm" : "") + (sparse ? "SparseMatMulInt8" : "MatMulInt8") + (gelu ? "Gelu" : add ? "Add" : "");
-  }
-  size_t first_weight() const { return layer_norm ? 3 : 1; }
-  size_t scale() const { return first_weight() + (sparse ? 2 : 1); }
-  size_t bias() const { return scale() + 1; }
-  size_t residual() const { return bias() + (sparse ? 5 : 1); }  // the number of inputs, without Add
-};
 
 class Int8Node : public Node {
  public:

@@ -1,4 +1,5 @@
 // Plain C++, for processors without kernels of their own.
+#include "half.h"
 #include "int8_kernels.h"
 
 namespace vitoats {
@@ -11,6 +12,9 @@ struct Scalar {
   static T load(const float* p) { return *p; }
   static T loadu(const float* p) { return *p; }
   static void storeu(float* p, T v) { *p = v; }
+  static T loadu(const Float16* p) { return from_float16(*p); }
+  static void storeu(Float16* p, T v) { *p = to_float16(v); }
+  static void storeu(BFloat16* p, T v) { *p = to_bfloat16(v); }
   static T set1(float f) { return f; }
   static T fmadd(T a, T b, T c) { return a * b + c; }
   static T fnmadd(T a, T b, T c) { return c - a * b; }

@@ -64,7 +64,7 @@ struct Layout {
     bytes = at;
   }
 
-  Int8Tokens place(uint8_t* memory, const float* x, int64_t count) const {
+  Int8Tokens place(uint8_t* memory, const Activations& x, int64_t count) const {
     const auto floats = [memory](int64_t at) { return reinterpret_cast<float*>(memory + at); };
     return {count, x, {memory + q, stride, floats(scale), floats(zero)}, floats(z), {memory + z_q, z_stride, floats(z_scale), floats(z_zero)}};
   }
@@ -75,7 +75,7 @@ struct Layout {
 Int8Product::Int8Product(std::shared_ptr<const Int8Weights> weights, const Int8Kernels& kernels)
     : weights_(std::move(weights)), kernels_(kernels), scratch_(ScratchPool::shared()) {}
 
-void Int8Product::run(const float* x, int64_t tokens, const Int8Output& output, const Parallel& parallel) const {
+void Int8Product::run(const Activations& x, int64_t tokens, const Int8Output& output, const Parallel& parallel) const {
   if (tokens == 0) return;
   const Int8Weights& weights = *weights_;
   const int64_t in_chunk = std::max(kChunkBytes / row_bytes(weights.columns) / kGroup * kGroup, kGroup);
@@ -84,9 +84,9 @@ void Int8Product::run(const float* x, int64_t tokens, const Int8Output& output, 
   const Scratch scratch(*scratch_, static_cast<size_t>(layout.bytes));
   auto* memory = reinterpret_cast<uint8_t*>(scratch.data());
   for (int64_t first = 0; first < tokens; first += of_chunk) {
-    const int64_t count = std::min(of_chunk, tokens - first), at = first * weights.rows;
-    const Int8Tokens chunk = layout.place(memory, x + first * weights.columns, count);
-    const Int8Output of_output{output.y + at, output.residual ? output.residual + at : nullptr};
+    const int64_t count = std::min(of_chunk, tokens - first);
+    const Int8Tokens chunk = layout.place(memory, x.from(first * weights.columns), count);
+    const Int8Output of_output = output.from(first * weights.rows);
     if (count <= kDotTokens) {
       quantize_few(chunk, parallel);
     } else {

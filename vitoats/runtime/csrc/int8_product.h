@@ -15,7 +15,7 @@ class Int8Product {
 
   // x [tokens, columns], y and residual [tokens, rows]. Throws std::bad_alloc and anything that parallel throws. The result does
   // not depend on the number of threads.
-  void run(const float* x, int64_t tokens, const Int8Output& output, const Parallel& parallel) const;
+  void run(const Activations& x, int64_t tokens, const Int8Output& output, const Parallel& parallel) const;
 
  private:
   // Quantizes x and z, for few tokens with a task for every range of V.

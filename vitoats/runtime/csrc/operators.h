@@ -22,7 +22,7 @@ struct OperatorKind {
   std::function<int64_t(const std::vector<Dimensions>& inputs)> last_dimension;
 };
 
-constexpr int kDomainVersion = 2;
+constexpr int kDomainVersion = 3;
 
 const std::vector<OperatorKind>& operators();
 

@@ -1,6 +1,7 @@
-// Quantizes rows of numbers to uint8, over a vector type V (simd.h), which also has sub, mul, min, max, reduce_min, reduce_max,
-// set1_int(n), and store_bytes(p, v, n): rounds each lane to the nearest integer, ties to even, adds the integer n, and stores the
-// sum as a byte. The sum is at least 0; what is above 255 becomes 255.
+// Quantizes rows of numbers, float or Float16, to uint8, over a vector type V (simd.h), whose loadu takes both types and storeu all
+// types of activations, and which also has sub, mul, min, max, reduce_min, reduce_max, set1_int(n), and store_bytes(p, v, n): rounds
+// each lane to the nearest integer, ties to even, adds the integer n, and stores the sum as a byte. The sum is at least 0; what is
+// above 255 becomes 255.
 //
 //   low = min(0, min v), high = max(0, max v), scale = high / 255 - low / 255
 //   zero = round(-low / scale), q = min(round(v / scale) + zero, 255)
@@ -15,15 +16,15 @@ namespace vitoats {
 namespace {
 
 // Up to 16 numbers as a vector, padded with zeros.
-template <class V>
-VITOATS_INLINE typename V::T load_tail(const float* v, int64_t n) {
-  alignas(64) float padded[V::lanes] = {};
-  std::memcpy(padded, v, static_cast<size_t>(n) * sizeof(float));
-  return V::load(padded);
+template <class V, class Number>
+VITOATS_INLINE typename V::T load_tail(const Number* v, int64_t n) {
+  alignas(64) Number padded[V::lanes] = {};
+  std::memcpy(padded, v, static_cast<size_t>(n) * sizeof(Number));
+  return V::loadu(padded);
 }
 
-template <class V>
-VITOATS_INLINE typename V::T load_up_to(const float* v, int64_t n) {
+template <class V, class Number>
+VITOATS_INLINE typename V::T load_up_to(const Number* v, int64_t n) {
   return n >= V::lanes ? V::loadu(v) : load_tail<V>(v, n);
 }
 
@@ -45,8 +46,8 @@ struct Range {
   }
 };
 
-template <class V>
-Range<V> range_of(const float* v, int64_t n) {
+template <class V, class Number>
+Range<V> range_of(const Number* v, int64_t n) {
   Range<V> range;
   int64_t i = 0;
   for (; i + range.kChains * V::lanes <= n; i += range.kChains * V::lanes)
@@ -56,8 +57,8 @@ Range<V> range_of(const float* v, int64_t n) {
   return range;
 }
 
-template <class V>
-void quantize_row(const float* v, int64_t n, const Range<V>& range, const QuantizedRows& rows, int64_t row) {
+template <class V, class Number>
+void quantize_row(const Number* v, int64_t n, const Range<V>& range, const QuantizedRows& rows, int64_t row) {
   using T = typename V::T;
   T low = range.low[0], high = range.high[0], check = range.check[0];
   for (int c = 1; c < range.kChains; ++c) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "activations.h"
 #include "float_weights.h"
 
 #define VITOATS_INLINE inline __attribute__((always_inline))
@@ -61,6 +62,14 @@ VITOATS_INLINE typename V::T load_values(const uint16_t* p, const uint16_t* end)
   alignas(64) uint16_t padded[V::lanes] = {};
   if (p < end) std::memcpy(padded, p, static_cast<size_t>(end - p) * sizeof(uint16_t));
   return V::widen(padded);
+}
+
+template <class V>
+VITOATS_INLINE typename V::T load_values(const BFloat16* p, const BFloat16* end) {
+  if (end - p >= V::lanes) return V::loadu(p);
+  alignas(64) BFloat16 padded[V::lanes] = {};
+  if (p < end) std::memcpy(padded, p, static_cast<size_t>(end - p) * sizeof(BFloat16));
+  return V::loadu(padded);
 }
 
 // Stores the first n lanes, at most all.

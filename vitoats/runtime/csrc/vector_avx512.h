@@ -26,6 +26,9 @@ struct Vector {
   static VITOATS_INLINE T zero() { return _mm512_setzero_ps(); }
   static VITOATS_INLINE T load(const float* p) { return _mm512_load_ps(p); }
   static VITOATS_INLINE T loadu(const float* p) { return _mm512_loadu_ps(p); }
+  static VITOATS_INLINE T loadu(const BFloat16* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+  }
   static VITOATS_INLINE void store(float* p, T v) { _mm512_store_ps(p, v); }
   static VITOATS_INLINE void storeu(float* p, T v) { _mm512_storeu_ps(p, v); }
   static VITOATS_INLINE T set1(float f) { return _mm512_set1_ps(f); }

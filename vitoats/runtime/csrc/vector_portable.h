@@ -1,6 +1,7 @@
 // Plain C++: 4 lanes that the compiler may map to any vector instructions.
 #pragma once
 
+#include "half.h"
 #include "simd.h"
 
 namespace vitoats {
@@ -70,18 +71,11 @@ struct Vector {
   }
 
   // IEEE 754 half to single precision, without arithmetic on subnormal floats: they may be treated as zero.
-  static VITOATS_INLINE float widen1(uint16_t half) {
-    const uint32_t magnitude = half & 0x7fff;
-    if (magnitude < 0x400) {  // subnormal as a half, but not as a float
-      const float value = static_cast<float>(magnitude) * 0x1p-24f;
-      return half & 0x8000 ? -value : value;
-    }
-    const uint32_t bits = static_cast<uint32_t>(half & 0x8000) << 16 | ((magnitude << 13) + (112u << 23));
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+  static VITOATS_INLINE T widen(const uint16_t* p) {
+    T found;
+    for (int i = 0; i < lanes; ++i) found.lane[i] = from_float16({p[i]});
+    return found;
   }
-  static VITOATS_INLINE T widen(const uint16_t* p) { return {{widen1(p[0]), widen1(p[1]), widen1(p[2]), widen1(p[3])}}; }
 
   static void transpose(const float* source, int64_t source_stride, float* target, int64_t target_stride) {
     for (int i = 0; i < lanes; ++i)
