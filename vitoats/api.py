@@ -194,7 +194,7 @@ def export_onnx(
         RunError: the file cannot be written.
     """
     if (language := _language_model(model)) is not None:
-        if form in ("matmul", "inline"):
+        if form == "matmul" or form == "inline":
             raise InputError(f"a language model has no form {form!r}: give `form` 'sparse' or 'dense'", "form")
         if features is not None:
             raise InputError("`features` is for vision models: leave it out")

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -113,7 +114,8 @@ def test_biases_and_fused_layers_of_other_families(tmp_path, kind, changes):
     for name, parameter in found.loaded.model.named_parameters():
         if name.endswith("bias"):
             parameter.data += 0.5 * torch.randn_like(parameter)
-    proto = export_decoder(found.loaded, tmp_path / "onnx", float16=kind == "phi3")
+    api.export_onnx(found, tmp_path / "onnx", float16=kind == "phi3")
+    proto = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
     assert sum(node.op_type == "SparseMatMul" for node in proto.graph.node) == 14
     assert not any(node.op_type == "Add" and "proj" in node.name for node in proto.graph.node)
     agrees(found.loaded, tmp_path / "onnx", tolerance=2e-3 if kind == "phi3" else ROUND_OFF)
@@ -154,6 +156,11 @@ def test_the_embedded_model_says_what_torch_says(succeed, tmp_path):
 def test_models_that_the_builder_does_not_take_are_refused(kind, changes, reason):
     with pytest.raises(InputError, match=reason):
         check_buildable(make_model(kind, **changes))
+
+
+def test_forms_that_only_vision_models_have_are_refused(llama, tmp_path):
+    with pytest.raises(InputError, match="no form 'inline'"):
+        api.export_onnx(llama[1] / "torch", tmp_path / "a", form="inline")
 
 
 def test_flags_for_images_are_refused(refuse, llama, tmp_path):

@@ -12,6 +12,7 @@ sl-40, unstructured-40   the same at 40 %, and zeros alone at 40 %
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from vitoats.benchmark.gguf_file import write_gguf
 from vitoats.benchmark.random_layers import Content, of_budget, random_layer
 from vitoats.export.decoder import build_graph, write_decoder
 from vitoats.export.external_data import LARGEST_FILE
+from vitoats.export.genai_builder import Precision
 from vitoats.export.int8 import quantize
 from vitoats.format.layers import replace_module
 from vitoats.loading.loaded_text import LoadedLanguageModel
@@ -31,11 +33,12 @@ from vitoats.models.text_inputs import decoder_blocks
 from vitoats.runtime.decoder import MODEL
 from vitoats.runtime.inference import data_file, stored_bytes
 
-DENSE, ORT_INT8, DYNAMIC, LLAMA = "dense", "ort-int8", "ort-dynamic-int8", "llama-q8_0"
-BUILT = {DENSE: "fp32", ORT_INT8: "int8", "ort-4bit": "int4"}
-FORMS = {"": {}, "-float16": {"float16": True}, "-int8": {"int8": True}}
-COMPRESSED = {"sl-50": (0.5, True, tuple(FORMS)), "sl-40": (0.4, True, ("",)), "unstructured-40": (0.4, False, ("",))}
-NAMES = (*BUILT, DYNAMIC, LLAMA, "native-int8", *(f"{name}{form}" for name, of in COMPRESSED.items() for form in of[2]))
+DENSE, ORT_INT8, DYNAMIC, LLAMA, NATIVE_INT8 = "dense", "ort-int8", "ort-dynamic-int8", "llama-q8_0", "native-int8"
+BUILT: dict[str, Precision] = {DENSE: "fp32", ORT_INT8: "int8", "ort-4bit": "int4"}
+UNCOMPRESSED = (*BUILT, DYNAMIC, LLAMA, NATIVE_INT8)
+FORMS = ("", "-float16", "-int8")
+COMPRESSED = {"sl-50": (0.5, True, FORMS), "sl-40": (0.4, True, ("",)), "unstructured-40": (0.4, False, ("",))}
+NAMES = (*UNCOMPRESSED, *(f"{name}{form}" for name, of in COMPRESSED.items() for form in of[2]))
 GGUF = "model.gguf"
 
 log = logging.getLogger("vitoats")
@@ -58,25 +61,27 @@ def make_variants(
     """
     wanted = [name for name in NAMES if name in (DENSE, *names)]
     lacking = [name for name in wanted if not (folder / name).is_dir()]
-    dense = load() if lacking else None
-    for name in lacking:
-        if dense is None:
-            break
-        log.info("making %s", name)
-        if name in BUILT:
-            _whole(folder / name, lambda new, name=name: build_graph(dense, new, BUILT[name]))
-        elif name == "native-int8":
-            write_decoder(dense, folder / DENSE, folder / name, int8=True)
-        elif name == DYNAMIC:
-            _make_dynamic(folder)
-        elif name == LLAMA:
-            _make_llama(dense, folder)
+    if uncompressed := [name for name in lacking if name in UNCOMPRESSED]:
+        _make_uncompressed(load(), folder, uncompressed)
     for base, (compression, low_rank, forms) in COMPRESSED.items():
         missing = [form for form in forms if f"{base}{form}" in lacking]
         if missing:
             log.info("making %s", base)
             _make_compressed(load(), folder, base, _content(compression, rank_ratio if low_rank else 0), missing, seed)
     return {name: folder / name for name in wanted if (folder / name).is_dir()}
+
+
+def _make_uncompressed(dense: LoadedLanguageModel, folder: Path, names: list[str]) -> None:
+    for name in names:
+        log.info("making %s", name)
+        if name in BUILT:
+            _whole(folder / name, partial(build_graph, dense, precision=BUILT[name]))
+        elif name == NATIVE_INT8:
+            write_decoder(dense, folder / DENSE, folder / name, int8=True)
+        elif name == DYNAMIC:
+            _make_dynamic(folder)
+        else:
+            _make_llama(dense, folder)
 
 
 def megabytes(variant: Path) -> float:
@@ -86,10 +91,10 @@ def megabytes(variant: Path) -> float:
 
 def _whole(folder: Path, make: Callable[[Path], object]) -> None:
     """Makes a folder beside its place, and moves it there when it is complete."""
-    partial = folder.with_name(f".{folder.name}.making")
-    shutil.rmtree(partial, ignore_errors=True)
-    make(partial)
-    partial.rename(folder)
+    new = folder.with_name(f".{folder.name}.making")
+    shutil.rmtree(new, ignore_errors=True)
+    make(new)
+    new.rename(folder)
 
 
 def _make_dynamic(folder: Path) -> None:
@@ -137,6 +142,6 @@ def _make_compressed(
     try:
         build_graph(loaded, graph)
         for form in forms:
-            write_decoder(loaded, graph, folder / f"{base}{form}", **FORMS[form])
+            write_decoder(loaded, graph, folder / f"{base}{form}", float16=form == "-float16", int8=form == "-int8")
     finally:
         shutil.rmtree(graph, ignore_errors=True)

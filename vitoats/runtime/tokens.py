@@ -8,12 +8,13 @@ from vitoats.common.errors import InputError, one_line
 FILE = "tokenizer.json"
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: str | Path) -> Any:
     """The ``tokenizers.Tokenizer`` of a folder.
 
     Raises:
         InputError: there is none, it is damaged, or the package tokenizers is not installed.
     """
+    folder = Path(folder)
     try:
         from tokenizers import Tokenizer
     except ImportError:
