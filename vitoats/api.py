@@ -15,6 +15,7 @@ from vitoats.common.devices import check_device, set_threads
 from vitoats.common.errors import InputError
 from vitoats.common.outputs import check_output_file, check_output_folder
 from vitoats.common.progress import Progress, silent
+from vitoats.common.sizes import ImageSize
 from vitoats.compression.run import Compressed, run
 from vitoats.compression.settings import METHOD, make_job
 from vitoats.data.in_memory import ImagesInMemory
@@ -62,7 +63,7 @@ def compress(
     seed: int = 42,
     checkpoint: Path | None = None,
     random_weights: bool = False,
-    img_size: int | None = None,
+    img_size: ImageSize | None = None,
     crop_mode: str | None = None,
     pos_resample: str | None = None,
     head: Path | None = None,
@@ -92,9 +93,8 @@ def compress(
         model: a timm model or a causal language model of transformers in memory, which is not modified; or a name or folder, as
             ``--model`` takes it.
         images: a folder; a dataset of PIL images or preprocessed tensors [3, size, size], or of tuples that begin with one; or
-            a float tensor [n, 3, size, size]. For a language model: a file or folder of text, a list of
-            ``Path``s of these, or a list of texts. The embedded
-            models come with their own.
+            a float tensor [n, 3, size, size] (or [n, channels, height, width]). For a language model: a file or folder of text,
+            a list of ``Path``s of these, or a list of texts. The embedded models come with their own.
         method, preset: "oats-h" is the default method; the preset "fast" is quicker.
         compression: share of the weights to remove. Instead of it, give one of the next three:
         speedup: speedup of the exported model over the dense one on this machine,
@@ -174,6 +174,7 @@ def export_onnx(
     float16: bool = False,
     int8: bool = False,
     features: str | None = None,
+    dynamic_img_size: bool = False,
     external_data: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -186,6 +187,7 @@ def export_onnx(
         float16: store S, U and V as float16.
         int8: round the weights of compressed layers to int8, or those of all blocks of a dense model.
         features: tokens as outputs instead of logits: "cls", "patches", "all", "layers=4" or "layers=2,5,8,11".
+        dynamic_img_size: leave height and width of images free, multiples of the patch size; positions are interpolated.
         external_data: write the weights to a second file, ``output`` with .data at its end; always so above 2 GB.
         overwrite: replace the file if it exists.
 
@@ -196,8 +198,8 @@ def export_onnx(
     if (language := _language_model(model)) is not None:
         if form == "matmul" or form == "inline":
             raise InputError(f"a language model has no form {form!r}: give `form` 'sparse' or 'dense'", "form")
-        if features is not None:
-            raise InputError("`features` is for vision models: leave it out")
+        if features is not None or dynamic_img_size:
+            raise InputError(f"`{'features' if features else 'dynamic_img_size'}` is for vision models: leave it out")
         check_output_folder(Path(output), overwrite, CONFIG, "export_onnx")
         about = described_by(language.about, language.name)
         export_decoder(language, Path(output), form, about, float16, int8, overwrite=overwrite)
@@ -206,6 +208,8 @@ def export_onnx(
     loaded, about = _opened(model)
     if features is not None:
         loaded = loaded.with_features(features)
+    if dynamic_img_size:
+        loaded = loaded.with_free_size()
     write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16, int8, external_data)
     return Path(output)
 
@@ -239,8 +243,7 @@ def evaluate(
     set_threads(threads)
     target = _target(model, device, threads)
     if images is not None and not isinstance(images, (str, Path)):
-        preprocessing = target.preprocessing
-        images = ImagesInMemory(images, preprocessing.transform(), preprocessing.img_size)
+        images = ImagesInMemory(images, target.preprocessing)
     protocol = Protocol(
         images=str(images) if isinstance(images, Path) else images,
         split=split,

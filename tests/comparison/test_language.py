@@ -45,6 +45,17 @@ def test_rows_are_appended_and_only_missing_ones_are_made(succeed, files, tmp_pa
     assert again[2]["perplexity"] == rows[2]["perplexity"]
 
 
+def test_rounded_models_beside_the_methods(succeed, files, tmp_path):
+    flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--tests", files / "c.txt", "--nsamples"]
+    flags += [24, "--seq-len", 16, "--test-tokens", 200, "--compressions", 40, 50, "--patterns", "own", "2:4"]
+    succeed(compare_lm, *flags, "--methods", "int8", "4-bit", "magnitude", "--output", tmp_path / "table.jsonl")
+    rows = [json.loads(row) for row in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["dense", "int8", "4-bit", "magnitude", "magnitude", "magnitude"]
+    dense, int8, four, *_ = (row["perplexity"]["c"] for row in rows)
+    assert 0 < abs(int8 / dense - 1) < abs(four / dense - 1)
+    assert [row["compression"] for row in rows[1:3]] == [0, 0]
+
+
 def test_compress_and_eval_perplexity_from_the_command_line(succeed, refuse, files, tmp_path):
     flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", files / "b.txt", "--nsamples", 32]
     flags += ["--seq-len", 16, "--compression", 0.4, "--iterations", 3, "--output", tmp_path / "out"]

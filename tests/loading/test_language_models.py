@@ -78,8 +78,10 @@ def test_large_models_are_saved_in_several_files(folder, tmp_path, monkeypatch):
         load.load(tmp_path / "factored")
 
 
-def test_neurons_are_removed_and_attention_stays(folder, tmp_path):
-    compressed = api.compress(f"local-dir:{folder}", [PROSE], method="numerical", seq_len=16, nsamples=24, compression=0.4)
+def test_neurons_of_gpt2_are_removed_and_its_attention_stays(tmp_path):
+    compressed = api.compress(
+        make_model("gpt2"), [PROSE], tokenizer=make_tokenizer(), method="numerical", seq_len=16, nsamples=24, compression=0.4
+    )
     assert {row.kind for row in compressed.report.modules} == {"neurons"}
     compressed.save(tmp_path / "out")
     assert torch.equal(logits(load.load(tmp_path / "out")), logits(compressed.model))
@@ -155,8 +157,10 @@ def test_a_folder_without_a_tokenizer(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "copy")
     for file in copied.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(InputError, match=r"has no tokenizer: put its tokenizer.json there"):
+    with pytest.raises(InputError, match=r"has no tokenizer: put its tokenizer.json into its folder$"):
         api.compress(f"local-dir:{copied}", [PROSE], **QUICK)
+    with pytest.raises(InputError, match=r"has no tokenizer: give `tokenizer`$"):
+        api.compress(make_model("llama"), [PROSE], **QUICK)
 
 
 def test_weights_that_are_not_finite():
@@ -197,8 +201,19 @@ def test_commands_for_images_refuse_a_language_model(folder):
 
 def test_the_hub_is_not_asked_when_offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="cannot be fetched"):
+    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE is set.* give `model` a transformers folder"):
         load_language_model("hf-hub:nobody/nothing")
+    with pytest.raises(InputError, match=r"or the Hub cannot be reached.* transformers folder, local-dir:PATH"):
+        api.compress("hf-hub:nobody/nothing", [PROSE], seq_len=16)
+
+
+def test_a_gguf_file_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match=r"is a GGUF file, .*give `model` a folder of safetensors"):
+        api.compress(f"local-dir:{folder / 'model.gguf'}", [PROSE])
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    (copied / "model.safetensors").rename(copied / "model.gguf")
+    with pytest.raises(InputError, match=r"holds no model.safetensors"):
+        api.compress(f"local-dir:{copied}", [PROSE])
 
 
 def test_a_package_that_is_missing_is_named():

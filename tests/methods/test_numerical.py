@@ -149,6 +149,23 @@ def test_the_literal_cut_counts_units_and_weighs_head_scores():
     assert [m.tolist() for m in masks] == [[True] * 3, [False] * 4 + [True]]  # 128 * 0.3 is above every neuron
 
 
+@given(st.integers(0, 5), st.floats(0.05, 0.95))
+def test_the_equal_cut_keeps_the_best_of_each_module(seed, compression):
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.rand(n, generator=generator, dtype=torch.float64) for n in (3, 40, 3, 40)]
+    weights = [100, 7, 100, 7]
+    masks = cut(scores, weights, NumericalConfig(compression=compression, cut="equal"))
+    assert [int(m.sum()) for m in masks[:2]] == [int(m.sum()) for m in masks[2:]]
+    for mask, score in zip(masks, scores, strict=True):
+        assert mask.any()
+        assert mask.all() or score[mask].min() >= score[~mask].max()
+    kept = sum(w * int(m.sum()) for w, m in zip(weights, masks, strict=True))
+    groups, neurons = (int(m.sum()) for m in masks[:2])
+    assert groups == max(1, round(3 * (1 - compression)))
+    if 1 < neurons < 40:  # else they cannot make up for the groups
+        assert abs(kept - (1 - compression) * 2 * (300 + 280)) <= 7
+
+
 def test_a_cut_that_leaves_a_module_empty_is_refused():
     scores = [torch.tensor([0.2, 0.3]), torch.tensor([0.5, 0.6])]
     with pytest.raises(InputError, match=r"lower `compression` to 0\.5 or less"):

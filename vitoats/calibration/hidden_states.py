@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitoats.common.errors import RunError
 from vitoats.models.blocks import Block, ModelAdapter
+from vitoats.models.on_disk import held
 
 CPU = torch.device("cpu")
 
@@ -54,10 +55,11 @@ class HiddenStates:
         """
         values = _allocate((nsamples, *adapter.blocks[0].shape_before), storage, spill_to)
         count = 0
-        for batch in images:
-            hidden = adapter.first_hidden(batch.to(adapter.device))
-            values[count : count + len(batch)] = hidden
-            count += len(batch)
+        with held(adapter.blocks[0].module):
+            for batch in images:
+                hidden = adapter.first_hidden(batch.to(adapter.device))
+                values[count : count + len(batch)] = hidden
+                count += len(batch)
         return cls(values[:count], batch_size, adapter.device, spill_to)
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":

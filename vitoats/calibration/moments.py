@@ -109,8 +109,9 @@ def input_statistics(
             f"no token reached {unreached[0]}, an expert of a mixture: give `images` more text, or raise `nsamples`"
         )
     found = {}
-    for name, means in running.items():
-        full = means if level == "full" else thinned.get(name)
+    for name in list(running):
+        means = running.pop(name)  # with which its sums are freed, too
+        full = means if level == "full" else thinned.pop(name, None)
         squares = None if level == "full" else means.finish(name)[0].cpu()
         if full is not None:
             H, mean = (moment.cpu() for moment in full.finish(name))
@@ -150,8 +151,11 @@ def full_statistics(H: Tensor, mean: Tensor, shift: Tensor) -> InputStatistics:
     """Statistics of x from H [d_in, d_in] and the mean [d_in] of x - shift."""
     shift = shift.double()
     across = torch.outer(mean, shift)
-    H = H + (across + across.T + torch.outer(shift, shift))
-    return InputStatistics(H.diagonal().clone(), H, mean + shift)
+    about = across + across.T
+    del across  # these matrices are large
+    about += torch.outer(shift, shift)
+    about += H
+    return InputStatistics(about.diagonal().clone(), about, mean + shift)
 
 
 def _with_neurons(block: Block, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:

@@ -12,12 +12,16 @@ from typing import Any
 
 from vitoats.cli import common, config_file, flags
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot", "alps", "mrp", "dass", "oats", "oats-h")
+METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot", "alps", "mrp", "dass", "oats", "oats-h", "int8", "4-bit")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, compares, prints the table; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
+
+    from vitoats.common.outputs import check_output_file
+
+    check_output_file(args.output, overwrite=True)  # rows are added to it
 
     from vitoats.comparison.language import LanguageComparison, compare
 
@@ -51,7 +55,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--model", "-m", required=True, metavar="NAME", help="smollm2, hf-hub: or local-dir:")
     parser.add_argument("--data-dir", required=True, nargs="+", metavar="TEXT", help="to calibrate on, in equal shares")
     parser.add_argument("--tests", required=True, nargs="+", metavar="TEXT", help="to measure on")
-    parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD", help="also int8 and 4-bit")
     parser.add_argument("--method-options", default="", metavar="NAME=VALUE,...", help="of a single method")
     parser.add_argument("--patterns", nargs="+", default=("own",), metavar="PATTERN", help="own is each method's default")
     parser.add_argument("--compressions", nargs="+", type=flags.percentage, default=(30, 40, 50, 60), metavar="PERCENT")

@@ -50,6 +50,7 @@ def preview(args: Namespace) -> dict[str, Any]:
 
 def run(args: Namespace) -> dict[str, Any]:
     """Compresses, writes the locked folder, and prints the tables; returns the JSON line."""
+    from vitoats.common.memory import peak_memory
     from vitoats.common.outputs import check_output_folder
     from vitoats.compression.run import run as run_job
 
@@ -62,6 +63,7 @@ def run(args: Namespace) -> dict[str, Any]:
         compressed = run_job(job, scratch=args.output.parent, partial_folder=kept, resume=args.resume, progress=progress)
     compressed.save(args.output, args.format, overwrite)
     shutil.rmtree(kept, ignore_errors=True)
+    common.log.info("memory: %.2f GB at most", peak_memory() / 1e9)
     if not args.quiet:
         print_figures(compressed, args.output)
     return json_line(job, compressed, args.output, args.format, time.perf_counter() - start)
@@ -86,12 +88,13 @@ def make_job(args: Namespace) -> "CompressionJob":
         InputError: the flags contradict each other.
     """
     from vitoats.compression.settings import make_job
+    from vitoats.loading.language_models import is_language_model
     from vitoats.methods.registry import StructuralMethod, find_method
 
     if isinstance(find_method(args.method), StructuralMethod):
         if args.resume:
             raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
-        if args.format != "factored":
+        if args.format != "factored" and not is_language_model(args.model):
             raise InputError(f"{args.method} writes smaller dense matrices, which timm does not open: leave --format out")
     job = make_job(args.model, args.data_dir, **settings(args))
     if job.limit and args.format == "dense":
@@ -152,10 +155,12 @@ def json_line(job: "CompressionJob", compressed: "Compressed", output: Path, for
 
 
 def _units(report: "PruningReport") -> dict[str, Any]:
-    """Numbers of heads and neurons before and after pruning, for the JSON line."""
+    """Numbers of heads, key-value groups and neurons before and after pruning, for the JSON line."""
     units: dict[str, Any] = {}
-    for kind in ("heads", "neurons"):
+    for kind in ("heads", "groups", "neurons"):
         rows = [row for row in report.modules if row.kind == kind]
+        if kind == "groups" and not rows:
+            continue
         units |= {kind: sum(row.kept for row in rows), f"{kind}_before": sum(row.before for row in rows)}
     return units
 

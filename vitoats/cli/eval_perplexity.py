@@ -9,6 +9,7 @@ the same tokens.
 from typing import Any
 
 from vitoats.cli import common, config_file, flags
+from vitoats.common.errors import InputError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -18,7 +19,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.devices import check_device, set_threads
     from vitoats.evaluation.language_target import LanguageTarget, language_target
     from vitoats.evaluation.perplexity import Perplexity, measure_perplexity, read_test_text
+    from vitoats.loading.language_models import is_language_model
+    from vitoats.runtime.decoder import is_decoder
 
+    if args.against is not None and not (is_decoder(args.against) or is_language_model(args.against, look_at_hub=True)):
+        raise InputError(f"there is no language model {args.against}: give --against another, or leave it out")
     set_threads(args.threads)
     device = check_device(args.device)
     target = language_target(args.model, args.context, device, args.threads)
@@ -60,5 +65,5 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--stride", type=flags.positive, metavar="N", help="tokens by which it moves (default: half of it)")
     parser.add_argument("--max-tokens", type=flags.positive, metavar="N", help="measure on the first N tokens")
     parser.add_argument("-b", "--batch-size", type=flags.positive, default=4, metavar="N", help="windows at a time")
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, seed_of="changes nothing: nothing here is drawn at random")
     return parser

@@ -8,7 +8,7 @@ from typing import Any
 from vitoats.cli import common
 from vitoats.common.errors import InputError
 
-FOR_IMAGES = ("inline", "matmul", "features", "data_dir", "num_samples", *common.MODEL_FLAGS)
+FOR_IMAGES = ("inline", "matmul", "features", "dynamic_img_size", "data_dir", "num_samples", *common.MODEL_FLAGS)
 
 
 def export(name: str, args: Namespace) -> dict[str, Any]:

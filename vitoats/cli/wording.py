@@ -11,7 +11,14 @@ import re
 from vitoats.common.errors import ARGUMENT
 
 FLAGS = {"images": "data-dir"}  # flags whose name differs from the argument's
-METHOD_OPTIONS = ("damping", "mask_choice", "plain", "power", "threshold")  # named in messages, but without a flag of their own
+METHOD_OPTIONS = (
+    "cut",
+    "damping",
+    "mask_choice",
+    "plain",
+    "power",
+    "threshold",
+)  # named in messages, but without a flag of their own
 
 
 def in_flags(message: str) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def fingerprint(model: nn.Module, settings: Mapping[str, Any]) -> str:
+def fingerprint(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
     """A digest that identifies a run by all weights of its model and by its settings, plain values for JSON."""
-    return json_sha256([settings, tensors_sha256(model.state_dict())])
+    return json_sha256([settings, tensors_sha256(weights)])
 
 
 def json_sha256(values: Any) -> str:

@@ -7,6 +7,7 @@ must then be copied elsewhere, or they fragment the heap.
 
 import ctypes
 import mmap
+import resource
 import sys
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # from malloc.h
 LARGEST_REUSED = 2**30  # bytes
+SMALLEST_RETURNED = 2**20
 
 
 def reuse_freed_memory() -> None:
@@ -24,11 +26,23 @@ def reuse_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim automatically
 
 
+def never_keep_freed_memory() -> None:
+    """From now on each large tensor that is freed returns to the system, which costs time and leaves no gaps."""
+    libc = _glibc()
+    if libc:
+        libc.mallopt(M_MMAP_THRESHOLD, SMALLEST_RETURNED)
+
+
 def return_freed_memory() -> None:
     """Returns free pages to the system; long-lived tensors between them would otherwise make the process grow."""
     libc = _glibc()
     if libc:
         libc.malloc_trim(0)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had resident so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class PageBuffers:

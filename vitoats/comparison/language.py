@@ -18,12 +18,24 @@ from vitoats.compression.run import prepare
 from vitoats.compression.run import run as compress
 from vitoats.compression.settings import make_job
 from vitoats.evaluation.perplexity import Perplexity, TestText, perplexity, read_test_text
+from vitoats.format.int4 import round_groups
 from vitoats.format.layers import parameter_count
 from vitoats.loading.language_models import load_language_model
+from vitoats.loading.loaded_text import LoadedLanguageModel
+from vitoats.models.adapter import adapt
 
 log = logging.getLogger("vitoats")
 
 OWN = "own"  # as a pattern: each method's own default
+INT8, INT4 = "int8", "4-bit"  # beside the methods: nothing is removed, and the layers of the blocks are rounded
+FOR_ALL = (
+    "nsamples",
+    "seq_len",
+    "batch_size",
+    "device",
+    "threads",
+    "seed",
+)  # arguments that have nothing to do with the method
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {"dass": {"attention": "wanda"}}  # attention, too: a whole model at one budget
 
 
@@ -35,7 +47,8 @@ class LanguageComparison:
         model: a language model's name.
         texts: files or folders to calibrate on, in equal shares.
         tests: files or folders to measure on.
-        methods: names of methods.
+        methods: names of methods; also "int8", the int8 layers that compress makes of a dense model, and "4-bit"
+            (``format.int4``, without calibration).
         patterns: "own", or patterns as the methods take them.
         compressions: shares of the weights to remove; N:M patterns imply their own.
         output: file of JSON lines, continued if it exists.
@@ -68,7 +81,7 @@ class Row:
     @property
     def key(self) -> str:
         """Identifies everything that the row depends on but the tests."""
-        return json_sha256(self.job.to_dict())
+        return json_sha256([self.method, self.job.to_dict()] if self.method == INT4 else self.job.to_dict())
 
 
 def plan(comparison: LanguageComparison) -> list[Row]:
@@ -77,10 +90,11 @@ def plan(comparison: LanguageComparison) -> list[Row]:
     Raises:
         InputError: a method is unknown, or a setting is invalid.
     """
-    rows = []
+    rows = [_quantized(comparison, name) for name in (INT8, INT4) if name in comparison.methods]
+    methods = [name for name in comparison.methods if name not in (INT8, INT4)]
     for pattern in comparison.patterns:
         for asked in [None] if ":" in pattern else comparison.compressions:
-            for method in comparison.methods:
+            for method in methods:
                 settings = {"method": method, **METHOD_SETTINGS.get(method, {}), **comparison.shared}
                 settings |= {} if pattern == OWN else {"pattern": pattern}
                 settings |= {} if asked is None else {"compression": asked}
@@ -93,6 +107,13 @@ def plan(comparison: LanguageComparison) -> list[Row]:
                     continue
                 rows.append(Row(method, pattern, asked, job))
     return rows
+
+
+def _quantized(comparison: LanguageComparison, name: str) -> Row:
+    """The row of the rounded dense model."""
+    settings = {key: comparison.shared[key] for key in FOR_ALL if key in comparison.shared}
+    settings |= {"method": "magnitude", "compression": 0.0, "weights": "int8" if name == INT8 else "float32"}
+    return Row(name, OWN, None, make_job(comparison.model, list(comparison.texts), text=True, **settings))
 
 
 def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict[str, Any]:
@@ -140,18 +161,13 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
             continue
         log.info("[%d/%d] %s", i, len(rows), name)
         try:
-            compressed = compress(row.job, loaded=replace(loaded, model=copy.deepcopy(loaded.model)), progress=progress)
+            model, made = _made(row, replace(loaded, model=copy.deepcopy(loaded.model)), progress)
             figures = {
                 "method": row.method,
                 "pattern": row.pattern,
                 "asked": row.asked,
-                "compression": round(compressed.report.compression, 5),
-                "parameters": parameter_count(compressed.model),
-                "feature_error": {name: round(x, 5) for name, x in compressed.about["feature_error"].items()},
-                "seconds": round(compressed.report.seconds, 1),
-                "config": dataclasses.asdict(row.job.config),
-                "recipe": dataclasses.asdict(row.job.recipe),
-                **_figures(measure(compressed.model, name), dense),
+                **made,
+                **_figures(measure(model, name), dense),
                 "key": row.key,
                 "measured_on": measured_on,
             }
@@ -169,6 +185,23 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
         "dense": _figures(dense, dense)["perplexity"],
         "rows": len(rows),
         "output": str(comparison.output),
+    }
+
+
+def _made(row: Row, loaded: LoadedLanguageModel, progress: Progress) -> tuple[Any, dict[str, Any]]:
+    """The model of a row, and figures of it; ``loaded`` is changed in place."""
+    if row.method == INT4:
+        for layer in adapt(loaded.model, loaded.inputs).linears:
+            layer.module.weight.data = round_groups(layer.module.weight.data)
+        return loaded.model, {"compression": 0.0, "parameters": parameter_count(loaded.model)}
+    compressed = compress(row.job, loaded=loaded, progress=progress)
+    return compressed.model, {
+        "compression": round(compressed.report.compression, 5),
+        "parameters": parameter_count(compressed.model),
+        "feature_error": {name: round(x, 5) for name, x in compressed.about["feature_error"].items()},
+        "seconds": round(compressed.report.seconds, 1),
+        "config": dataclasses.asdict(row.job.config),
+        "recipe": dataclasses.asdict(row.job.recipe),
     }
 
 

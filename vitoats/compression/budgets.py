@@ -16,8 +16,8 @@ from vitoats.compression.job import CompressionJob
 from vitoats.compression.outliers import outlier_shares
 from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities, sensitivity_work
 from vitoats.data.calibration import CalibrationImages
-from vitoats.data.transforms import Preprocessing
-from vitoats.loading.loaded_text import Packing
+from vitoats.loading.loaded import LoadedModel
+from vitoats.loading.loaded_text import LoadedLanguageModel
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.blocks import ModelAdapter
 from vitoats.models.flops import count_flops
@@ -34,7 +34,7 @@ def make_budgets(
     adapter: ModelAdapter,
     images: CalibrationImages,
     constraint: Constraint | None,
-    preprocessing: Preprocessing | Packing,
+    loaded: LoadedModel | LoadedLanguageModel,
     progress: Progress,
 ) -> tuple[Any, Budgets | None]:
     """The method's config, with the compression that a constraint implies, and the budgets of single layers.
@@ -44,7 +44,7 @@ def make_budgets(
         adapter: the dense model, on the device.
         images: the calibration images.
         constraint: on the cost of the exported model; None uses the config's compression.
-        preprocessing: the model's, by which measurements are kept.
+        loaded: the same model, by whose weights and preprocessing measurements are kept.
         progress: called with what is being measured.
 
     Returns:
@@ -71,7 +71,7 @@ def make_budgets(
         return config, owl(shares, weights, config.total_compression())
     if constraint is None:
         check_compression(config.total_compression())
-    sensitivities = _sensitivities(job, adapter, some, constraint, preprocessing, progress)
+    sensitivities = _sensitivities(job, adapter, some, constraint, loaded, progress)
     if job.recipe.target in FROM_DENSE_PATH:
         sensitivities = counted_by_depth(sensitivities, [[x.name for x in block.linears] for block in adapter.blocks])
     if constraint is None:
@@ -87,7 +87,7 @@ def _sensitivities(
     adapter: ModelAdapter,
     images: CalibrationImages,
     constraint: Constraint | None,
-    preprocessing: Preprocessing | Packing,
+    loaded: LoadedModel | LoadedLanguageModel,
     progress: Progress,
 ) -> list[Sensitivity]:
     """Reads the sensitivities from the cache, or measures them."""
@@ -99,7 +99,7 @@ def _sensitivities(
         "data": [images.digests(), job.recipe.calibration_mix, images.nsamples, data.seed],
         "config": dataclasses.asdict(measured_with),
         "refit_bias": job.recipe.refit_bias,
-        "preprocessing": preprocessing.to_dict(),
+        "preprocessing": loaded.preprocessing.to_dict(),
         "rates": [RATES, feature_images, without_rank],
     }
 
@@ -119,7 +119,7 @@ def _sensitivities(
         layers = [(x.name, x.module.weight.numel()) for block in adapter.blocks for x in block.linears]
         return read_sensitivities(values, layers, without_rank)
 
-    return cached(f"sensitivity_{fingerprint(adapter.model, settings)[:32]}", read, make)
+    return cached(f"sensitivity_{fingerprint(loaded.dense_tensors(), settings)[:32]}", read, make)
 
 
 def _measurement(job: CompressionJob) -> tuple[OATSHConfig, bool, int]:

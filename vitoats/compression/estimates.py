@@ -16,10 +16,11 @@ Memory does not grow with depth:
   + 8 * (sum of d_in^2 over a block's linear layers)   full second moments, by which errors are measured
   + if a method needs these for its solver: 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the
     rows that are refitted at once
-  + the model itself and its low-rank factors (S, stored with its zeros, replaces the dense weight)
+  + the model itself and its low-rank factors (S, stored with its zeros, replaces the dense weight); of a language model whose
+    blocks are read from disk, what lies outside of them, and 2 blocks, or 5 for targets from the dense path
 
-While saving, a packed copy of the compressed weights replaces all but the process and the model: 4 bytes per kept parameter and
-one bit per weight.
+While saving, a packed copy of the compressed weights replaces all but the process and the model: 4 bytes per kept parameter (or
+2, if the model's folder has such a type) and one bit per weight; of a model on disk, that of one file.
 
 Arithmetic is counted in multiply-adds, as in fvcore, and is an upper bound: ADMM ends once supports settle, and half of a large
 second moment is copied.
@@ -35,8 +36,11 @@ from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import StatisticsLevel
 from vitoats.models.blocks import Block, ModelAdapter
 from vitoats.models.flops import count_flops
+from vitoats.models.on_disk import largest_on_disk, size_in_memory
 
 PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
+BLOCKS_HELD = {1: 2, 2: 5}  # of a model on disk, by the number of paths: as read and as compressed; a dense copy, in float64
+LARGEST_FILE = 5 * 10**9  # of a folder: loading.language_checkpoint
 MLP_TENSORS = 16  # a running block: four tensors of four times the width
 SOLVER_BUFFERS = 6
 FULL_SOLVER_BUFFERS = 24  # the same if a method needs the full second moment: 12 matrices, in float64
@@ -82,6 +86,7 @@ def estimate_memory(
     compression: float,
     level: StatisticsLevel = "diagonal",
     paths: int = 1,
+    stored: int = 4,
 ) -> MemoryEstimate:
     """The memory that compressing with ``nsamples`` images will take; the formula is in this module's docstring.
 
@@ -93,11 +98,12 @@ def estimate_memory(
         compression: share of the weights that is removed.
         level: which statistics of a layer's input are collected.
         paths: 2 if the dense model's hidden states are kept as well as the compressed one's.
+        stored: bytes in which a weight is stored.
     """
     before = [math.prod(block.shape_before) for block in adapter.blocks]
     after = [math.prod(block.shape_after) for block in adapter.blocks]
     changing = [b.shape_before != b.shape_after for b in adapter.blocks[:-1]]  # both are held, except behind the last
-    stored = max([*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes)])
+    held = max([*before, *(x + y for x, y, changes in zip(before, after, changing, strict=False) if changes)])
     sizes = [layer.module.weight.numel() for layer in adapter.linears]
     widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
     kept = max(elements * (sum(block) / block[0] + 3) for elements, block in zip(before, widths, strict=True) if block)
@@ -106,15 +112,16 @@ def estimate_memory(
     if level == "full":
         solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
         solver += HESSIAN_BUFFERS * 8 * max(width for block in widths for width in block) ** 2 + REFIT_BYTES
+    on_disk, saving = largest_on_disk(adapter.model), round(sum(sizes) * (stored * (1 - compression) + 1 / 8))
     return MemoryEstimate(
         process=PROCESS_BYTES,
-        model=sum(p.numel() * p.element_size() for p in adapter.model.parameters()) + factors * 4,
-        hidden=paths * nsamples * stored * 4,
+        model=size_in_memory(adapter.model) + (BLOCKS_HELD[paths] * on_disk if on_disk else factors * 4),
+        hidden=paths * nsamples * held * 4,
         kept=round(nsamples * kept * 4) if paths > 1 else 0,
         block=paths * min(batch_size, nsamples) * max(*before, *after) * MLP_TENSORS * 4,
         statistics=statistics,
         solver=solver,
-        saving=round(sum(sizes) * (4 * (1 - compression) + 1 / 8)),
+        saving=min(saving, LARGEST_FILE) if on_disk else saving,
     )
 
 

@@ -1,5 +1,6 @@
 """What a compression covers and takes, said before it starts: layers, memory, multiply-adds and time."""
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from vitoats.compression.job import CompressionJob
 from vitoats.compression.plan import CompressionPlan
 from vitoats.models.blocks import ModelAdapter
 from vitoats.models.flops import count_flops
+from vitoats.models.inputs import TextInputs
+from vitoats.models.on_disk import held
 
 TRIAL_IMAGES, TRIALS = 4, 4  # that the model runs on, and how often, to estimate the time
 
@@ -84,7 +87,12 @@ def outlook(plan: CompressionPlan, job: CompressionJob) -> Outlook:
 
 @torch.inference_mode()
 def speed(adapter: ModelAdapter) -> float:
-    """Multiply-adds per second of the model, in the fastest of a few runs: other work on the machine makes some slower."""
+    """Multiply-adds per second of the model, in the fastest of a few runs: other work on the machine makes some slower.
+
+    Of a language model, one block is timed on one window.
+    """
+    if isinstance(adapter.inputs, TextInputs):
+        return _speed_of_block(adapter)
     images = adapter.inputs.noise(TRIAL_IMAGES).to(adapter.device)
 
     def run() -> float:
@@ -93,6 +101,21 @@ def speed(adapter: ModelAdapter) -> float:
         return time.perf_counter() - start
 
     return TRIAL_IMAGES * count_flops(adapter.model, adapter.inputs) / min(run() for _ in range(TRIALS))
+
+
+def _speed_of_block(adapter: ModelAdapter) -> float:
+    block = next(block for block in adapter.blocks if block.linears)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, *block.shape_before, generator=generator).to(adapter.device)
+    tokens = math.prod(block.shape_before) // block.shape_before[-1]
+
+    def run() -> float:
+        start = time.perf_counter()
+        block.run(hidden).cpu()
+        return time.perf_counter() - start
+
+    with held(block.module):
+        return tokens * sum(layer.module.weight.numel() for layer in block.linears) / min(run() for _ in range(TRIALS))
 
 
 def _duration(seconds: float) -> str:

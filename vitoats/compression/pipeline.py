@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitoats.calibration.hidden_states import HiddenStates
@@ -17,7 +18,7 @@ from vitoats.compression.layer import LayerRow, compress_layer
 from vitoats.compression.plan import CompressionPlan
 from vitoats.compression.resume import BlockStore
 from vitoats.compression.smoothing import smooth
-from vitoats.format.factored import Layer
+from vitoats.format.factored import Layer, rounded
 from vitoats.format.layers import replace_module
 from vitoats.models.blocks import Block
 
@@ -97,6 +98,8 @@ def _compress_blocks(
             layers, block_rows = _compress_block(plan, block, calibration, partial(progress, index, len(blocks)))
             if state:
                 state.save(index, layers, block_rows, norms)
+        if plan.disk and state:
+            plan.disk.compressed(block.name, partial(state.finished, index, names))
         rows += block_rows
         if index + 1 < len(blocks):
             progress(index, len(blocks), "propagating")
@@ -116,6 +119,7 @@ def _compress_block(
         progress(layer.name)
         config, refit_bias = plan.configs[layer.name], plan.recipe.refit_bias
         compressed, row = compress_layer(layer, statistics, error, plan.method, config, refit_bias, plan.int8)
+        compressed = rounded(compressed, plan.types.get(f"{layer.name}.weight", torch.float32))
         replace_module(block.model, layer.name, compressed.to(calibration.hidden.device))
         calibration.finish(layer)
         layers[layer.name] = compressed

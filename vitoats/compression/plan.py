@@ -2,7 +2,8 @@
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vitoats.common.devices import storage_device
 from vitoats.common.errors import InputError
 from vitoats.compression.estimates import MemoryEstimate, WorkEstimate, count_passes, estimate_memory, estimate_work
 from vitoats.compression.job import CompressionJob
+from vitoats.loading.language_on_disk import ModelOnDisk
 from vitoats.methods.registry import Method, Recipe, get_method
 from vitoats.methods.statistics import StatisticsLevel
 from vitoats.models.blocks import Block, ModelAdapter
@@ -44,6 +46,8 @@ class CompressionPlan:
         memory: the memory that it takes.
         spill_to: the folder for a file of hidden states; None keeps them in memory.
         storage: the device whose memory holds hidden states and what is kept of a block.
+        types: the types in which the model's tensors are stored, by name; others are stored in float32.
+        disk: what reads the blocks while they run; None if they are in memory.
     """
 
     adapter: ModelAdapter
@@ -58,6 +62,8 @@ class CompressionPlan:
     memory: MemoryEstimate
     spill_to: Path | None
     storage: torch.device
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    disk: ModelOnDisk | None = None
 
     def with_budgets(self, config: Any, budgets: Budgets | None) -> "CompressionPlan":
         """The plan with the config of the whole model, and budgets of single layers, which override it.
@@ -89,7 +95,14 @@ class CompressionPlan:
         return estimate_work(self.adapter, self.configs, self.n_images, self.level, passes, two_paths)
 
 
-def plan_compression(adapter: ModelAdapter, job: CompressionJob, n_images: int, scratch: Path | None = None) -> CompressionPlan:
+def plan_compression(
+    adapter: ModelAdapter,
+    job: CompressionJob,
+    n_images: int,
+    scratch: Path | None = None,
+    types: Mapping[str, torch.dtype] | None = None,
+    disk: ModelOnDisk | None = None,
+) -> CompressionPlan:
     """Makes the plan, in which every layer has the job's own config.
 
     Args:
@@ -97,6 +110,7 @@ def plan_compression(adapter: ModelAdapter, job: CompressionJob, n_images: int, 
         job: its method, config, recipe, weights and resources are used.
         n_images: maximum number of calibration images.
         scratch: a folder with room for the hidden states, used if the estimate is above the memory limit.
+        types, disk: see ``CompressionPlan``.
 
     Raises:
         InputError: the method does not fit the model or the other settings.
@@ -111,7 +125,8 @@ def plan_compression(adapter: ModelAdapter, job: CompressionJob, n_images: int, 
     compression = job.config.total_compression()
     factors = round(getattr(job.config, "rank_ratio", 0.0) * (1 - compression) * weights)
     limit, batch_size = job.resources.memory_limit_bytes, job.resources.batch_size
-    memory = estimate_memory(adapter, n_images, batch_size, factors, compression, level, 1 + two_paths)
+    stored = max((dtype.itemsize for dtype in (types or {}).values()), default=4)
+    memory = estimate_memory(adapter, n_images, batch_size, factors, compression, level, 1 + two_paths, stored)
     keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory())
     memory = memory if keep else replace(memory, kept=0)
     return CompressionPlan(
@@ -127,6 +142,8 @@ def plan_compression(adapter: ModelAdapter, job: CompressionJob, n_images: int, 
         memory=memory,
         spill_to=plan_memory(memory, limit, scratch),
         storage=storage_device(adapter.device, memory.total) if limit is None else torch.device("cpu"),
+        types=types or {},
+        disk=disk,
     )
 
 

@@ -2,10 +2,13 @@
 
 import logging
 import shutil
+import weakref
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError, RunError
@@ -29,14 +32,31 @@ class BlockStore:
     a damaged ``state.json`` is written again.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, resume: bool):
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        resume: bool = False,
+        types: Mapping[str, torch.dtype] | None = None,
+        temporary: bool = False,
+    ):
         """Opens or creates the folder.
+
+        Args:
+            folder: the folder.
+            fingerprint: identifies the run.
+            resume: use the blocks that it holds.
+            types: of the tensors of the dense model; compressed layers are kept in the type of their dense weights.
+            temporary: remove the folder when this object is no longer used.
 
         Raises:
             InputError: the folder belongs to another run, or it already holds blocks and ``resume`` is False.
             RunError: the folder is not writable.
         """
-        self.folder, self.fingerprint = folder, fingerprint
+        self._temporary = temporary
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.folder, self.fingerprint, self._types = folder, fingerprint, types or {}
         if finished := _block_files(folder):
             if not resume:
                 raise InputError(
@@ -61,7 +81,7 @@ class BlockStore:
         """Writes a finished block; ``norms`` are parameters of its norms that were changed, by name."""
         tensors = {NORM + name: norm for name, norm in norms.items()}
         for name, layer in layers.items():
-            tensors |= factored.pack(name, layer)
+            tensors |= factored.pack(name, layer, self._types.get(f"{name}.weight"))
         tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
         path, key = self.folder / _file_name(index), _key(index, self.fingerprint)
         write_tensors(path, key, tensors, [asdict(row) for row in rows], "free some space, then add `resume`")
@@ -87,10 +107,21 @@ class BlockStore:
             log.warning("%s is no block of this run (%s): block %d is made anew", path, error, index)
             return None
 
+    def finished(self, index: int, names: list[str]) -> tuple[dict[str, Layer], dict[str, Tensor]]:
+        """The layers of a block that has been saved, and its norms' changed parameters.
+
+        Raises:
+            RunError: the file is damaged or gone.
+        """
+        found = self.load(index, names)
+        if found is None:
+            raise RunError(f"{self.folder / _file_name(index)} is gone or damaged: start anew")
+        return found[0], found[2]
+
     def settle(self) -> None:
         """After an interruption: logs that finished blocks are kept, or removes the folder if there are none."""
         finished = len(_block_files(self.folder))
-        if finished:
+        if finished and not self._temporary:
             log.warning("%d finished blocks are kept in %s: add `resume` to go on, or delete the folder", finished, self.folder)
         else:
             self.remove()
@@ -142,4 +173,4 @@ def _layer(row: LayerRow, tensors: dict[str, Tensor]) -> Layer:
     equal = row.d_out // len(row.ranks)
     factors = [tensors.get(f"{row.name}.U.{i}") for i in range(len(row.ranks))]  # none for a dense int8 layer
     heights = [equal if U is None else len(U) for U in factors]
-    return factored.unpack(row.name, tensors, list(zip(heights, row.ranks, strict=True)), row.d_in)
+    return factored.unpack(row.name, tensors, list(zip(heights, row.ranks, strict=True)), row.d_in).float()

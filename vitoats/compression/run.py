@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 from vitoats.common.devices import check_device, set_threads
 from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import fingerprint
-from vitoats.common.memory import reuse_freed_memory
+from vitoats.common.memory import never_keep_freed_memory, reuse_freed_memory
 from vitoats.common.outputs import check_output_folder
 from vitoats.common.progress import Progress, silent
 from vitoats.compression.budgets import make_budgets
@@ -72,7 +73,12 @@ class Compressed:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The torch module: images [batch, 3, h, w] to logits, or to features if there is no head; or a transformers model."""
+        """The torch module: images [batch, 3, h, w] to logits, or to features if there is no head; or a transformers model.
+
+        A language model whose blocks are on disk is read into memory.
+        """
+        if isinstance(self.loaded, LoadedLanguageModel):
+            self.loaded.read_whole()
         return self.loaded.model
 
     def save(self, output: str | Path, format: Format = "factored", overwrite: bool = False) -> Path:
@@ -127,21 +133,26 @@ def run(
     """
     method, loaded, adapter, drawn = _begin(job, loaded, images)
     model, inputs = loaded.backbone, loaded.inputs
-    plan, expected = _planned(job, method, adapter, drawn, scratch)
+    plan, expected = _planned(job, method, loaded, adapter, drawn, scratch)
     for line in expected.lines():
         log.info(line)
     constraint = None
     if job.limit and isinstance(method, Method) and isinstance(loaded, LoadedModel):
         constraint = make_constraint(job, job.limit, method, loaded, adapter, progress)
     buffers = {name for name, _ in model.named_buffers()}
-    before, flops_before = count(_untied(model), not_parameters=buffers), count_flops(model, inputs)
+    before, flops_before = count(loaded.dense_tensors(), not_parameters=buffers), count_flops(model, inputs)
     settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
     store = None
-    if partial_folder is not None and isinstance(method, Method):
+    if partial_folder is not None and plan is not None:
         depends_on = {"job": job.to_dict(), "preprocessing": settings["preprocessing"], "goal": settings["goal"]}
-        store = BlockStore(partial_folder, fingerprint(model, depends_on | {"images": drawn.digests()}), resume)
+        digest = fingerprint(loaded.dense_tensors(), depends_on | {"images": drawn.digests()})
+        store = BlockStore(partial_folder, digest, resume, plan.types)
+    elif plan is not None and plan.disk:
+        store = BlockStore(Path(tempfile.mkdtemp(prefix="vitoats-", dir=scratch)), "", types=plan.types, temporary=True)
     try:
-        config, budgets = make_budgets(job, adapter, drawn, constraint, loaded.preprocessing, progress)
+        config, budgets = make_budgets(job, adapter, drawn, constraint, loaded, progress)
+        if isinstance(loaded, LoadedModel) and drawn.are_copies():
+            log.warning("your own calibration images are copies of one: only the others say what inputs look like")
         predicted = {} if constraint is None else predict(constraint, config, budgets)
         if plan is not None and (budgets is not None or config is not job.config):
             plan = plan.with_budgets(config, budgets)
@@ -173,12 +184,6 @@ def run(
     return Compressed(loaded, about, report)
 
 
-def _untied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a model, those that several layers share only once."""
-    by_address = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(model.state_dict().items())}
-    return {name: tensor for name, tensor in model.state_dict().items() if by_address[tensor.data_ptr(), tensor.shape] == name}
-
-
 def preview(job: CompressionJob, *, scratch: Path | None = None) -> Outlook:
     """What compressing covers and takes; nothing is compressed.
 
@@ -189,8 +194,8 @@ def preview(job: CompressionJob, *, scratch: Path | None = None) -> Outlook:
     Raises:
         InputError: the model, the images or the settings are invalid.
     """
-    method, _, adapter, drawn = _begin(job)
-    return _planned(job, method, adapter, drawn, scratch)[1]
+    method, loaded, adapter, drawn = _begin(job)
+    return _planned(job, method, loaded, adapter, drawn, scratch)[1]
 
 
 def _begin(
@@ -199,8 +204,13 @@ def _begin(
     """Opens the model and the images; a model that does not fit is refused here."""
     method = find_method(job.method)
     prepare(job.resources)
-    loaded = loaded or _open(job)
-    loaded.backbone.to(job.resources.device)
+    loaded = loaded or _open(job, method)
+    if isinstance(loaded, LoadedLanguageModel) and loaded.disk:  # which is on the device already
+        never_keep_freed_memory()
+    else:
+        loaded.backbone.to(job.resources.device)
+        if job.resources.memory_limit is None:
+            reuse_freed_memory()
     adapter = adapt(loaded.backbone, loaded.inputs)
     return method, loaded, adapter, draw_images(job, loaded, images)
 
@@ -208,6 +218,7 @@ def _begin(
 def _planned(
     job: CompressionJob,
     method: Method | StructuralMethod,
+    loaded: LoadedModel | LoadedLanguageModel,
     adapter: ModelAdapter,
     drawn: CalibrationImages,
     scratch: Path | None,
@@ -215,27 +226,27 @@ def _planned(
     """The plan, which a structural method does not have, and the outlook."""
     if isinstance(method, StructuralMethod):
         return None, pruning_outlook(adapter, job, drawn.nsamples)
-    plan = plan_compression(adapter, job, drawn.nsamples, scratch)
+    stored = (loaded.types, loaded.disk) if isinstance(loaded, LoadedLanguageModel) else (None, None)
+    plan = plan_compression(adapter, job, drawn.nsamples, scratch, *stored)
     if job.limit is None and job.recipe.allocation == "uniform":
         plan = plan.with_budgets(job.config, None)  # a budget that leaves nothing of a layer fails here
     return plan, outlook(plan, job)
 
 
 def prepare(resources: Resources) -> None:
-    """Sets up the process: threads, device, and the reuse of freed memory.
+    """Sets up the process: threads and device.
 
     Raises:
         InputError: the device is not available in torch.
     """
     set_threads(resources.threads)
     check_device(resources.device)
-    if resources.memory_limit is None:
-        reuse_freed_memory()
 
 
-def _open(job: CompressionJob) -> LoadedModel | LoadedLanguageModel:
+def _open(job: CompressionJob, method: Method | StructuralMethod) -> LoadedModel | LoadedLanguageModel:
     if isinstance(job.data, CalibrationText):
-        loaded = load_language_model(job.model.name, job.data.seq_len)
+        in_blocks = isinstance(method, Method)  # a structural method changes the shapes of what would be read again
+        loaded = load_language_model(job.model.name, job.data.seq_len, job.resources.device if in_blocks else None)
         log.info("model: %s (%s); %s", job.model.name, loaded.weights, loaded.preprocessing)
         return loaded
     return open_model(job.model)
@@ -258,8 +269,7 @@ def draw_images(job: CompressionJob, loaded: LoadedModel | LoadedLanguageModel, 
         data.nsamples,
         HELD_OUT,
         data.seed,
-        preprocessing.img_size,
-        preprocessing.transform(),
+        preprocessing,
     )
 
 

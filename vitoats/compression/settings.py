@@ -13,7 +13,7 @@ import vitoats.methods  # noqa: F401  (fills the table of methods)
 from vitoats.common.errors import InputError
 from vitoats.compression.job import CalibrationData, CalibrationText, CompressionJob, CostLimit, ModelSource, Resources
 from vitoats.data.images import SAMPLE
-from vitoats.loading.language_models import is_language_model
+from vitoats.loading.language_models import HUB, is_language_model
 from vitoats.loading.names import EMBEDDED
 from vitoats.loading.smollm2 import NAME as EMBEDDED_LANGUAGE_MODEL
 from vitoats.methods.registry import Method, Recipe, StructuralMethod, find_method
@@ -32,6 +32,8 @@ CLOSED_DOMAIN_DAMPING = 0.1
 BATCH_SIZE, TEXT_BATCH_SIZE = 64, 4  # images, and windows of text, at a time
 # settings of a language model's methods where they differ from those of vision models, by method
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"oats": {"rank_ratio": 0.25}}
+# settings with int8 weights where they differ from those with others: there a low-rank term costs time and gains nothing
+INT8_DEFAULTS: dict[str, dict[str, Any]] = {"oats-h": {"rank_ratio": 0.0}}
 FOR_IMAGES = ("general_images", *LIMITS, "cost_table", *MODEL_SETTINGS)  # settings that a language model does not take
 
 
@@ -54,6 +56,8 @@ def make_job(
     """
     if images is None and model in (EMBEDDED, EMBEDDED_LANGUAGE_MODEL):
         images = SAMPLE
+    if model.endswith(".gguf"):
+        raise InputError(f"{model} is a GGUF file, of which only smollm2's own is read: give `model` a folder of safetensors")
     text = is_language_model(model, look_at_hub=True) if text is None else text
     name, seed = settings.pop("method", METHOD), settings.pop("seed", 42)
     resources = {"batch_size": TEXT_BATCH_SIZE if text else BATCH_SIZE} | _taken(settings, RESOURCES)
@@ -61,6 +65,11 @@ def make_job(
         settings = _for_text(name, model, settings)
     source, seq_len = _taken(settings, MODEL_SETTINGS), settings.pop("seq_len", None)
     if seq_len is not None and not text:
+        if model.startswith(HUB):  # which may be one that cannot be reached
+            raise InputError(
+                f"{model} is no language model, or the Hub cannot be reached: leave `seq_len` out, or give `model` a "
+                "transformers folder, local-dir:PATH"
+            )
         raise InputError(f"`seq_len` is for language models, and {model} is none: leave it out")
     own = _method_fields(name, images if isinstance(images, str) or images is None or text else _one(images), seed, settings)
     if text:
@@ -126,6 +135,8 @@ def _method_fields(name: str, images: str | Sequence[str] | None, seed: int, set
     if images is None:
         raise InputError("there are no images to calibrate on: give `images` a folder of images")
     given = (PRESETS[name][preset] if preset else {}) | settings
+    if given.get("weights") == "int8" and given.get("solver") != "support":  # which takes the support from the low-rank solver
+        given = INT8_DEFAULTS.get(name, {}) | given
     general_images = given.pop("general_images", None)
     nsamples = given.pop("nsamples", CalibrationData.nsamples)
     own_images = images if isinstance(images, str) else "text"

@@ -53,7 +53,7 @@ class ModuleRow:
 
     Attributes:
         name: dotted name in the model.
-        kind: "heads" or "neurons".
+        kind: "heads", "groups" or "neurons".
         before: number of units before.
         kept: number of units kept.
         weights: number of weights left, without biases.

@@ -1,6 +1,6 @@
 """Calibration images: the user's own, optionally mixed with others so that features stay accurate on other images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,6 +11,7 @@ from vitoats.common.errors import InputError
 from vitoats.data.images import calibration_batches, digest, open_images, shuffled
 from vitoats.data.in_memory import ImagesInMemory
 from vitoats.data.synthetic import SyntheticImages
+from vitoats.data.transforms import Preprocessing
 
 Mix = Literal["none", "synthetic", "general", "both"]
 
@@ -35,8 +36,13 @@ class CalibrationImages:
         """Yields calibration batches [b, 3, h, w], one source after the other.
 
         Raises:
-            InputError: too few images can be read.
+            InputError: too few images can be read, or there are only copies of one.
         """
+        if len(self.sources) == 1 and self.are_copies():
+            raise InputError(
+                "all calibration images are copies of one, which tells too little about a layer's inputs: "
+                "give `images` different ones, or add synthetic ones with `calibration_mix='synthetic'`"
+            )
         for source, share in zip(self.sources.values(), shares(self.nsamples, len(self.sources)), strict=True):
             if share:
                 yield from calibration_batches(source, share, self.seed, batch_size, workers)
@@ -51,6 +57,12 @@ class CalibrationImages:
                 found[name] = digest(source, shuffled(source, self.seed)[: share + len(self.held_out.get(name, []))])
         return found
 
+    def are_copies(self) -> bool:
+        """Whether all images of the user that are drawn are copies of one; False if only one is asked for."""
+        own = self.sources["own"]
+        drawn = shuffled(own, self.seed)[: shares(self.nsamples, len(self.sources))[0]]
+        return len(drawn) > 1 and all(own.content(i) == own.content(drawn[0]) for i in drawn[1:])
+
 
 def calibration_images(
     own: Any,
@@ -59,8 +71,7 @@ def calibration_images(
     nsamples: int,
     held_out: int,
     seed: int,
-    img_size: int,
-    transform: Callable,
+    preprocessing: Preprocessing,
 ) -> CalibrationImages:
     """Opens and splits the images.
 
@@ -73,8 +84,7 @@ def calibration_images(
         nsamples: total number of calibration images.
         held_out: number of images of each kind to hold out, if that many are left.
         seed: seed of the draws and of the synthetic images.
-        img_size: size of the synthetic images, in pixels.
-        transform: converts a PIL image to a tensor.
+        preprocessing: the model's.
 
     Raises:
         InputError: a folder does not exist, or the mix and ``general_images`` contradict each other.
@@ -84,17 +94,18 @@ def calibration_images(
     if (mix in ("general", "both")) != (general_images is not None):
         remedy = "leave `general_images` out, or `calibration_mix`" if general_images else "give `general_images` a folder"
         raise InputError(f"the calibration mix is {mix}: {remedy}")
-    opened: Any = open_images(own, "train", transform) if isinstance(own, str) else ImagesInMemory(own, transform, img_size)
+    transform = preprocessing.transform()
+    opened: Any = open_images(own, "train", transform) if isinstance(own, str) else ImagesInMemory(own, preprocessing)
     sources: dict[str, Any] = {"own": opened}
     if general_images is not None:
         sources["general"] = open_images(general_images, "train", transform)
     if mix in ("synthetic", "both"):
-        sources["synthetic"] = SyntheticImages(nsamples, img_size, seed, transform)
+        sources["synthetic"] = SyntheticImages(nsamples, preprocessing, seed)
     rest: dict[str, Any] = {}
     for (name, source), share in zip(sources.items(), shares(nsamples, len(sources)), strict=True):
         if name != "synthetic":
             rest[name] = Subset(source, shuffled(source, seed)[share : share + held_out])
-    rest["synthetic"] = SyntheticImages(held_out, img_size, seed, transform, first=nsamples)
+    rest["synthetic"] = SyntheticImages(held_out, preprocessing, seed, first=nsamples)
     total = sum(min(share, len(s)) for s, share in zip(sources.values(), shares(nsamples, len(sources)), strict=True))
     return CalibrationImages(sources, {k: v for k, v in rest.items() if len(v)}, total, seed)
 

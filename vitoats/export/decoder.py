@@ -103,6 +103,7 @@ def build_graph(loaded: LoadedLanguageModel, built: Path, precision: Precision =
     """Writes the dense model that a model stands for, as the builder does, to the new folder ``built``; returns it."""
     with tempfile.TemporaryDirectory(prefix=f".{built.name}.", dir=built.parent) as scratch:
         stock = Path(scratch) / "stock"
+        loaded.read_whole()
         save_stock_folder(loaded, stock)
         log.info("building the graph")
         build(stock, built, precision)

@@ -1,5 +1,6 @@
 """A model's size in parameters, non-zeros and bytes, with the definition of each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ class Counts:
     bytes: int
 
 
-def count(tensors: dict[str, Tensor], not_parameters: set[str]) -> Counts:
+def count(tensors: Mapping[str, Tensor], not_parameters: set[str]) -> Counts:
     """Counts a model's tensors as stored in a file.
 
     Args:
@@ -32,9 +33,10 @@ def count(tensors: dict[str, Tensor], not_parameters: set[str]) -> Counts:
         not_parameters: names of buffers (such as a batch norm's running mean). Like bit masks and the scales of int8 weights,
             they only count as bytes.
     """
-    kept = [t for name, t in tensors.items() if name not in not_parameters and not factored.BESIDE.fullmatch(name)]
-    return Counts(
-        parameters=sum(t.numel() for t in kept),
-        nonzeros=sum(int(torch.count_nonzero(t)) for t in kept),
-        bytes=sum(t.nbytes for t in tensors.values()),
-    )
+    parameters, nonzeros, n_bytes = 0, 0, 0
+    for name, tensor in tensors.items():
+        n_bytes += tensor.nbytes
+        if name not in not_parameters and not factored.BESIDE.fullmatch(name):
+            parameters += tensor.numel()
+            nonzeros += int(torch.count_nonzero(tensor))
+    return Counts(parameters, nonzeros, n_bytes)

@@ -44,8 +44,15 @@ class Kind(NamedTuple):
         return tensor.is_floating_point() if self.dtype is None else tensor.dtype == self.dtype
 
 
-def pack(name: str, layer: Layer) -> dict[str, Tensor]:
-    """The tensors of a layer called ``name``."""
+def rounded(layer: Layer, dtype: torch.dtype) -> Layer:
+    """The layer with its floating-point weights rounded in place to those of a narrower type, in float32."""
+    return layer if _is_int8(layer) else layer.to(dtype).float()
+
+
+def pack(name: str, layer: Layer, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of a layer called ``name``; ``dtype`` is the type of its weights and bias, unless they are int8."""
+    if dtype is not None and not _is_int8(layer):
+        return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in pack(name, layer).items()}
     bias = {f"{name}.bias": layer.bias.data} if layer.bias is not None else {}
     if isinstance(layer, Int8Linear):
         return {f"{name}.weight": layer.weight_int8.data, f"{name}{SCALE}": layer.weight_scale} | bias
@@ -58,9 +65,13 @@ def pack(name: str, layer: Layer) -> dict[str, Tensor]:
     return _pack_terms(name, layer.S, layer.U, layer.V) | bias
 
 
+def _is_int8(layer: Layer) -> bool:
+    return isinstance(layer, (Int8Linear, Int8SparseLowRankLinear))
+
+
 def _pack_terms(name: str, S: Tensor, U: Iterable[Tensor], V: Iterable[Tensor]) -> dict[str, Tensor]:
-    values, mask = bitmask.pack(S.detach().cpu().numpy())
-    tensors = {f"{name}.S.values": torch.from_numpy(values), f"{name}.S.mask": torch.from_numpy(mask)}
+    values, mask = bitmask.pack(_known(S.detach().cpu()).numpy())
+    tensors = {f"{name}.S.values": torch.from_numpy(values).to(S.dtype), f"{name}.S.mask": torch.from_numpy(mask)}
     for i, (u, v) in enumerate(zip(U, V, strict=True)):
         tensors |= {f"{name}.U.{i}": u.data, f"{name}.V.{i}": v.data}
     return tensors
@@ -122,7 +133,8 @@ def unpack(name: str, tensors: Mapping[str, Tensor], parts: Sequence[tuple[int, 
     bias = tensors.get(f"{name}.bias")
     if f"{name}{SCALE}" in tensors:
         return Int8Linear((tensors[f"{name}.weight"].clone(), tensors[f"{name}{SCALE}"].clone()), bias)
-    S = torch.from_numpy(bitmask.unpack(tensors[f"{name}.S.values"].numpy(), tensors[f"{name}.S.mask"].numpy(), d_in))
+    values = tensors[f"{name}.S.values"]
+    S = torch.from_numpy(bitmask.unpack(_known(values).numpy(), tensors[f"{name}.S.mask"].numpy(), d_in)).to(values.dtype)
     U, V = ([f"{name}.{letter}.{i}" for i in range(len(parts))] for letter in "UV")
     if f"{name}.S.scale" not in tensors:
         return SparseLowRankLinear(S, [tensors[key].clone() for key in U], [tensors[key].clone() for key in V], bias)
@@ -133,3 +145,8 @@ def unpack(name: str, tensors: Mapping[str, Tensor], parts: Sequence[tuple[int, 
     return Int8SparseLowRankLinear(
         (S, tensors[f"{name}.S.scale"].clone()), [rounded(key) for key in U], [rounded(key) for key in V], bias
     )
+
+
+def _known(tensor: Tensor) -> Tensor:
+    """A tensor in a type that numpy has: it has no bfloat16."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor

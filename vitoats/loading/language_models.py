@@ -14,7 +14,8 @@ from vitoats.common.errors import InputError, one_line
 from vitoats.common.json_files import read_json
 from vitoats.loading.hub import fetch_transformers_folder, reachable_config
 from vitoats.loading.language_checkpoint import load_compressed
-from vitoats.loading.loaded_text import LoadedLanguageModel, Packing
+from vitoats.loading.language_on_disk import ModelOnDisk, open_on_disk
+from vitoats.loading.loaded_text import IN_MEMORY, LoadedLanguageModel, Packing
 from vitoats.loading.names import ON_HUB
 from vitoats.loading.shards import tensor_files
 from vitoats.loading.smollm2 import NAME, WEIGHTS, smollm2_folder
@@ -61,22 +62,25 @@ def _is_transformers(folder: Path) -> bool:
     return isinstance(said, dict) and {"model_type", "vocab_size"} <= said.keys() and "architecture" not in said
 
 
-def load_language_model(name: str, seq_len: int | None = None) -> LoadedLanguageModel:
+def load_language_model(name: str, seq_len: int | None = None, run_from_disk: str | None = None) -> LoadedLanguageModel:
     """Loads a causal language model in float32.
 
     Args:
         name: "smollm2", ``local-dir:/path``, ``hf-hub:owner/name``, or a folder that compress wrote.
         seq_len: tokens of a window; None for 2048. It is cut to the model's positions.
+        run_from_disk: the torch device of a dense model whose blocks are read from disk when they run, where its files allow
+            that; None reads the model into memory.
 
     Raises:
         InputError: there is no such model, it is no causal decoder, or its files are damaged or missing.
     """
     need_transformers()
     if name == NAME:
-        return _from_folder(name, smollm2_folder(), WEIGHTS, seq_len)
+        return _from_folder(name, smollm2_folder(), WEIGHTS, seq_len, run_from_disk)
     if name.startswith(HUB):
-        return _from_folder(name, fetch_transformers_folder(name), f"{name.removeprefix(HUB)}{ON_HUB}", seq_len)
-    return _from_folder(name, Path(name.removeprefix(LOCAL)), name, seq_len)
+        folder, weights = fetch_transformers_folder(name), f"{name.removeprefix(HUB)}{ON_HUB}"
+        return _from_folder(name, folder, weights, seq_len, run_from_disk)
+    return _from_folder(name, Path(name.removeprefix(LOCAL)), name, seq_len, run_from_disk)
 
 
 def need_transformers() -> None:
@@ -100,10 +104,10 @@ def language_model_in_memory(
     need_transformers()
     check_config(model.config, type(model).__name__)
     named = name or model.config.name_or_path or type(model).__name__
-    return _loaded(named, copy.deepcopy(model).float(), tokenizer, "given in memory", seq_len)
+    return _loaded(named, copy.deepcopy(model).float(), tokenizer, IN_MEMORY, seq_len)
 
 
-def _from_folder(name: str, folder: Path, weights: str, seq_len: int | None) -> LoadedLanguageModel:
+def _from_folder(name: str, folder: Path, weights: str, seq_len: int | None, run_from_disk: str | None) -> LoadedLanguageModel:
     config = read_transformers_config(folder)
     tokenizer = read_tokenizer(folder)
     if (folder / ABOUT).is_file() and not name.startswith(LOCAL):
@@ -115,16 +119,21 @@ def _from_folder(name: str, folder: Path, weights: str, seq_len: int | None) -> 
         raise InputError(
             f"{folder} holds a compressed model, which transformers cannot open: use `model` {folder}, without local-dir:"
         )
-    return _loaded(name, _stock_model(folder), tokenizer, weights, seq_len)
+    _check_headers(folder)
+    disk = None if run_from_disk is None else open_on_disk(folder, config, run_from_disk)
+    return _loaded(name, disk or _stock_model(folder), tokenizer, weights, seq_len)
 
 
-def _loaded(name: str, model: Any, tokenizer: Any, weights: str, seq_len: int | None) -> LoadedLanguageModel:
-    for key, tensor in model.state_dict().items():
+def _loaded(name: str, found: Any, tokenizer: Any, weights: str, seq_len: int | None) -> LoadedLanguageModel:
+    """Wraps a transformers model, or one on disk."""
+    disk = found if isinstance(found, ModelOnDisk) else None
+    model, types = (disk.model, disk.types()) if disk else (found, {})
+    packing = Packing(window_length(model.config, seq_len))
+    loaded = LoadedLanguageModel(name, model.eval().requires_grad_(False), tokenizer, packing, weights, types=types, disk=disk)
+    for key, tensor in loaded.dense_tensors().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"the weight {key} of {name} is not finite (NaN or Inf): load another checkpoint")
-    return LoadedLanguageModel(
-        name, model.eval().requires_grad_(False), tokenizer, Packing(window_length(model.config, seq_len)), weights
-    )
+    return loaded
 
 
 def window_length(config: Any, seq_len: int | None) -> int:
@@ -183,6 +192,15 @@ def check_config(config: Any, name: str) -> None:
         raise InputError(f"{name} is quantized already: use the model from which it was made")
 
 
+def _check_headers(folder: Path) -> None:
+    """Raises InputError if a safetensors file of a folder is missing, or cannot be one."""
+    for file in tensor_files(folder):
+        try:
+            check_header(file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} is damaged ({one_line(error, 100)}): copy the folder again") from None
+
+
 def _stock_model(folder: Path) -> nn.Module:
     """Loads a folder of transformers' own, from safetensors files only.
 
@@ -191,11 +209,6 @@ def _stock_model(folder: Path) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    for file in tensor_files(folder):
-        try:
-            check_header(file)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is damaged ({one_line(error, 100)}): copy the folder again") from None
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True

@@ -37,7 +37,7 @@ from vitoats.methods.statistics import InputStatistics, check_finite
 SCORE_DAMPING = 1e-4  # share of the mean of diag(A)
 CHOICES = {
     "head_score": ("mean", "qp"),
-    "cut": ("weighted", "literal"),
+    "cut": ("weighted", "literal", "equal"),
     "compensation": ("sequential", "dense", "none"),
 }
 
@@ -51,7 +51,8 @@ class NumericalConfig:
         iterations: Newton steps; 0 uses the closed form, which gives the same result.
         penalty: lambda; 0 stands for infinity, which JSON does not have.
         head_score: "mean" of a head's columns, as in the paper, or "qp": sum A over each head and solve for heads.
-        cut: "weighted" or "literal", see the module's docstring.
+        cut: "weighted" or "literal", see the module's docstring; or "equal": the same number in each module of a kind, so that
+            an ordinary configuration describes the model.
         compensation: refit W on inputs behind pruned blocks ("sequential"), on those of the dense model ("dense"), or not
             ("none").
         refit_bias: let the bias absorb the mean of what is removed.
@@ -141,7 +142,9 @@ def newton(A: Tensor, kept: float, penalty: float, steps: int) -> Tensor:
 
 
 def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> list[Tensor]:
-    """Decides by one threshold which units of all modules stay; the best unit of each module always does.
+    """Decides which units of all modules stay; the best unit of each module always does.
+
+    By one threshold, unless ``config.cut`` is "equal" (``equal_cut``).
 
     "weighted" keeps as many of the highest-scoring units as bring their weights closest to (1 - rho) of all weights, within
     half a unit. "literal" multiplies each score by its unit's weights over the smallest unit's and removes the share rho of
@@ -158,6 +161,8 @@ def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> li
     Raises:
         InputError: less than one unit of each module would be left.
     """
+    if config.cut == "equal":
+        return equal_cut(scores, weights, config.compression)
     sizes = torch.cat([torch.full(s.shape, float(w), dtype=torch.float64) for s, w in zip(scores, weights, strict=True)])
     flat = torch.cat([s.double().cpu() for s in scores])
     if config.cut == "literal":
@@ -181,6 +186,27 @@ def cut(scores: list[Tensor], weights: list[int], config: NumericalConfig) -> li
     keep = torch.zeros(len(flat), dtype=torch.bool, device=order.device)
     keep[order[:n_kept]] = True
     return list(keep.split([len(s) for s in scores]))
+
+
+def equal_cut(scores: list[Tensor], weights: list[int], compression: float) -> list[Tensor]:
+    """Keeps the best units of each module, the same number in all whose units have as many weights.
+
+    The shares are 1 - rho for each kind of unit, rounded; those of the smallest units make up for what the others round.
+
+    Returns:
+        bool [n] for each module.
+    """
+    wanted = (1 - compression) * sum(w * len(s) for s, w in zip(scores, weights, strict=True))
+    counts: dict[int, int] = {}
+    for weight in sorted(set(weights), reverse=True):
+        of_kind = [len(s) for s, w in zip(scores, weights, strict=True) if w == weight]
+        share = wanted / weight / len(of_kind) if weight == min(weights) else (1 - compression) * min(of_kind)
+        counts[weight] = min(max(1, round(share)), *of_kind)
+        wanted -= counts[weight] * weight * len(of_kind)
+    masks = [torch.zeros(len(s), dtype=torch.bool) for s in scores]
+    for mask, score, weight in zip(masks, scores, weights, strict=True):
+        mask[score.cpu().argsort(descending=True, stable=True)[: counts[weight]]] = True
+    return masks
 
 
 def compensated(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitoats.models.on_disk import held
+
 LOGITS_AT_A_TIME = 2**25  # elements, to bound memory: a vocabulary has up to 260,000 tokens
 
 
@@ -47,10 +49,11 @@ class TextInputs:
     def logits_of(self, model: Any, hidden: Tensor) -> Iterator[Tensor]:
         """The logits [n, vocab_size] of some tokens after others, from the hidden states [b, t, width] after the last block."""
         tokens = hidden.flatten(0, 1).split(max(1, LOGITS_AT_A_TIME // self.vocab_size))
-        for some in tokens:
-            with blocks_give(model, some[:, None]):  # as windows of a single token
-                logits = self.call(model, _any_tokens(some[:, None]))
-            yield logits[:, 0]
+        with held(model.get_output_embeddings()):
+            for some in tokens:
+                with blocks_give(model, some[:, None]):  # as windows of a single token
+                    logits = self.call(model, _any_tokens(some[:, None]))
+                yield logits[:, 0]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
