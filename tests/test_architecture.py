@@ -18,7 +18,7 @@ ORDER = (  # each may import those before it; those of one line do not import ea
 )
 THIRD_PARTY = {  # of folders that keep to few; the standard library and vitoats apart
     "methods": {"torch"},
-    "runtime": {"numpy", "onnxruntime", "onnx"},  # onnx only where it is installed
+    "runtime": {"numpy", "onnxruntime", "onnx", "tokenizers"},  # the last two only where they are installed
 }
 STANDARD = __import__("sys").stdlib_module_names
 

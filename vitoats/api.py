@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from vitoats.common.devices import check_device, set_threads
-from vitoats.common.outputs import check_output_file
+from vitoats.common.errors import InputError
+from vitoats.common.outputs import check_output_file, check_output_folder
 from vitoats.common.progress import Progress, silent
 from vitoats.common.sizes import ImageSize
 from vitoats.compression.run import Compressed, run
@@ -22,12 +23,14 @@ from vitoats.evaluation.accuracy import Accuracy
 from vitoats.evaluation.distributed import World
 from vitoats.evaluation.protocol import Protocol, open_test_set
 from vitoats.evaluation.target import Target, onnx_target, torch_target
+from vitoats.export.decoder import export_decoder
 from vitoats.export.onnx_file import Form, described_by
 from vitoats.export.onnx_file import export_onnx as write_onnx
-from vitoats.loading.language_models import language_model_in_memory
+from vitoats.loading.language_models import is_language_model, language_model_in_memory, load_language_model
 from vitoats.loading.load import from_memory, load_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.loaded_text import LoadedLanguageModel
+from vitoats.runtime.decoder import CONFIG
 
 Model = str | Path | nn.Module | LoadedModel | Compressed
 IN_MEMORY = "given in memory"
@@ -179,7 +182,7 @@ def export_onnx(
 
     Args:
         model: the result of ``compress``, a folder saved from it, or any other model, compressed or not.
-        output: the .onnx file.
+        output: the .onnx file; a folder for a language model, which has the forms "sparse" and "dense".
         form: "sparse"; "matmul" has low-rank terms as separate nodes, "inline" standard operators only, "dense" S + U V.
         float16: store S, U and V as float16.
         int8: round the weights of compressed layers to int8, or those of all blocks of a dense model.
@@ -192,6 +195,15 @@ def export_onnx(
         InputError: the model cannot be exported in this form.
         RunError: the file cannot be written.
     """
+    if (language := _language_model(model)) is not None:
+        if form == "matmul" or form == "inline":
+            raise InputError(f"a language model has no form {form!r}: give `form` 'sparse' or 'dense'", "form")
+        if features is not None or dynamic_img_size:
+            raise InputError(f"`{'features' if features else 'dynamic_img_size'}` is for vision models: leave it out")
+        check_output_folder(Path(output), overwrite, CONFIG, "export_onnx")
+        about = described_by(language.about, language.name)
+        export_decoder(language, Path(output), form, about, float16, int8, overwrite=overwrite)
+        return Path(output)
     check_output_file(Path(output), overwrite)
     loaded, about = _opened(model)
     if features is not None:
@@ -247,6 +259,14 @@ def _target(model: Model, device: str, threads: int) -> Target:
     if isinstance(model, (str, Path)) and str(model).endswith(".onnx"):
         return onnx_target(str(model), threads)
     return torch_target(_opened(model)[0], check_device(device))
+
+
+def _language_model(model: Model) -> LoadedLanguageModel | None:
+    """A model, if it is a language model."""
+    if isinstance(model, (str, Path)) and is_language_model(str(model)):
+        return load_language_model(str(model))
+    loaded = model.loaded if isinstance(model, Compressed) else model
+    return loaded if isinstance(loaded, LoadedLanguageModel) else None
 
 
 def _opened(model: Model) -> tuple[LoadedModel, dict[str, Any]]:

@@ -21,6 +21,7 @@ TABLES = {  # names of flags that a function reads by a table
     r"[^_]settings\(args": (*method_flags.SETTINGS, *method_flags.ALWAYS, "method_options"),
     r"shared_settings": ("data_dir", "nsamples"),
     r"read_options": ("options",),
+    r"LlamaSize": ("hidden_size", "layers", "intermediate_size", "heads", "kv_heads", "vocab_size"),
 }
 NAMES = [*(name for name in COMMANDS if name != "benchmark"), *(f"benchmark.{name}" for name in BENCHMARKS)]
 

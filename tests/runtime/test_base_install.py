@@ -12,7 +12,7 @@ def test_runtime_needs_no_torch():
 import sys
 for name in {BLOCKED}:
     sys.modules[name] = None
-import vitoats, vitoats.runtime
+import vitoats, vitoats.runtime, vitoats.runtime.decoder, vitoats.runtime.tokens
 print(vitoats.__version__, callable(vitoats.runtime.session))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent.parent)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitoats.benchmark.products import Pattern, random_zeros
 from vitoats.format.layers import SparseLowRankLinear, replace_module
@@ -28,11 +29,18 @@ def with_random_layers(loaded: LoadedModel, content: Content, pattern: Pattern, 
     found = copy.deepcopy(loaded)
     for name, shape in layer_shapes(adapt(loaded.timm_model, loaded.inputs)).items():
         module: Any = found.timm_model.get_submodule(name)
-        zeros, rank = content(shape)
-        S = random_zeros(module.weight.detach().cpu().numpy(), zeros, pattern, random)
-        U, V = ([torch.from_numpy(term) for term in stack] for stack in random_low_rank(shape, rank, random))
-        replace_module(found.timm_model, name, SparseLowRankLinear(torch.from_numpy(S), U, V, module.bias))
+        replace_module(found.timm_model, name, random_layer(module, shape, content, pattern, random))
     return found
+
+
+def random_layer(
+    module: nn.Linear, shape: LayerShape, content: Content, pattern: Pattern, random: np.random.Generator
+) -> SparseLowRankLinear:
+    """What ``with_random_layers`` makes of a layer."""
+    zeros, rank = content(shape)
+    S = random_zeros(module.weight.detach().cpu().numpy(), zeros, pattern, random)
+    U, V = ([torch.from_numpy(term) for term in stack] for stack in random_low_rank(shape, rank, random))
+    return SparseLowRankLinear(torch.from_numpy(S), U, V, module.bias)
 
 
 def of_budget(config: Any) -> Content:

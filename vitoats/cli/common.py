@@ -49,6 +49,13 @@ def source(args: argparse.Namespace, name: str | None = None) -> "ModelSource":
     return ModelSource(name=name or args.model, **model_settings(args))
 
 
+def is_language_model(name: str) -> bool:
+    """Whether --model names a language model."""
+    from vitoats.loading.language_models import is_language_model
+
+    return is_language_model(name, look_at_hub=True)
+
+
 def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The values of the model flags; --model-kwargs as a dictionary."""
     given = {name: getattr(args, name) for name in MODEL_FLAGS if name in args}

@@ -2,7 +2,8 @@
 
     python tools/eval_perplexity.py --model runs/smollm2 --data-dir text.txt --against smollm2
 
---model takes smollm2, hf-hub:owner/name, local-dir:/path or a folder that compress wrote; --against one with the same tokens.
+--model takes smollm2, hf-hub:owner/name, local-dir:/path, or a folder that compress or export_onnx wrote; --against one with
+the same tokens.
 """
 
 from typing import Any
@@ -16,26 +17,28 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = config_file.parse(make_parser(), argv)
 
     from vitoats.common.devices import check_device, set_threads
-    from vitoats.evaluation.perplexity import perplexity, read_test_text
-    from vitoats.loading.language_models import is_language_model, load_language_model
+    from vitoats.evaluation.language_target import LanguageTarget, language_target
+    from vitoats.evaluation.perplexity import Perplexity, measure_perplexity, read_test_text
+    from vitoats.loading.language_models import is_language_model
+    from vitoats.runtime.decoder import is_decoder
 
-    if args.against is not None and not is_language_model(args.against, look_at_hub=True):
+    if args.against is not None and not (is_decoder(args.against) or is_language_model(args.against, look_at_hub=True)):
         raise InputError(f"there is no language model {args.against}: give --against another, or leave it out")
     set_threads(args.threads)
     device = check_device(args.device)
-    loaded = load_language_model(args.model, args.context)
-    context = loaded.preprocessing.seq_len
+    target = language_target(args.model, args.context, device, args.threads)
+    context = target.seq_len
     stride = args.stride or max(1, context // 2)
-    text = read_test_text(args.data_dir, loaded.need_tokenizer(), loaded.inputs.vocab_size, args.max_tokens)
+    text = read_test_text(args.data_dir, target.need_tokenizer(), target.vocab_size, args.max_tokens)
 
-    def measure(model: Any, title: str) -> Any:
+    def measure(of: LanguageTarget, title: str) -> Perplexity:
         with common.Bar(title, args.quiet) as bar:
-            return perplexity(model.to(device), text, context, stride, args.batch_size, bar.update)
+            return measure_perplexity(of.logits_of, of.vocab_size, text, context, stride, args.batch_size, bar.update)
 
-    found = measure(loaded.model, "perplexity")
+    found = measure(target, "perplexity")
     result = {"model": args.model, "data_dir": args.data_dir, "context": context, "stride": stride, **found.to_dict()}
     if args.against is not None:
-        dense = measure(load_language_model(args.against, args.context).model, args.against)
+        dense = measure(language_target(args.against, context, device, args.threads), args.against)
         difference, error = found.against(dense)
         result |= {
             "against": args.against,

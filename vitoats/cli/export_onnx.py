@@ -2,11 +2,13 @@
 
     python tools/export_onnx.py runs/vitb14 -o vitb14.onnx
     python tools/export_onnx.py --model vit_base_patch16_224 -o dense.onnx
+    python tools/export_onnx.py runs/smollm2 -o smollm2-onnx
 
 A compressed layer becomes a SparseMatMul node, or one with int8 weights; the file defines it as a function of standard
 operators. --inline writes standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. --int8
 rounds weights to int8 without looking at images; compress --weights int8 does it better. The batch size is dynamic, the image
 size fixed unless --dynamic-img-size is given. --verify compares the file with torch, on noise and on the images of --data-dir.
+A language model becomes a folder with a key-value cache, for generate, eval_perplexity and ONNX Runtime GenAI.
 """
 
 import time
@@ -14,7 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, export_decoder, flags
 from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = flags.parser("export_onnx", (__doc__ or "").split("\n")[0])
     parser.add_argument("folder", nargs="?", metavar="DIR", help="a folder that compress wrote (or use --model)")
     flags.add_model_flags(parser, required=False)
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .onnx file, or folder, to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--inline", action="store_true", help="standard operators only, for other runtimes")
@@ -50,6 +52,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument(
         "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
     )
+    parser.add_argument(
+        "--genai-library", action="store_true", help="language models: copy the native library for ONNX Runtime GenAI"
+    )
     flags.add_data_flags(parser, batch_size=50)
     parser.add_argument("--num-samples", type=flags.positive, metavar="N", help="verify on the first N images only")
     parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
@@ -57,6 +62,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     name = args.folder or args.model
     if name is None or (args.folder and args.model):
         raise InputError("name one model to export: a folder, or --model NAME")
+    if common.is_language_model(name):
+        return export_decoder.export(name, args)
+    if args.genai_library:
+        raise InputError(f"--genai-library is for language models, and {name} is none: leave it out")
     if args.output.suffix != ".onnx":
         raise InputError(f"{args.output} does not end in .onnx: give --output a file such as model.onnx")
     if args.float16 and args.dense:

@@ -10,8 +10,9 @@ from vitoats.common.errors import InputError
 COMMANDS = {
     "compress": "compress a vision transformer or a language model",
     "eval_imagenet": "top-1 and top-5 of a model, a compressed folder or an ONNX file",
-    "eval_perplexity": "perplexity of a language model or a compressed folder",
+    "eval_perplexity": "perplexity of a language model, a compressed folder or its ONNX export",
     "export_onnx": "export to ONNX",
+    "generate": "continue a text with a language model in ONNX",
     "model_card": "put evaluation results into a compressed folder's model card",
     "benchmark": "measure side by side",
     "compare": "methods on the same images: accuracy, fidelity, size",

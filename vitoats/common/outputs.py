@@ -6,12 +6,16 @@ from pathlib import Path
 from vitoats.common.errors import InputError
 
 
-def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
+def check_output_folder(
+    output: Path, overwrite: bool | None = None, mark: str = "vitoats.json", command: str = "compress"
+) -> None:
     """Refuses an output folder that is not empty, unless it may be replaced, or that cannot be created.
 
     Args:
         output: the folder.
-        overwrite: whether a folder that compress wrote may be replaced; None if the command has no such option.
+        overwrite: whether a folder that the command wrote may be replaced; None if the command has no such option.
+        mark: the file that such a folder has.
+        command: the command.
 
     Raises:
         InputError: the folder is not empty and may not be replaced, or cannot be created.
@@ -22,8 +26,8 @@ def check_output_folder(output: Path, overwrite: bool | None = None) -> None:
         if not overwrite:
             remedy = "give another `output`" if overwrite is None else "add `overwrite` to replace it, or give another `output`"
             raise InputError(f"the folder {output} exists: {remedy}")
-        if not (output / "vitoats.json").is_file():
-            raise InputError(f"{output} was not written by compress, so `overwrite` does not touch it: give another `output`")
+        if not (output / mark).is_file():
+            raise InputError(f"{output} was not written by {command}, so `overwrite` does not touch it: give another `output`")
     check_parents(output)
 
 

@@ -132,9 +132,32 @@ def read_test_text(source: Any, tokenizer: Any, vocab_size: int, max_tokens: int
     return TestText(tokens[:kept], max(1, round(words * kept / len(tokens))))
 
 
-@torch.inference_mode()
+LogitsOf = Callable[[Tensor], Tensor]  # from windows of tokens, int64 [b, t] on the CPU, to their logits [b, t, vocab_size]
+
+
+def torch_logits(model: Any) -> LogitsOf:
+    """The logits of a transformers model, on its device."""
+    device = next(model.parameters()).device
+    return lambda windows: model(input_ids=windows.to(device), use_cache=False).logits
+
+
 def perplexity(
     model: Any,
+    text: TestText,
+    context: int,
+    stride: int,
+    batch_size: int = 4,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Perplexity:
+    """Measures the perplexity of a transformers model, on its device; see ``measure_perplexity``."""
+    vocab_size = model.config.get_text_config().vocab_size
+    return measure_perplexity(torch_logits(model), vocab_size, text, context, stride, batch_size, progress)
+
+
+@torch.inference_mode()
+def measure_perplexity(
+    logits_of: LogitsOf,
+    vocab_size: int,
     text: TestText,
     context: int,
     stride: int,
@@ -144,7 +167,8 @@ def perplexity(
     """Measures a model's perplexity.
 
     Args:
-        model: a transformers model, on its device.
+        logits_of: the model.
+        vocab_size: number of tokens that it knows.
         text: the text.
         context: tokens of a window.
         stride: tokens by which the window moves, at most ``context``.
@@ -160,14 +184,14 @@ def perplexity(
     n = len(text.tokens)
     known = max(1, context - stride)  # tokens of a window that are not scored
     starts = [0, *(start for start in range(stride, n, stride) if start + known < n)]
-    device, start_time = next(model.parameters()).device, time.perf_counter()
+    start_time = time.perf_counter()
     nll: list[float] = []
     scored: list[int] = []
     i = 0
     while i < len(starts):
         whole = [s for s in starts[i : i + batch_size] if s + context <= n] or starts[i : i + 1]
-        windows = torch.stack([text.tokens[s : s + context] for s in whole]).to(device)
-        losses = _losses(model, windows)
+        windows = torch.stack([text.tokens[s : s + context] for s in whole])
+        losses = _losses(logits_of, vocab_size, windows)
         for s, loss in zip(whole, losses, strict=True):
             new = loss if s == 0 else loss[known - 1 :]
             nll.append(new.double().mean().item())
@@ -180,14 +204,15 @@ def perplexity(
     return Perplexity(torch.tensor(nll, dtype=torch.float64), torch.tensor(scored), text.words, seconds)
 
 
-def _losses(model: Any, windows: Tensor) -> Tensor:
+def _losses(logits_of: LogitsOf, vocab_size: int, windows: Tensor) -> Tensor:
     """The negative log-likelihood of each token but the first, [b, t - 1], in float32.
 
     The logits of all tokens of a window are one tensor; large batches run window by window.
     """
     losses = []
-    at_a_time = max(1, LOGITS_AT_A_TIME * 4 // (windows.shape[1] * model.config.get_text_config().vocab_size))
+    at_a_time = max(1, LOGITS_AT_A_TIME * 4 // (windows.shape[1] * vocab_size))
     for some in windows.split(at_a_time):
-        logits = model(input_ids=some, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-        losses.append(F.cross_entropy(logits, some[:, 1:].flatten(), reduction="none").view(len(some), -1))
+        logits = logits_of(some)[:, :-1].flatten(0, 1).float()
+        targets = some[:, 1:].flatten().to(logits.device)
+        losses.append(F.cross_entropy(logits, targets, reduction="none").view(len(some), -1))
     return torch.cat(losses).cpu()

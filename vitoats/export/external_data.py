@@ -19,17 +19,19 @@ def weight_bytes(model: ir.Model) -> int:
 def move_weights(model: ir.Model, path: Path) -> None:
     """Writes the weights of a model to the data file of ``path``; the model, in place, then refers to them there.
 
-    A model that is already at ``path`` is removed first, as it may refer to the data file that is replaced.
+    Small ones become part of the model, wherever they are. A model that is already at ``path`` is removed first, as it may
+    refer to the data file that is replaced.
 
     Raises:
         RunError: the file cannot be written.
     """
     data = data_file(path)
-    large = {
-        value: value.const_value
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and value.const_value.nbytes > SMALLEST_TENSOR
-    }
+    large = {}
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.nbytes > SMALLEST_TENSOR:
+            large[value] = value.const_value
+        elif isinstance(value.const_value, ir.ExternalTensor):
+            (value.const_value,) = ir.external_data.convert_tensors_from_external([value.const_value])
     with atomic_write(data) as partial:
         stored = ir.external_data.convert_tensors_to_external(list(large.values()), partial.parent, partial.name)
         if data.exists():

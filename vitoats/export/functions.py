@@ -12,8 +12,10 @@ from vitoats.format.operator import ATTENTION, COMPOSITES, DOMAIN, DOMAIN_VERSIO
 def add_functions(proto: onnx.ModelProto) -> None:
     """Adds the function of each of our operators that a model uses, and imports the oldest version of the domain that has them.
 
-    The nodes of one operator all have the same number of inputs.
+    The nodes of one operator all have the same number of inputs. A function imports the model's version of the standard
+    operators, which since ``OPSET`` compute the same.
     """
+    (standard,) = (opset.version for opset in proto.opset_import if opset.domain == "")
     used = {node.op_type: len(node.input) for node in proto.graph.node if node.domain == DOMAIN}
     for name, n_inputs in sorted(used.items(), key=lambda item: item[0] != NAME):
         if name == NAME:
@@ -24,6 +26,8 @@ def add_functions(proto: onnx.ModelProto) -> None:
             function = composite_function(COMPOSITES[name], _head_width(proto.graph))
         else:
             function = int8_matmul_function(INT8_OPERATORS[name])
+        for opset in function.opset_import:
+            opset.version = standard if opset.domain == "" else opset.version
         proto.functions.append(function)
     kept = [opset for opset in proto.opset_import if opset.domain != DOMAIN]
     del proto.opset_import[:]

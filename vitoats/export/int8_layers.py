@@ -50,12 +50,17 @@ class ExportedInt8Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{self.operator.name}",
-            (x, *(getattr(self, name) for name in self.operator.inputs[1:])),
+            (x, *self.constants.values()),
             {"in_features": self.in_features},
             dtype=x.dtype,
             shape=(*x.shape[:-1], self.out_features),
             version=DOMAIN_VERSION,
         )
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """The inputs of the node except x, by name, in order."""
+        return {name: getattr(self, name) for name in self.operator.inputs[1:]}
 
 
 def int8_layers(model: nn.Module) -> dict[str, Int8Layer]:

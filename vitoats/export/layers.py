@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vitoats.common.errors import InputError
 from vitoats.format import bitmask
 from vitoats.format.layers import CompressedLinear
-from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, NAME
+from vitoats.format.operator import DOMAIN, DOMAIN_VERSION, INPUTS, NAME
 
 LowRankForm = Literal["none", "inputs", "nodes"]
 
@@ -45,16 +45,22 @@ class ExportedSparseLowRankLinear(nn.Module):
             self.low_rank = "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._node(x, *((self.U, self.V) if self.low_rank == "inputs" else ()))
+        y = self._node(x)
         if self.low_rank != "nodes":
             return y
         z = (x @ self.V_stacked).split([len(u) for u in self.U_blocks], dim=-1)
         return y + torch.cat([part @ u for part, u in zip(z, self.U_blocks, strict=True)], dim=-1)
 
-    def _node(self, x: Tensor, *low_rank: Tensor) -> Tensor:
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """The inputs of the node except x, by name, in order."""
+        names = INPUTS[1:] if self.low_rank == "inputs" else INPUTS[1:4]
+        return {name: getattr(self, name) for name in names}
+
+    def _node(self, x: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NAME}",
-            (x, self.values, self.mask, self.bias, *low_rank),
+            (x, *self.constants.values()),
             {"in_features": self.in_features},
             dtype=x.dtype,
             shape=(*x.shape[:-1], self.out_features),

@@ -11,7 +11,7 @@ Format "dense" folds S + U V into plain weights, and stock transformers opens th
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,33 @@ def save_language_checkpoint(
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     with whole_folder(folder, overwrite) as partial:
-        _save_sharded(partial, state)
-        config.save_pretrained(str(partial))
-        if model.can_generate():
-            model.generation_config.save_pretrained(str(partial))
-        if loaded.tokenizer is not None:
-            loaded.tokenizer.save_pretrained(str(partial))
+        _write(loaded, partial, state, config)
         (partial / ABOUT).write_text(to_json(about, indent=1))
         (partial / CARD).write_text(model_card(read_json(partial / ABOUT), None))
+
+
+def save_stock_folder(loaded: LoadedLanguageModel, folder: Path) -> None:
+    """Writes a model in float32 as stock transformers opens it, every layer folded, and nothing of ours, to a new folder.
+
+    Raises:
+        InputError: neurons or key-value groups were removed.
+    """
+    if units.kept_units(loaded.model):
+        raise InputError(f"neurons of {loaded.name} were removed, which only vitoats.load opens: use another method")
+    folder.mkdir()
+    _write(loaded, folder, _tensors(replace(loaded, types={}), dense=True), loaded.model.config)
+
+
+def _write(loaded: LoadedLanguageModel, folder: Path, state: Mapping[str, Tensor], config: Any) -> None:
+    """Writes the weights, and the configuration and the tokenizer as transformers does."""
+    model = loaded.model
+    _save_sharded(folder, state)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(str(folder))
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(folder))
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(str(folder))
 
 
 def _tensors(loaded: LoadedLanguageModel, dense: bool) -> Mapping[str, Tensor]:

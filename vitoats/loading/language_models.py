@@ -109,7 +109,7 @@ def language_model_in_memory(
 
 def _from_folder(name: str, folder: Path, weights: str, seq_len: int | None, run_from_disk: str | None) -> LoadedLanguageModel:
     config = read_transformers_config(folder)
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     if (folder / ABOUT).is_file() and not name.startswith(LOCAL):
         model, about = load_compressed(folder, config)
         loaded = _loaded(name, model, tokenizer, about.get("weights", weights), seq_len or about["preprocessing"]["seq_len"])
@@ -137,14 +137,18 @@ def _loaded(name: str, found: Any, tokenizer: Any, weights: str, seq_len: int | 
 
 
 def window_length(config: Any, seq_len: int | None) -> int:
-    """The tokens of a window: as many as asked for, cut to the model's positions.
+    """The tokens of a window of a transformers model; see ``window_of``."""
+    return window_of(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None), seq_len)
+
+
+def window_of(positions: int | None, seq_len: int | None) -> int:
+    """The tokens of a window: as many as asked for, cut to the model's positions, of which None is any number.
 
     Raises:
         InputError: fewer than 2 tokens are asked for.
     """
     if seq_len is not None and seq_len < 2:
         raise InputError(f"a window of {seq_len} tokens predicts nothing: give `seq_len` 2 or more")
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if positions and seq_len and seq_len > positions:
         log.warning("windows are cut to the model's %d positions, from %d tokens", positions, seq_len)
     return min(seq_len or SEQ_LEN, positions or seq_len or SEQ_LEN)
@@ -218,7 +222,7 @@ def _stock_model(folder: Path) -> nn.Module:
     return model
 
 
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer; None if it has none."""
     from transformers import AutoTokenizer
 

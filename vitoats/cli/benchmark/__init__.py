@@ -2,6 +2,7 @@
 
 python tools/benchmark.py op                                        one product, sparse against dense and int8
 python tools/benchmark.py model --model vit_base_patch16_224        whole models in ONNX Runtime
+python tools/benchmark.py decode --model smollm2                    language models, token by token
 python tools/benchmark.py solver --model vit_base_patch16_224       the exact OATS solver against the fast one
 python tools/benchmark.py files dense.onnx small.onnx               exported files against the first of them
 python tools/benchmark.py profile small.onnx                        where the time of an exported file goes
@@ -13,7 +14,7 @@ from typing import Any
 
 from vitoats.common.errors import InputError
 
-BENCHMARKS = ("op", "model", "solver", "files", "profile", "layers")  # one module of this package each
+BENCHMARKS = ("op", "model", "decode", "solver", "files", "profile", "layers")  # one module of this package each
 
 
 def main(argv: list[str]) -> dict[str, Any]:
