@@ -29,4 +29,6 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not Path(sys.argv[2]).parent.is_dir():
+        sys.exit(f"give the folder of the files, and a file to write in a folder that exists:\n{__doc__}")
     main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -33,4 +33,6 @@ def main(source: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(f"give the file of the text:\n{__doc__}")
     main(sys.argv[1])

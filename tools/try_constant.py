@@ -9,6 +9,7 @@ error of the solver alone, as tools/benchmark.py layers does.
 """
 
 import argparse
+import math
 import time
 
 from vitoats.allocation import sensitivity
@@ -20,6 +21,7 @@ from vitoats.compression.run import run
 from vitoats.data.images import SAMPLE, calibration_batches, open_images
 from vitoats.loading.load import load_model
 from vitoats.loading.names import EMBEDDED
+from vitoats.methods.admm import PENALTIES
 from vitoats.methods.oats_h import OATSHConfig
 
 MODULES = {"RIDGE": targets, "FIRST_BLOCK_SHARE": sensitivity, "CLOSED_DOMAIN_DAMPING": settings}
@@ -45,12 +47,23 @@ def try_penalty(value: str, nsamples: int) -> str:
     return f"layer error {error:.5f} in {time.process_time() - start:.0f} CPU seconds"
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", choices=[*MODULES, "penalty"])
     parser.add_argument("values", nargs="+")
     parser.add_argument("--nsamples", type=int, default=512, help="calibration images")
     args = parser.parse_args()
+    if args.name == "penalty" and (unknown := [value for value in args.values if value not in PENALTIES]):
+        parser.error(f"there is no penalty {unknown[0]}: use {', '.join(PENALTIES)}")
+    if args.name != "penalty" and not all(_is_number(value) for value in args.values):
+        parser.error(f"the values of {args.name} are numbers")
     for value in args.values:
         if args.name == "penalty":
             found = try_penalty(value, args.nsamples)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from vitoats.common.devices import check_device, set_threads
 from vitoats.common.outputs import check_output_file
 from vitoats.common.progress import Progress, silent
+from vitoats.common.sizes import ImageSize
 from vitoats.compression.run import Compressed, run
 from vitoats.compression.settings import METHOD, make_job
 from vitoats.data.in_memory import ImagesInMemory
@@ -59,7 +60,7 @@ def compress(
     seed: int = 42,
     checkpoint: Path | None = None,
     random_weights: bool = False,
-    img_size: int | None = None,
+    img_size: ImageSize | None = None,
     crop_mode: str | None = None,
     pos_resample: str | None = None,
     head: Path | None = None,
@@ -89,9 +90,8 @@ def compress(
         model: a timm model or a causal language model of transformers in memory, which is not modified; or a name or folder, as
             ``--model`` takes it.
         images: a folder; a dataset of PIL images or preprocessed tensors [3, size, size], or of tuples that begin with one; or
-            a float tensor [n, 3, size, size]. For a language model: a file or folder of text, a list of
-            ``Path``s of these, or a list of texts. The embedded
-            models come with their own.
+            a float tensor [n, 3, size, size] (or [n, channels, height, width]). For a language model: a file or folder of text,
+            a list of ``Path``s of these, or a list of texts. The embedded models come with their own.
         method, preset: "oats-h" is the default method; the preset "fast" is quicker.
         compression: share of the weights to remove. Instead of it, give one of the next three:
         speedup: speedup of the exported model over the dense one on this machine,
@@ -171,6 +171,7 @@ def export_onnx(
     float16: bool = False,
     int8: bool = False,
     features: str | None = None,
+    dynamic_img_size: bool = False,
     external_data: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -183,6 +184,7 @@ def export_onnx(
         float16: store S, U and V as float16.
         int8: round the weights of compressed layers to int8, or those of all blocks of a dense model.
         features: tokens as outputs instead of logits: "cls", "patches", "all", "layers=4" or "layers=2,5,8,11".
+        dynamic_img_size: leave height and width of images free, multiples of the patch size; positions are interpolated.
         external_data: write the weights to a second file, ``output`` with .data at its end; always so above 2 GB.
         overwrite: replace the file if it exists.
 
@@ -194,6 +196,8 @@ def export_onnx(
     loaded, about = _opened(model)
     if features is not None:
         loaded = loaded.with_features(features)
+    if dynamic_img_size:
+        loaded = loaded.with_free_size()
     write_onnx(loaded, Path(output), form, described_by(about, loaded.name), float16, int8, external_data)
     return Path(output)
 
@@ -227,8 +231,7 @@ def evaluate(
     set_threads(threads)
     target = _target(model, device, threads)
     if images is not None and not isinstance(images, (str, Path)):
-        preprocessing = target.preprocessing
-        images = ImagesInMemory(images, preprocessing.transform(), preprocessing.img_size)
+        images = ImagesInMemory(images, target.preprocessing)
     protocol = Protocol(
         images=str(images) if isinstance(images, Path) else images,
         split=split,

@@ -16,6 +16,7 @@ from vitoats.benchmark.model import (
     openvino_variants,
 )
 from vitoats.loading.load import load_model
+from vitoats.models.inputs import ImageInputs
 from vitoats.runtime import session
 
 
@@ -50,7 +51,7 @@ def test_variants_compute_what_their_model_does(dense, tiny_folder, plain, tmp_p
 
 def test_rows_go_by_threads_then_batch_then_variant(dense):
     said: list[str] = []
-    rows = compare_variants(dense[1::-1], 32, [1, 2], [1], progress=lambda _done, _total, what: said.append(what))
+    rows = compare_variants(dense[1::-1], ImageInputs(32), [1, 2], [1], progress=lambda _done, _total, what: said.append(what))
     assert [(row.batch, row.threads, row.variant) for row in rows] == [(b, 1, v) for b in (1, 2) for v in ("int8", "dense")]
     assert all(row.rss_mb > 20 for row in rows)
     assert said == ["batch 1, 1 threads", "batch 2, 1 threads"]

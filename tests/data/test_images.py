@@ -234,9 +234,9 @@ def test_preprocessing_survives_json_and_refuses_nonsense():
     assert Preprocessing.from_dict(json.loads(json.dumps(before.to_dict()))) == before
     with pytest.raises(InputError, match="center, squash, border"):
         before.with_crop_mode("centre")
-    config = {"input_size": (1, 28, 28), "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}
-    with pytest.raises(InputError, match="square RGB"):
-        Preprocessing.from_timm(config | {"mean": (0.5,), "std": (0.5,)})
+    config = {"input_size": (5, 28, 28), "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}
+    with pytest.raises(InputError, match="5 channels"):
+        Preprocessing.from_timm(config | {"mean": (0.5,) * 5, "std": (0.5,) * 5})
 
 
 # ---- batches, and files that cannot be decoded

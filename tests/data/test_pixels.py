@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vitoats.data.images import open_images
-from vitoats.data.pixels import rgb
+from vitoats.data.pixels import convert, rgb
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)  # from black to white
 
@@ -28,7 +28,7 @@ RAMP = np.linspace(0, 1, 256).reshape(16, 16)  # from black to white
 )
 def test_a_ramp_from_black_to_white_stays_one(tmp_path, values, name):
     Image.fromarray(values).save(tmp_path / name)
-    seen, _ = open_images(str(tmp_path), "test", np.asarray)[0]
+    seen, _ = open_images(str(tmp_path), "test", lambda image: np.asarray(convert(image, 3)))[0]
     assert seen.shape == (16, 16, 3)
     assert seen.dtype == np.uint8
     assert np.abs(seen - (RAMP * 255)[:, :, None]).max() <= 1
@@ -49,3 +49,14 @@ def test_other_kinds_are_as_pillow_converts_them():
     image = Image.effect_noise((8, 8), 60)
     for mode in ("L", "RGB", "P", "1", "CMYK", "LA", "RGBA"):
         assert rgb(image.convert("RGB").convert(mode)).tobytes() == image.convert("RGB").convert(mode).convert("RGB").tobytes()
+
+
+def test_numbers_of_channels():
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (5, 6, 4)).astype(np.uint8)
+    image = Image.fromarray(pixels, "RGBA")
+    assert np.array_equal(np.asarray(convert(image, 4)), pixels)
+    assert convert(image, 1).tobytes() == image.convert("RGB").convert("L").tobytes()
+    assert np.asarray(convert(image.convert("RGB"), 4))[:, :, 3].min() == 255
+    deep = np.full((4, 4), 2**15, np.uint16)
+    assert [np.asarray(convert(Image.fromarray(deep), n)).max() for n in (1, 3)] == [128, 128]

@@ -1,19 +1,23 @@
 """Synthetic images and the calibration mix: a fixed series, spectra that fall, shares and held-out sets that add up."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.conftest import write_image
 from vitoats.common.errors import InputError
 from vitoats.data.calibration import calibration_images, shares
 from vitoats.data.synthetic import SPECTRAL_EXPONENTS, SyntheticImages, coloured_noise, synthetic_image
 from vitoats.data.transforms import Preprocessing
 
-TRANSFORM = Preprocessing(img_size=32).transform()
+PREPROCESSING = Preprocessing(img_size=32)
 
 
 def mix(flat_images, kind="synthetic", nsamples=12, general=None, held_out=4, seed=0):
-    return calibration_images(str(flat_images), general, kind, nsamples, held_out, seed, 32, TRANSFORM)
+    return calibration_images(str(flat_images), general, kind, nsamples, held_out, seed, PREPROCESSING)
 
 
 def test_an_image_depends_on_its_seed_and_place_alone():
@@ -46,7 +50,7 @@ def test_noise_falls_with_frequency():
     band = (f > 0.02) & (f < 0.4)
     slopes = []
     for seed in range(12):
-        noise = coloured_noise(size, np.random.default_rng(seed))
+        noise = coloured_noise(size, size, np.random.default_rng(seed))
         assert noise.mean() == pytest.approx(0, abs=1e-9)
         amplitude = np.abs(np.fft.fft2(noise[:, :, 0]))
         slopes.append(-np.polyfit(np.log(f[band]), np.log(amplitude[band]), 1)[0])
@@ -66,7 +70,7 @@ def test_half_of_the_images_are_the_users(flat_images):
     assert len(batches) == images.nsamples == 12
     alone = torch.cat(list(mix(flat_images, "none", nsamples=6).batches(5, 0)))
     assert torch.equal(batches[:6], alone)
-    series = {tuple(SyntheticImages(12, 32, 0, TRANSFORM)[i][0].flatten()[:8].tolist()) for i in range(12)}
+    series = {tuple(SyntheticImages(12, PREPROCESSING, 0)[i][0].flatten()[:8].tolist()) for i in range(12)}
     assert all(tuple(image.flatten()[:8].tolist()) in series for image in batches[6:])
 
 
@@ -97,3 +101,16 @@ def test_where_all_images_calibrate_none_is_held_out(flat_images):
 def test_a_mix_that_cannot_be_is_refused(flat_images, kind, general, said):
     with pytest.raises(InputError, match=said):
         mix(flat_images, kind, general=general)
+
+
+def test_copies_of_one_image_are_refused_unless_others_are_mixed_in(tmp_path, caplog):
+    for i in range(5):
+        Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match=r"5 calibration images are copies of one.*`calibration_mix='synthetic'`"):
+        mix(tmp_path, "none")
+    with caplog.at_level(logging.WARNING):
+        mix(tmp_path, "synthetic")
+    assert "are copies of one" in caplog.text
+    mix(tmp_path, "none", nsamples=1)  # one image is what was asked for
+    write_image(tmp_path / "other.png", 1)
+    mix(tmp_path, "none")

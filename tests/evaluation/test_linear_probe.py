@@ -20,7 +20,7 @@ from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.train_linear_probe import main as train_linear_probe
 from vitoats.common.errors import RunError
 from vitoats.evaluation import features, probe
-from vitoats.evaluation.features import Features, extract
+from vitoats.evaluation.features import Features, extract, tokens_of
 from vitoats.evaluation.knn import knn_predict
 from vitoats.evaluation.probe import Candidate, Schedule, pick, train_again, train_heads, try_heads
 from vitoats.models import heads
@@ -43,7 +43,7 @@ def backbone():
 def test_features_are_what_a_head_sees(backbone, layers, patch_mean):
     images = torch.randn(7, 3, 32, 32)
     stream = [(images[:4], torch.arange(4)), (images[4:], torch.arange(4, 7))]
-    found = extract(backbone, stream)
+    found = extract(tokens_of(backbone), stream)
     with torch.inference_mode():
         seen = heads.features(backbone, images, layers, patch_mean)
     torch.testing.assert_close(found.select(layers, patch_mean), seen)
@@ -132,7 +132,7 @@ def test_features_that_are_not_finite_are_refused():
     images = torch.randn(3, 3, 32, 32)
     images[1] = float("nan")
     with pytest.raises(RunError, match=r"features are not finite .* for 1 of the 3 images"):
-        extract(model, [(images, torch.zeros(3, dtype=torch.long))])
+        extract(tokens_of(model), [(images, torch.zeros(3, dtype=torch.long))])
 
 
 # ---- nearest neighbours

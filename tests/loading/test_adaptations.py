@@ -89,7 +89,7 @@ def test_tables_of_relative_positions_are_said(tmp_path, caplog):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channels_are_refused(tmp_path, channels):
     file, _ = weights(tmp_path, img_size=32, in_chans=channels)
-    with pytest.raises(InputError, match=f"take images of {channels} channels, the model of 3"):
+    with pytest.raises(InputError, match=f"take {channels}-channel images, the model 3-channel ones"):
         load_model(NAME, checkpoint=file, img_size=32)
 
 

@@ -6,7 +6,7 @@ import torch
 from tests.conftest import TINY
 from vitoats.common.errors import InputError
 from vitoats.loading.classifiers import Classifier, choose, features_of, find_classifiers
-from vitoats.loading.head_files import attach_head
+from vitoats.loading.head_files import HeadFile, attach_head
 from vitoats.models.heads import features
 
 import timm  # isort: skip
@@ -27,7 +27,7 @@ def backbone():
 
 def attached(backbone, path, content, **settings):
     torch.save(content, path / "head.pth")
-    return attach_head(backbone, path / "head.pth", source="tiny", img_size=32, **settings)
+    return attach_head(backbone, HeadFile(path / "head.pth", **settings), source="tiny", img_size=32)
 
 
 @pytest.mark.parametrize("prefix", ["", "linear.", "head.", "0.", "classifier.fc.", "module.linear."])

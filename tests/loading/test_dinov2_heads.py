@@ -14,7 +14,7 @@ from tests.conftest import TINY
 from tests.loading.test_loading import BAD_FILES, refusal, write_bad, write_checkpoint
 from vitoats.common.errors import InputError
 from vitoats.loading.checkpoint import save_checkpoint
-from vitoats.loading.head_files import attach_head, load_head, same_model, save_head
+from vitoats.loading.head_files import HeadFile, attach_head, load_head, same_model, save_head
 from vitoats.loading.load import load_model
 from vitoats.models.heads import HeadInfo, features, most_layers, width
 from vitoats.models.positions import resample
@@ -145,7 +145,7 @@ def test_hub_names_resize_as_meta_does_unless_told_otherwise(tmp_path):
     path = write_checkpoint(state | {"mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2_vits14_pretrain.pth")
     for flags, way in (({}, "official"), ({"pos_resample": "hf"}, "hf"), ({"pos_resample": "timm"}, "timm")):
         loaded = load_model("dinov2_vits14", checkpoint=path, **flags)
-        expected = resample(state["pos_embed"], 16, way, prefix=1, registers=False)
+        expected = resample(state["pos_embed"], (37, 37), (16, 16), way, prefix=1, registers=False)
         torch.testing.assert_close(loaded.timm_model.pos_embed.data, expected, rtol=1e-5, atol=1e-5)
         assert loaded.preprocessing.img_size == 224
 
@@ -201,20 +201,23 @@ def test_positions_in_float64(way, registers, grid):
     matrix = weights_1d(old, grid, (grid + offset) / old, antialias=registers or way == "timm")
     patches = positions[0, prefix:].double().reshape(old, old, 6)
     expected = torch.einsum("iy,jx,yxd->ijd", matrix, matrix, patches).reshape(-1, 6)
-    found = resample(positions, grid, way, prefix=prefix, registers=registers)[0]
+    found = resample(positions, (old, old), (grid, grid), way, prefix=prefix, registers=registers)[0]
     assert torch.equal(found[:prefix], positions[0, :prefix])
     torch.testing.assert_close(found[prefix:].double(), expected, rtol=0, atol=2e-5)
 
 
 def test_positions_of_the_same_size_stay():
     positions = torch.randn(1, 1 + 37 * 37, 4)
-    assert all(torch.equal(resample(positions, 37, way, prefix=1, registers=False), positions) for way in ("official", "hf"))
+    assert all(
+        torch.equal(resample(positions, (37, 37), (37, 37), way, prefix=1, registers=False), positions)
+        for way in ("official", "hf")
+    )
 
 
 def test_positions_that_were_resized_before_are_refused(folders, tmp_path):
     model, _, name = folders["plain"]
     state = as_meta(model)
-    state["pos_embed"] = resample(state["pos_embed"], 16, "timm", prefix=1, registers=False)
+    state["pos_embed"] = resample(state["pos_embed"], (37, 37), (16, 16), "timm", prefix=1, registers=False)
     path = write_checkpoint(state, tmp_path / "small.pth")
     assert "`pos_resample='timm'`" in refusal(name, checkpoint=path, img_size=224, pos_resample="official")
     load_model(name, checkpoint=path, img_size=224, pos_resample="timm")
@@ -392,7 +395,7 @@ def test_a_head_on_a_backbone_without_a_class_token_is_refused(tmp_path, name, a
     backbone = timm.create_model(name, img_size=32, num_classes=0, **arguments)
     save_head(tmp_path / "head.safetensors", torch.randn(3, 96), torch.zeros(3), HeadInfo())
     with pytest.raises(InputError, match="no class token"):
-        attach_head(backbone, tmp_path / "head.safetensors", source=name, img_size=32)
+        attach_head(backbone, HeadFile(tmp_path / "head.safetensors"), source=name, img_size=32)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +421,7 @@ def test_heads_fit_all_that_a_probe_can_be_trained_on(tmp_path, name, arguments,
     for n in layers:
         weight = torch.randn(3, (n + 1) * width(backbone))
         save_head(tmp_path / f"{n}.safetensors", weight, torch.zeros(3), HeadInfo(layers=n))
-        made = attach_head(backbone, tmp_path / f"{n}.safetensors", source=name, img_size=size)
+        made = attach_head(backbone, HeadFile(tmp_path / f"{n}.safetensors"), source=name, img_size=size)
         seen = features(backbone, images, n)
         assert torch.allclose(made(images), seen @ weight.T, atol=1e-4)
         last = backbone.forward_features(images)
@@ -428,4 +431,4 @@ def test_heads_fit_all_that_a_probe_can_be_trained_on(tmp_path, name, arguments,
             assert torch.allclose(seen[:, -48:], last[:, prefix:].mean(dim=1), atol=1e-5)
     save_head(tmp_path / "x.safetensors", torch.randn(3, 10 * 48), torch.zeros(3), HeadInfo(layers=9))
     with pytest.raises(InputError, match="class token"):
-        attach_head(backbone, tmp_path / "x.safetensors", source=name, img_size=size)
+        attach_head(backbone, HeadFile(tmp_path / "x.safetensors"), source=name, img_size=size)

@@ -17,7 +17,7 @@ def test_positions_of_a_folder_are_resized_with_a_warning(plain, caplog):
     assert "compressed for 32 px; its positions are resized for 48 px" in caplog.text
     assert loaded.preprocessing.img_size == 48
     own = make_tiny().pos_embed
-    expected = resample(own, 6, "timm", prefix=1, registers=False)
+    expected = resample(own, (4, 4), (6, 6), "timm", prefix=1, registers=False)
     assert torch.allclose(loaded.timm_model.pos_embed, expected, atol=1e-6)
     with torch.inference_mode():
         assert loaded.model(torch.randn(2, 3, 48, 48)).shape == (2, 4)

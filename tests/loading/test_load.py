@@ -86,10 +86,9 @@ def test_preprocessing_may_be_given():
         (nn.Linear(3, 3), "no timm model"),
         ("vit_tiny_patch16_224", "no timm model"),
         (None, "no timm model"),
-        (small(img_size=(32, 64)), "square RGB"),
-        (small(img_size=32, in_chans=1), "square RGB"),
+        (small(img_size=32, in_chans=5), "1, 3 or 4"),
     ],
-    ids=["module", "name", "nothing", "not square", "grey"],
+    ids=["module", "name", "nothing", "five channels"],
 )
 def test_what_cannot_be_taken_is_refused_in_one_line(model, said):
     with pytest.raises(InputError, match=said) as error:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitoats.benchmark.timing import median_ms
 from vitoats.common.errors import InputError
-from vitoats.runtime.inference import inference, session
+from vitoats.runtime.inference import image_shape, inference, session
 
 TURN_SECONDS = 0.5  # that a file runs before the next one has its turn
 
@@ -56,7 +56,7 @@ def compare_files(
     rows: list[FileTimes] = []
     for count in threads:
         opened = [session(file, count) for file in files]
-        shapes = {tuple(each.get_inputs()[0].shape[1:]) for each in opened}
+        shapes = {image_shape(each) for each in opened}
         if len(shapes) > 1:
             raise InputError(f"the files take images of different shapes, {shapes}: export them with the same `img_size`")
         (shape,) = shapes

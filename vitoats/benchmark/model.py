@@ -18,9 +18,11 @@ import numpy as np
 from vitoats.benchmark import openvino_files
 from vitoats.benchmark.timing import median_ms
 from vitoats.common.progress import StageProgress
+from vitoats.common.sizes import ImageSize
 from vitoats.export.int8 import quantize
 from vitoats.export.onnx_file import export_onnx
 from vitoats.loading.loaded import LoadedModel
+from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import inference, session
 
 TURN_SECONDS = 0.5  # that a variant runs before the next one has its turn
@@ -68,7 +70,7 @@ class VariantTimes:
     """The latency of a variant at one batch size.
 
     Attributes:
-        img_size: image size in pixels.
+        img_size: image size in pixels, (height, width) if they differ.
         batch: batch size.
         threads: threads of the runtime.
         variant: name of the variant.
@@ -79,7 +81,7 @@ class VariantTimes:
         rss_mb: resident memory, in megabytes, of a process that runs the file.
     """
 
-    img_size: int
+    img_size: ImageSize
     batch: int
     threads: int
     variant: str
@@ -142,7 +144,7 @@ def openvino_variants(loaded: LoadedModel, dense: Variant, seed: int, folder: Pa
 
 def compare_variants(
     variants: Sequence[Variant],
-    img_size: int,
+    inputs: ImageInputs,
     batches: Sequence[int],
     threads: Sequence[int],
     seed: int = 0,
@@ -152,7 +154,7 @@ def compare_variants(
 
     Args:
         variants: the variants; ``dense`` and ``int8`` are among them.
-        img_size: image size of all variants, in pixels.
+        inputs: the inputs of all variants.
         batches: batch sizes.
         threads: numbers of CPU threads.
         seed: seed of the noise.
@@ -165,13 +167,13 @@ def compare_variants(
     groups = list(itertools.product(threads, batches))
     for done, (count, batch) in enumerate(groups):
         progress(done, len(groups), f"batch {batch}, {count} threads")
-        images = np.random.default_rng(seed).standard_normal((batch, 3, img_size, img_size), np.float32)
+        images = np.random.default_rng(seed).standard_normal(inputs.shape(batch), np.float32)
         times = median_ms([variant.open(count, images) for variant in variants], turn_seconds=TURN_SECONDS)
         of = dict(zip([variant.name for variant in variants], times, strict=True))
         for variant, ms in zip(variants, times, strict=True):
             rows.append(
                 VariantTimes(
-                    img_size=img_size,
+                    img_size=inputs.img_size,
                     batch=batch,
                     threads=count,
                     variant=variant.name,

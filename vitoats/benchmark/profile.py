@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.format.operator import DOMAIN, LINEAR, QKV_ATTENTION
-from vitoats.runtime.inference import session
+from vitoats.runtime.inference import image_shape, session
 
 RUNS, WARM_UPS = 12, 2
 OWN = {*LINEAR, QKV_ATTENTION.name}  # operators of the native library
@@ -55,7 +55,7 @@ def profile(file: Path, batch: int, threads: int) -> list[NodeTimes]:
     with tempfile.TemporaryDirectory(prefix="vitoats-profile-") as scratch:
         opened = session(file, threads, profile_to=Path(scratch) / "profile")
         source = opened.get_inputs()[0]
-        images = np.random.default_rng(0).standard_normal((batch, *source.shape[1:]), np.float32)
+        images = np.random.default_rng(0).standard_normal((batch, *image_shape(opened)), np.float32)
         for _ in range(WARM_UPS + RUNS):
             opened.run(None, {source.name: images})
         return summarise(json.loads(Path(opened.end_profiling()).read_text()))

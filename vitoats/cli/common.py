@@ -21,11 +21,15 @@ from vitoats.common.outputs import check_results_file
 
 if TYPE_CHECKING:
     from vitoats.loading.loaded import LoadedModel
+    from vitoats.loading.source import ModelSource
 
 MODEL_FLAGS = (
     *("checkpoint", "random_weights", "img_size", "crop_mode", "pos_resample", "head", "head_layers", "head_name"),
     *("model_kwargs", "mean", "std", "interpolation", "crop_pct"),
 )
+
+LANGUAGE = ("accelerate", "gguf", "pyarrow", "transformers")  # packages of the extra lm; the others are those of compress
+ABOUT_TORCH = ("checkpoint", "random_weights", "pos_resample", "model_kwargs", "amp")
 
 log = logging.getLogger("vitoats")
 stderr = Console(stderr=True)
@@ -33,15 +37,35 @@ stderr = Console(stderr=True)
 
 def load(args: argparse.Namespace, with_head: bool = True) -> "LoadedModel":
     """Loads the model that the model flags name."""
-    from vitoats.loading.source import ModelSource, open_model
+    from vitoats.loading.source import open_model
 
-    return open_model(ModelSource(name=args.model, **model_settings(args)), with_head)
+    return open_model(source(args), with_head)
+
+
+def source(args: argparse.Namespace, name: str | None = None) -> "ModelSource":
+    """The model that the model flags name, or another ``name`` with the same flags."""
+    from vitoats.loading.source import ModelSource
+
+    return ModelSource(name=name or args.model, **model_settings(args))
 
 
 def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The values of the model flags; --model-kwargs as a dictionary."""
     given = {name: getattr(args, name) for name in MODEL_FLAGS if name in args}
     return given | ({"model_kwargs": dict(args.model_kwargs)} if given.get("model_kwargs") else {})
+
+
+def refuse_for_files(args: argparse.Namespace) -> None:
+    """Refuses the flags that only a torch model heeds.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    for name in ABOUT_TORCH:
+        if getattr(args, name, None):
+            raise InputError(f"an ONNX file is evaluated as it is: leave --{name.replace('_', '-')} out")
+    if args.device != "cpu":
+        raise InputError("an ONNX file runs on the CPU: leave --device out")
 
 
 def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
@@ -59,6 +83,8 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     try:
         if flags.results_file is not None:
             check_results_file(flags.results_file)
+        elif flags.results_format is not None:
+            raise InputError("--results-format is that of --results-file: add that, or leave it out")
         result = main(argv)
         if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
             return 0
@@ -73,6 +99,11 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         return _fail(in_flags(str(error)), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        if (error.name or "vitoats").startswith("vitoats"):
+            raise
+        extra = "lm" if error.name in LANGUAGE else "compress"
+        return _fail(f"the package {error.name} is missing: pip install 'vitoats[{extra}]'", 2)
     except MemoryError:
         return _fail("out of memory: lower --batch-size or --nsamples, or set --memory-limit", 1)
     except BrokenPipeError:

@@ -23,6 +23,9 @@ SET_HERE = ("method", "method_options", "compression", "pattern", "config", "out
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, runs the missing rows, writes and prints the results; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
+    from vitoats.common.outputs import check_parents
+
+    check_parents(args.output / "any")
     comparison = make_comparison(args)
     for line in comparison.skipped:
         common.log.warning("%s", line)

@@ -19,6 +19,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, compares, prints the table; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
 
+    from vitoats.common.outputs import check_output_file
+
+    check_output_file(args.output, overwrite=True)  # rows are added to it
+
     from vitoats.comparison.language import LanguageComparison, compare
 
     comparison = LanguageComparison(

@@ -2,6 +2,8 @@
 
     python tools/eval_imagenet.py --model runs/vitb14 --data-dir imagenet/val --head dinov2_vitb14_linear_head.pth
     python tools/eval_imagenet.py --model model.onnx --data-dir imagenet/val --results-file results.csv
+    python tools/eval_imagenet.py --model features.onnx --head head.safetensors --data-dir imagenet/val
+    python tools/eval_imagenet.py --model features.onnx --against dense_features.onnx --data-dir imagenet/val
 
 The model's own preprocessing is used; an ONNX file stores it in its metadata. torchrun splits the images over processes.
 """
@@ -14,18 +16,13 @@ from typing import TYPE_CHECKING, Any
 from vitoats.cli import common, config_file, flags
 from vitoats.common.errors import InputError
 from vitoats.common.machine import cores
+from vitoats.common.sizes import image_size
 
 if TYPE_CHECKING:
     from vitoats.data.transforms import Preprocessing
     from vitoats.evaluation.accuracy import Accuracy
     from vitoats.evaluation.distributed import World
     from vitoats.evaluation.target import Target
-
-
-ABOUT_TORCH = (
-    *("checkpoint", "head", "head_layers", "head_name"),
-    *("img_size", "random_weights", "pos_resample", "model_kwargs"),
-)
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -35,10 +32,15 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("the images are named twice: give the folder itself, or --data-dir, not both")
     args.data_dir = args.data or args.data_dir
     if args.input_size:
-        args.img_size = square(args.input_size, args.img_size)
+        _, *size = args.input_size
+        if args.img_size not in (None, image_size(*size)):
+            raise InputError("--input-size and --img-size contradict each other: leave one of them out")
+        args.img_size = image_size(*size)
 
     from vitoats.evaluation.distributed import join
 
+    if args.against:
+        return run_against(args)
     world = join()
     result = run(args, world)
     world.leave()
@@ -112,17 +114,47 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
     }
 
 
+def run_against(args: Namespace) -> dict[str, Any]:
+    """Compares the features of two ONNX files; returns the JSON line."""
+    from vitoats.common.devices import set_threads
+    from vitoats.data.images import batches, open_images
+    from vitoats.evaluation.exported import open_exported
+    from vitoats.evaluation.feature_error import feature_errors
+    from vitoats.evaluation.protocol import spread
+
+    if not args.model.endswith(".onnx") or not args.against.endswith(".onnx"):
+        raise InputError(
+            "--against compares two files that export_onnx --features wrote: give --model and --against such files"
+        )
+    common.refuse_for_files(args)
+    for flag in ("head", "head_layers", "head_name", "dataset", "class_map", "real_labels", "valid_labels"):
+        if getattr(args, flag):
+            raise InputError(f"--against looks at features, not at classes: leave --{flag.replace('_', '-')} out")
+    if args.data_dir is None:
+        raise InputError("there are no images to compare on: give --data-dir a folder")
+    threads = set_threads(args.threads)
+    file, dense = (open_exported(path, threads, args.img_size) for path in (args.model, args.against))
+    dataset = open_images(args.data_dir, "test", chosen(file.preprocessing, args).transform())
+    order = spread(list(range(len(dataset))), args.num_samples)
+    with common.Bar("images", args.quiet) as bar:
+        stream = batches(dataset, order, args.batch_size, args.workers)
+        errors = feature_errors(file, dense, stream, lambda done: bar.update(done, len(order)))
+    for name, figures in errors.items():
+        common.log.info("%s: relative feature error %.4f, mean cosine %.4f", name, figures["relative_error"], figures["cosine"])
+    return {"model": args.model, "against": args.against, "n_images": len(order), "features": errors}
+
+
 def open_target(args: Namespace) -> "Target":
     """Opens the model of --model: an ONNX file in ONNX Runtime, anything else in torch."""
     from vitoats.evaluation.target import onnx_target, torch_target
+    from vitoats.loading.head_files import HeadFile
 
     if args.model.endswith(".onnx"):
-        for flag in (*ABOUT_TORCH, "amp"):
-            if getattr(args, flag):
-                raise InputError(f"an ONNX file is evaluated as it is: leave --{flag.replace('_', '-')} out")
-        if args.device != "cpu":
-            raise InputError("an ONNX file runs on the CPU: leave --device out")
-        return onnx_target(args.model, args.threads)
+        common.refuse_for_files(args)
+        head = HeadFile(args.head, args.head_layers, args.head_name) if args.head else None
+        if head is None and (args.head_layers or args.head_name):
+            raise InputError("--head-layers and --head-name are for --head: add that, or leave them out")
+        return onnx_target(args.model, args.threads, args.img_size, head)
 
     import torch
 
@@ -139,15 +171,11 @@ def open_target(args: Namespace) -> "Target":
 
 def chosen(own: "Preprocessing", args: Namespace) -> "Preprocessing":
     """The model's preprocessing, overridden by the flags."""
+    channels = args.input_size[0] if args.input_size else own.channels
+    if channels != own.channels:
+        remedy = f"leave --input-size out, or add --model-kwargs in_chans={channels}"
+        raise InputError(f"{args.model} takes images of {own.channels} channels, not {channels}: {remedy}")
     return own.changed(args.crop_mode, {key: getattr(args, key) for key in ("mean", "std", "interpolation", "crop_pct")})
-
-
-def square(input_size: list[int], img_size: int | None) -> int:
-    """The image size given as timm's ``--input-size C H W``."""
-    channels, height, width = input_size
-    if channels != 3 or height != width or img_size not in (None, height):
-        raise InputError(f"--input-size {channels} {height} {width}: only square RGB images are supported, or give --img-size")
-    return height
 
 
 def make_parser() -> flags.ArgumentParser:
@@ -156,7 +184,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64, workers=min(2, cores()))
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, seed_of="changes nothing: nothing here is drawn at random")
     add = parser.add_argument
     add("--pretrained", action="store_true", help="the weights that the name stands for: always so without --checkpoint")
     add("--dataset", default="", metavar="KIND/NAME", help="a data set by timm's name: torch/cifar10, hfds/owner/name, ...")
@@ -165,8 +193,9 @@ def make_parser() -> flags.ArgumentParser:
     add("--class-map", type=Path, metavar="FILE", help="a .txt file with one class name on each line, in the model's order")
     add("--real-labels", type=Path, metavar="FILE", help="real.json of 'Are we done with ImageNet?'")
     add("--valid-labels", type=Path, metavar="FILE", help="which outputs count, one index a line, for images of some classes")
-    add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="image size in timm's other way")
+    add("--input-size", type=flags.positive, nargs=3, metavar=("C", "H", "W"), help="image size in timm's other way")
     add("--amp", action="store_true", help="run torch models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="for --amp; float16, but bfloat16 on a CPU, where not given")
+    add("--against", metavar="FILE", help="compare the features of two ONNX files instead: the dense one of --model's")
     add("--log-freq", type=flags.positive, metavar="N", help="log a line every N batches instead of a progress bar")
     return parser

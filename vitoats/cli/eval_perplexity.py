@@ -8,6 +8,7 @@
 from typing import Any
 
 from vitoats.cli import common, config_file, flags
+from vitoats.common.errors import InputError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -16,8 +17,10 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     from vitoats.common.devices import check_device, set_threads
     from vitoats.evaluation.perplexity import perplexity, read_test_text
-    from vitoats.loading.language_models import load_language_model
+    from vitoats.loading.language_models import is_language_model, load_language_model
 
+    if args.against is not None and not is_language_model(args.against, look_at_hub=True):
+        raise InputError(f"there is no language model {args.against}: give --against another, or leave it out")
     set_threads(args.threads)
     device = check_device(args.device)
     loaded = load_language_model(args.model, args.context)
@@ -59,5 +62,5 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--stride", type=flags.positive, metavar="N", help="tokens by which it moves (default: half of it)")
     parser.add_argument("--max-tokens", type=flags.positive, metavar="N", help="measure on the first N tokens")
     parser.add_argument("-b", "--batch-size", type=flags.positive, default=4, metavar="N", help="windows at a time")
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, seed_of="changes nothing: nothing here is drawn at random")
     return parser

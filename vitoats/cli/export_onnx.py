@@ -6,7 +6,7 @@
 A compressed layer becomes a SparseMatMul node, or one with int8 weights; the file defines it as a function of standard
 operators. --inline writes standard operators only, --dense folds S + UV, --float16 stores S, U and V in half the bytes. --int8
 rounds weights to int8 without looking at images; compress --weights int8 does it better. The batch size is dynamic, the image
-size fixed. --verify compares the file with torch, on noise and on the images of --data-dir.
+size fixed unless --dynamic-img-size is given. --verify compares the file with torch, on noise and on the images of --data-dir.
 """
 
 import time
@@ -41,6 +41,11 @@ def main(argv: list[str]) -> dict[str, Any]:
         metavar="KIND",
         help="tokens instead of logits: cls, patches, all, layers=4 (the last four) or layers=2,5,8,11 (counted from 0)",
     )
+    parser.add_argument(
+        "--dynamic-img-size",
+        action="store_true",
+        help="free height and width, multiples of the patch size: positions are interpolated in the file",
+    )
     parser.add_argument("--external-data", action="store_true", help="weights in FILE.data; always so above 2 GB")
     parser.add_argument(
         "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
@@ -58,15 +63,17 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("--float16 stores S, U and V, which --dense folds: leave one of them out")
     if args.int8 and (args.float16 or args.matmul or args.dense):
         raise InputError("--int8 weights have no form for --float16, --matmul and --dense: leave one of them out")
-    if args.data_dir and not args.verify:
-        raise InputError("--data-dir is for --verify: add that, or leave it out")
+    if args.features and (args.head or args.head_layers or args.head_name):
+        raise InputError("--features gives tokens instead of a head's logits: leave --head out, and give it to eval_imagenet")
+    for flag in ("data_dir", "num_samples"):
+        if getattr(args, flag) and not args.verify:
+            raise InputError(f"--{flag.replace('_', '-')} is for --verify: add that, or leave it out")
     from vitoats.common.devices import set_threads
     from vitoats.common.outputs import check_output_file
     from vitoats.runtime.inference import data_file, stored_bytes
 
-    check_output_file(args.output, args.overwrite)
-    if args.external_data:
-        check_output_file(data_file(args.output), args.overwrite)
+    for file in (args.output, data_file(args.output)):  # large models get the second one even without --external-data
+        check_output_file(file, args.overwrite)
     set_threads(args.threads)
 
     from vitoats.export.int8_layers import rounded
@@ -78,6 +85,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     loaded = common.load(args)
     if args.features:
         loaded = loaded.with_features(args.features)
+    if args.dynamic_img_size:
+        loaded = loaded.with_free_size()
+    images = images_to_verify(loaded, args) if args.verify else None
     form: Form = "inline" if args.inline else "matmul" if args.matmul else "dense" if args.dense else "sparse"
     common.log.info("tracing")
     proto = export_onnx(
@@ -92,26 +102,33 @@ def main(argv: list[str]) -> dict[str, Any]:
         "onnx_mb": round(stored_bytes(args.output) / 1e6, 3),
         "sparse_nodes": sum(node.op_type in LINEAR for node in proto.graph.node),
         "img_size": loaded.preprocessing.img_size,
+        **({} if loaded.multiple_of is None else {"img_size_multiple_of": loaded.multiple_of}),
     }
     if args.verify:
-        result |= verified(rounded(loaded) if args.int8 else loaded, args)
+        result |= verified(rounded(loaded) if args.int8 else loaded, images, args)
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def verified(loaded: "LoadedModel", args: Namespace) -> dict[str, Any]:
-    """Compares the file with torch and logs the differences; returns them for the JSON line."""
-    from vitoats.data.images import SAMPLE, batches, open_images
-    from vitoats.export.verify import verify
+def images_to_verify(loaded: "LoadedModel", args: Namespace) -> Any:
+    """The images of --data-dir, or those of the embedded model; None if there are none."""
+    from vitoats.data.images import SAMPLE, open_images
     from vitoats.loading.names import EMBEDDED
-    from vitoats.runtime import metadata, session
+
+    own = SAMPLE if loaded.n_classes and loaded.source == EMBEDDED else None
+    found = args.data_dir or own
+    return None if found is None else open_images(found, "test", loaded.preprocessing.transform())
+
+
+def verified(loaded: "LoadedModel", dataset: Any, args: Namespace) -> dict[str, Any]:
+    """Compares the file with torch and logs the differences; returns them for the JSON line."""
+    from vitoats.data.images import batches
+    from vitoats.export.verify import verify
+    from vitoats.runtime import session
 
     exported = session(args.output, args.threads)
-    if args.data_dir is None and loaded.n_classes and metadata(exported).get("model") == EMBEDDED:
-        args.data_dir = SAMPLE
     common.log.info("comparing with torch")
     agreement, names = verify(loaded, exported), []
-    if args.data_dir is not None:
-        dataset = open_images(args.data_dir, "test", loaded.preprocessing.transform())
+    if dataset is not None:
         order = list(range(len(dataset)))[: args.num_samples]
         agreement = verify(loaded, exported, batches(dataset, order, args.batch_size, args.workers))
         paths = (

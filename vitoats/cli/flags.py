@@ -2,12 +2,15 @@
 
 import argparse
 import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vitoats import __version__
+from vitoats.common import sizes
 from vitoats.common.errors import InputError
+from vitoats.common.sizes import ImageSize
 
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")  # Pillow's, by timm's names
 
@@ -51,7 +54,7 @@ def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> 
     )
     made.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     made.add_argument("--random-weights", action="store_true", help="random weights, for a dry run; nothing is fetched")
-    made.add_argument("--img-size", type=positive, metavar="PX", help="image size; the model's usual one by default")
+    add_img_size(made)
     made.add_argument(
         "--crop-mode", choices=("center", "squash", "border"), help="squash resizes both sides, as the OATS paper does"
     )
@@ -88,6 +91,12 @@ def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> 
     )
 
 
+def add_img_size(made: argparse._ActionsContainer, when: str = "") -> None:
+    """Adds --img-size; ``when`` goes before its help."""
+    words = f"{when}image size, or HxW; the model's usual one by default"
+    made.add_argument("--img-size", type=image_size, metavar="PX", help=words)
+
+
 def add_no_amx(made: argparse.ArgumentParser) -> None:
     """Adds --no-amx, for ``vitoats.common.amx.refuse_amx``."""
     made.add_argument("--no-amx", action="store_true", help="keep AMX from all runtimes, as on a processor without it")
@@ -115,12 +124,15 @@ def add_data_flags(made: argparse._ActionsContainer, batch_size: int | None, wor
     )
 
 
-def add_compute_flags(made: argparse._ActionsContainer) -> None:
-    """Adds --device, --threads and --seed."""
+def add_compute_flags(
+    made: argparse._ActionsContainer, seed_of: str = "of the calibration sample and the solver", device: bool = True
+) -> None:
+    """Adds --threads, --seed, with the help ``seed_of``, and --device where a command runs on other devices, too."""
     made = made.add_argument_group("resources")
-    made.add_argument("--device", default="cpu", help="cpu, or cuda")
+    if device:
+        made.add_argument("--device", default="cpu", help="cpu, or cuda")
     made.add_argument("--threads", type=non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    made.add_argument("--seed", type=seed, default=42, help="of the calibration sample and the solver")
+    made.add_argument("--seed", type=seed, default=42, help=seed_of)
 
 
 def _number(text: str, kind: type, good: Callable[[Any], bool], words: str):
@@ -147,6 +159,13 @@ def keyword(text: str) -> tuple[str, Any]:
 def positive(text: str) -> int:
     """Parses an integer of at least 1, for argparse."""
     return _number(text, int, lambda n: n >= 1, "a whole number of 1 or more")
+
+
+def image_size(text: str) -> ImageSize:
+    """Parses an image size, PX or HEIGHTxWIDTH, for argparse."""
+    if not re.fullmatch(r"\d{1,6}(x\d{1,6})?", text) or not all(found := [int(side) for side in text.split("x")]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an image size, such as 224, or 224x320 for a height of 224")
+    return sizes.image_size(found[0], found[-1])
 
 
 def non_negative(text: str) -> int:

@@ -20,6 +20,9 @@ from vitoats.common.errors import InputError
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, makes the missing files, measures all; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
+    from vitoats.common.outputs import check_parents
+
+    check_parents(args.output / "any")
     front = make_front(args)
 
     from vitoats.comparison.front import measure_front

@@ -5,12 +5,12 @@
 
 Trains heads for 1 and 4 layers, with and without the mean of the patch tokens, and for many learning rates. The head that is
 best on held-out training images is trained again on all training images. Test images are used only to measure its accuracy.
-Features are computed once (--cache keeps them).
+Features are computed once (--cache keeps them). --model may be a file that export_onnx --features all or layers=4 wrote.
 """
 
 import time
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from vitoats.common.files import atomic_write
 
 if TYPE_CHECKING:
     from vitoats.evaluation.features import Features
-    from vitoats.loading.loaded import LoadedModel
+    from vitoats.evaluation.frozen import Frozen
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError("there are no images to train on: give --data-dir a folder with one subfolder for each class")
     from vitoats.common.outputs import check_output_file
 
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"{args.output} does not end in .safetensors: give --output a file such as head.safetensors")
     check_output_file(args.output, args.overwrite)
 
     import torch
@@ -39,14 +41,16 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.evaluation.knn import knn_predict
     from vitoats.evaluation.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
     from vitoats.loading.head_files import save_head
-    from vitoats.models.heads import HeadInfo, most_layers
+    from vitoats.models.heads import HeadInfo
 
+    if args.solver == "lbfgs" and args.learning_rates:
+        raise InputError("--learning-rates are those of sgd: leave them out, or --solver lbfgs")
     if args.head_layers not in (None, 1, MOST_LAYERS):
         raise InputError(f"heads are trained for 1 or {MOST_LAYERS} layers: give --head-layers 1 or {MOST_LAYERS}")
     set_threads(args.threads)
     start = time.perf_counter()
-    loaded = common.load(args, with_head=False)
-    depth = min(MOST_LAYERS, most_layers(loaded.timm_model))
+    frozen = open_frozen(args)
+    depth = frozen.depth
     if depth == 0:
         common.log.info("%s has no class token: the head takes its pooled features", args.model)
     layers = [args.head_layers] if args.head_layers else [n for n in (1, MOST_LAYERS) if n <= depth] or [0]
@@ -55,16 +59,16 @@ def main(argv: list[str]) -> dict[str, Any]:
     rates = tuple(args.learning_rates or LEARNING_RATES)
     schedule = None if args.solver == "lbfgs" else Schedule(rates, args.epochs, args.train_batch_size, args.seed)
 
-    training = drawn_images(loaded, args, "train", args.nsamples)
+    training = drawn_images(frozen, args, "train", args.nsamples)
     classes = training.dataset.classes
-    testing = drawn_images(loaded, args, "test", args.test_samples, classes)
+    testing = drawn_images(frozen, args, "test", args.test_samples, classes)
     if training.paths & testing.paths:
         common.log.warning("%s has no test images of its own: the accuracy is that on training images", args.data_dir)
     if not 0 < round(args.held_out * len(training.order)) < len(training.order):
         n = len(training.order)
         raise InputError(f"{n} images cannot be split to train and to pick the best: give more, or another --held-out")
 
-    features = features_of(loaded, args, training)
+    features = features_of(frozen, args, training)
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(args.seed))
     n_held_out = round(args.held_out * len(order))
     train, held_out = features.rows(order[n_held_out:]), features.rows(order[:n_held_out])
@@ -73,14 +77,14 @@ def main(argv: list[str]) -> dict[str, Any]:
     best = pick(candidates)
     weight, bias = train_again(best, features, len(classes), schedule)
 
-    test = features_of(loaded, args, testing)
+    test = features_of(frozen, args, testing)
     top1 = accuracy(test.select(best.layers, best.patch_mean) @ weight.T + bias, test.labels)
     plain = (1, False) if depth else (0, True)  # the last class token, or the pooled features
     nearest = knn_predict(features.select(*plain), features.labels, test.select(*plain), args.knn)
-    img_size = loaded.preprocessing.img_size
+    img_size = frozen.preprocessing.img_size
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output) as partial:
-        save_head(partial, weight, bias, HeadInfo(loaded.source, img_size, best.layers, classes, best.patch_mean))
+        save_head(partial, weight, bias, HeadInfo(frozen.source, img_size, best.layers, classes, best.patch_mean))
     if not args.quiet:
         print_candidates(candidates)
     return {
@@ -101,6 +105,22 @@ def main(argv: list[str]) -> dict[str, Any]:
     }
 
 
+def open_frozen(args: Namespace) -> "Frozen":
+    """The backbone of --model: an ONNX file in ONNX Runtime, anything else in torch."""
+    from vitoats.common.devices import check_device
+    from vitoats.evaluation.frozen import frozen_file, frozen_model
+
+    for flag in ("head", "head_name"):
+        if getattr(args, flag):
+            raise InputError(f"a head is trained here: leave --{flag.replace('_', '-')} out")
+    if not args.model.endswith(".onnx"):
+        return frozen_model(common.load(args, with_head=False), check_device(args.device))
+    common.refuse_for_files(args)
+    frozen = frozen_file(args.model, args.threads, args.img_size)
+    settings = {key: getattr(args, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    return replace(frozen, preprocessing=frozen.preprocessing.changed(args.crop_mode, settings))
+
+
 @dataclass(frozen=True)
 class DrawnImages:
     """Images of a split.
@@ -119,7 +139,7 @@ class DrawnImages:
 
 
 def drawn_images(
-    loaded: "LoadedModel", args: Namespace, split: str, wanted: int | None, classes: tuple[str, ...] = ()
+    frozen: "Frozen", args: Namespace, split: str, wanted: int | None, classes: tuple[str, ...] = ()
 ) -> DrawnImages:
     """The images of a split, or ``wanted`` randomly drawn ones; with labels of ``classes``, if these are given.
 
@@ -131,7 +151,7 @@ def drawn_images(
     from vitoats.data.images import open_images
     from vitoats.data.labelled import Renumbered
 
-    dataset: Any = open_images(args.data_dir, split, loaded.preprocessing.transform())
+    dataset: Any = open_images(args.data_dir, split, frozen.preprocessing.transform())
     if not dataset.classes:
         raise InputError("these images have no labels: training needs a folder with one subfolder for each class")
     if classes and dataset.classes != classes:
@@ -143,24 +163,21 @@ def drawn_images(
     return DrawnImages(split, dataset, order, {dataset.paths[i] for i in order} if getattr(dataset, "paths", []) else set())
 
 
-def features_of(loaded: "LoadedModel", args: Namespace, images: DrawnImages) -> "Features":
+def features_of(frozen: "Frozen", args: Namespace, images: DrawnImages) -> "Features":
     """The features of images, computed or read from the cache."""
-    from vitoats.common.devices import check_device
-    from vitoats.common.fingerprint import fingerprint
+    from vitoats.common.fingerprint import json_sha256
     from vitoats.data.images import batches, digest
     from vitoats.evaluation.features import cached, extract
-
-    backbone = loaded.timm_model.to(check_device(args.device))
 
     def compute() -> "Features":
         with common.Bar(f"features ({images.split})", args.quiet) as bar:
             stream = batches(images.dataset, images.order, args.batch_size, args.workers)
-            return extract(backbone, stream, lambda done: bar.update(done, len(images.order)))
+            return extract(frozen.tokens, stream, lambda done: bar.update(done, len(images.order)))
 
     key = ""
     if args.cache:
-        about = {"preprocessing": loaded.preprocessing.to_dict(), "images": digest(images.dataset, images.order)}
-        key = fingerprint(backbone.state_dict(), about)
+        about = {"preprocessing": frozen.preprocessing.to_dict(), "images": digest(images.dataset, images.order)}
+        key = json_sha256([about, frozen.digest()])
     return cached(args.cache, key, compute)
 
 
@@ -186,7 +203,7 @@ def make_parser() -> flags.ArgumentParser:
     parser = flags.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64)
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, seed_of="of the drawn images, the split and the heads")
     add = parser.add_argument
     add("--nsamples", type=flags.positive, default=12000, metavar="N", help="training images, drawn at random")
     add("--test-samples", type=flags.positive, metavar="N", help="test images, drawn at random; all by default")

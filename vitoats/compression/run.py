@@ -267,8 +267,7 @@ def draw_images(job: CompressionJob, loaded: LoadedModel | LoadedLanguageModel, 
         data.nsamples,
         HELD_OUT,
         data.seed,
-        preprocessing.img_size,
-        preprocessing.transform(),
+        preprocessing,
     )
 
 

@@ -32,6 +32,8 @@ CLOSED_DOMAIN_DAMPING = 0.1
 BATCH_SIZE, TEXT_BATCH_SIZE = 64, 4  # images, and windows of text, at a time
 # settings of a language model's methods where they differ from those of vision models, by method
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"oats": {"rank_ratio": 0.25}}
+# settings with int8 weights where they differ from those with others: there a low-rank term costs time and gains nothing
+INT8_DEFAULTS: dict[str, dict[str, Any]] = {"oats-h": {"rank_ratio": 0.0}}
 FOR_IMAGES = ("general_images", *LIMITS, "cost_table", *MODEL_SETTINGS)  # settings that a language model does not take
 
 
@@ -133,6 +135,8 @@ def _method_fields(name: str, images: str | Sequence[str] | None, seed: int, set
     if images is None:
         raise InputError("there are no images to calibrate on: give `images` a folder of images")
     given = (PRESETS[name][preset] if preset else {}) | settings
+    if given.get("weights") == "int8" and given.get("solver") != "support":  # which takes the support from the low-rank solver
+        given = INT8_DEFAULTS.get(name, {}) | given
     general_images = given.pop("general_images", None)
     nsamples = given.pop("nsamples", CalibrationData.nsamples)
     own_images = images if isinstance(images, str) else "text"

@@ -1,6 +1,7 @@
 """Calibration images: the user's own, optionally mixed with others so that features stay accurate on other images."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,9 @@ from vitoats.common.errors import InputError
 from vitoats.data.images import calibration_batches, digest, open_images, shuffled
 from vitoats.data.in_memory import ImagesInMemory
 from vitoats.data.synthetic import SyntheticImages
+from vitoats.data.transforms import Preprocessing
+
+log = logging.getLogger("vitoats")
 
 Mix = Literal["none", "synthetic", "general", "both"]
 
@@ -59,8 +63,7 @@ def calibration_images(
     nsamples: int,
     held_out: int,
     seed: int,
-    img_size: int,
-    transform: Callable,
+    preprocessing: Preprocessing,
 ) -> CalibrationImages:
     """Opens and splits the images.
 
@@ -73,30 +76,54 @@ def calibration_images(
         nsamples: total number of calibration images.
         held_out: number of images of each kind to hold out, if that many are left.
         seed: seed of the draws and of the synthetic images.
-        img_size: size of the synthetic images, in pixels.
-        transform: converts a PIL image to a tensor.
+        preprocessing: the model's.
 
     Raises:
-        InputError: a folder does not exist, or the mix and ``general_images`` contradict each other.
+        InputError: a folder does not exist, the images are copies of one, or the mix and ``general_images`` contradict each
+            other.
     """
     if mix not in get_args(Mix):
         raise InputError(f"unknown mix {mix!r}: `calibration_mix` takes {', '.join(get_args(Mix))}")
     if (mix in ("general", "both")) != (general_images is not None):
         remedy = "leave `general_images` out, or `calibration_mix`" if general_images else "give `general_images` a folder"
         raise InputError(f"the calibration mix is {mix}: {remedy}")
-    opened: Any = open_images(own, "train", transform) if isinstance(own, str) else ImagesInMemory(own, transform, img_size)
+    transform = preprocessing.transform()
+    opened: Any = open_images(own, "train", transform) if isinstance(own, str) else ImagesInMemory(own, preprocessing)
     sources: dict[str, Any] = {"own": opened}
     if general_images is not None:
         sources["general"] = open_images(general_images, "train", transform)
     if mix in ("synthetic", "both"):
-        sources["synthetic"] = SyntheticImages(nsamples, img_size, seed, transform)
+        sources["synthetic"] = SyntheticImages(nsamples, preprocessing, seed)
     rest: dict[str, Any] = {}
     for (name, source), share in zip(sources.items(), shares(nsamples, len(sources)), strict=True):
         if name != "synthetic":
             rest[name] = Subset(source, shuffled(source, seed)[share : share + held_out])
-    rest["synthetic"] = SyntheticImages(held_out, img_size, seed, transform, first=nsamples)
+    rest["synthetic"] = SyntheticImages(held_out, preprocessing, seed, first=nsamples)
+    _check_varied(opened, shares(nsamples, len(sources))[0], seed, mix)
     total = sum(min(share, len(s)) for s, share in zip(sources.values(), shares(nsamples, len(sources)), strict=True))
     return CalibrationImages(sources, {k: v for k, v in rest.items() if len(v)}, total, seed)
+
+
+def _check_varied(own: Any, share: int, seed: int, mix: Mix) -> None:
+    """Refuses the user's images if all that are drawn are copies of one, or warns if they are mixed with others.
+
+    Raises:
+        InputError: there is nothing else to calibrate on.
+    """
+    drawn = shuffled(own, seed)[:share]
+    if len(drawn) < 2:
+        return
+    first = own.content(drawn[0])
+    if any(own.content(i) != first for i in drawn[1:]):
+        return
+    if mix == "none":
+        raise InputError(
+            f"the {len(drawn)} calibration images are copies of one, which tells too little about a layer's inputs: "
+            "give `images` different ones, or add synthetic ones with `calibration_mix='synthetic'`"
+        )
+    log.warning(
+        "the %d calibration images of your own are copies of one: only the others say what inputs look like", len(drawn)
+    )
 
 
 def shares(nsamples: int, sources: int) -> list[int]:

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitoats.data.pixels import convert
 from vitoats.data.transforms import Preprocessing
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Converts a PIL image to [1 + n_random, 3, img_size, img_size]: the model's own view, then random square crops.
+    """Converts a PIL image to [1 + n_random, channels, height, width]: the model's own view, then random square crops.
 
     A crop's side is uniform between half and all of the image's short side, its position is uniform, and it is resized to the
     model's image size. An image gets the same crops in every run, regardless of the order of images.
@@ -29,6 +30,7 @@ class Crops:
     seed: int
 
     def __call__(self, image: Image.Image) -> Tensor:
+        image = convert(image, self.preprocessing.channels)
         random = np.random.default_rng([self.seed, zlib.crc32(image.tobytes())])
         resize = self.preprocessing.with_crop_mode("squash").transform()
         views = [self.preprocessing.transform()(image)]

@@ -18,7 +18,6 @@ from torch import Tensor
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm and torchvision)
 from vitoats.common.errors import InputError
 from vitoats.data.folders import find_images
-from vitoats.data.pixels import rgb
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset  # isort: skip
 from timm.utils.misc import natural_key  # isort: skip
@@ -58,7 +57,7 @@ class ImageFiles(Dataset):
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return self.transform(rgb(image)), self.labels[index] if self.labels else -1
+                return self.transform(image), self.labels[index] if self.labels else -1
         except Exception as error:  # PIL's decoders raise all kinds of errors on a broken file
             return Unreadable(path, str(error) or type(error).__name__)
 
@@ -80,7 +79,7 @@ class ImageArrays(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index]).convert("RGB")), int(self.labels[index])
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
     def content(self, index: int) -> bytes:
         """The image's bytes."""
@@ -97,7 +96,7 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
         data_dir: "sample"; a folder with one subfolder per class; a flat folder of images; a folder that contains ``train``
             and ``val``; or a folder with the gz files of (Fashion-)MNIST.
         split: "train" for calibration, "test" for evaluation; ignored for sets without splits.
-        transform: converts a PIL image to a tensor.
+        transform: converts a PIL image of any kind to a tensor.
 
     Raises:
         InputError: the folder does not exist or contains no images.

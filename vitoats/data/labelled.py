@@ -19,7 +19,6 @@ from torch import Tensor
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError
 from vitoats.data.images import SAMPLE, ImageDataset, ImageFiles, Unreadable, image_folder, open_images
-from vitoats.data.pixels import rgb
 
 from timm.data import IterableImageDataset, create_dataset  # isort: skip
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar  # isort: skip
@@ -46,8 +45,8 @@ class ReadImages(Dataset):
         try:
             image, label = self.source[index]
             with image if isinstance(image, Image.Image) else Image.open(image) as opened:
-                pixels = rgb(opened)
-            return self.transform(pixels), int(label) if self.labelled and label is not None else -1
+                pixels = self.transform(opened)
+            return pixels, int(label) if self.labelled and label is not None else -1
         except Exception as error:  # PIL's decoders raise all kinds of errors on a broken file
             name = self.paths[index] if self.paths else f"image {index}"
             return Unreadable(name, str(error) or type(error).__name__)

@@ -1,4 +1,4 @@
-"""Converts an image of any kind to RGB with 8 bits per channel.
+"""Converts an image of any kind to 8 bits per channel: grey, RGB, or RGB with alpha.
 
 Pillow cuts larger values off: a 16-bit image turns white, and one of floats from 0 to 1 turns black. Here they are scaled.
 """
@@ -7,6 +7,16 @@ import numpy as np
 from PIL import Image
 
 MOST_16 = 2**16 - 1
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
+
+
+def convert(image: Image.Image, channels: int) -> Image.Image:
+    """The image with a number of channels: 1 (grey), 3 (RGB) or 4 (RGB, alpha).
+
+    Grey levels of more than 8 bits are scaled as ``rgb`` does. Alpha is 255 if the image has none.
+    """
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info)
+    return (image if has_alpha and channels == 4 else rgb(image)).convert(MODES[channels])
 
 
 def rgb(image: Image.Image) -> Image.Image:

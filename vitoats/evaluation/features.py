@@ -42,32 +42,46 @@ class Features:
         return Features(self.tokens[index], self.labels[index])
 
 
-@torch.no_grad()  # not inference_mode: heads are trained on the result
 def extract(
-    backbone: nn.Module,
+    tokens: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Features:
-    """Runs a timm backbone over labelled images.
+    """Collects the features of labelled images.
+
+    Args:
+        tokens: maps images [b, channels, h, w] to [b, k + 1, d], as ``Features`` has them.
+        batches: images and labels.
+        progress: called with the number of images done.
 
     Raises:
         InputError: there are no images.
         RunError: a feature is not finite.
     """
-    device = next(backbone.parameters()).device
-    layers = min(MOST_LAYERS, heads.most_layers(backbone))
-    tokens: list[Tensor] = []
+    found: list[Tensor] = []
     labels: list[Tensor] = []
     done = 0
     for images, batch_labels in batches:
-        found = finite_outputs(heads.features(backbone, images.to(device), layers), "features")
-        tokens.append(found.reshape(len(images), layers + 1, -1).cpu())
+        found.append(tokens(images))
         labels.append(batch_labels)
         done += len(images)
         progress(done)
-    if not tokens:
+    if not found:
         raise InputError("there was no image to compute features of: give `images` a folder with readable images")
-    return Features(torch.cat(tokens), torch.cat(labels))
+    return Features(torch.cat(found), torch.cat(labels))
+
+
+def tokens_of(backbone: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The function that maps images to the tokens [b, k + 1, d] of a timm backbone, on its device."""
+    device = next(backbone.parameters()).device
+    layers = min(MOST_LAYERS, heads.most_layers(backbone))
+
+    @torch.no_grad()  # not inference_mode: heads are trained on the result
+    def tokens(images: Tensor) -> Tensor:
+        found = finite_outputs(heads.features(backbone, images.to(device), layers), "features")
+        return found.reshape(len(images), layers + 1, -1).cpu()
+
+    return tokens
 
 
 def cached(folder: Path | None, key: str, compute: Callable[[], Features]) -> Features:

@@ -104,12 +104,12 @@ def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessi
     if protocol.real_labels is not None:
         dataset, order = with_real_labels(dataset, protocol.real_labels)
         n_classes = None
-    order = _spread(order, protocol.num_samples)
+    order = spread(order, protocol.num_samples)
     batches = given_batches(dataset, world.share(order, protocol.batch_size), protocol.workers)
     return TestSet(batches, len(order), n_classes, valid_labels)
 
 
-def _spread(order: list[int], wanted: int | None) -> list[int]:
+def spread(order: list[int], wanted: int | None) -> list[int]:
     """Picks ``wanted`` evenly spaced images, so that all classes of a sorted set are among them."""
     wanted = min(wanted or len(order), len(order))
     return [order[i * len(order) // wanted] for i in range(wanted)]

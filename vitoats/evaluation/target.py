@@ -4,18 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vitoats.common.errors import InputError
 from vitoats.common.finite import finite_outputs
+from vitoats.common.sizes import ImageSize
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.accuracy import Predict
+from vitoats.evaluation.exported import FileBackbone, open_exported
 from vitoats.format.layers import compressed_counts, parameter_count
 from vitoats.loading.checkpoint import WEIGHTS
+from vitoats.loading.head_files import HeadFile, fitting_head
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.names import EMBEDDED
-from vitoats.runtime.inference import metadata, session, stored_bytes
+from vitoats.runtime.inference import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,49 @@ def torch_target(loaded: LoadedModel, device: str, amp_dtype: torch.dtype | None
     )
 
 
-def onnx_target(path: str, threads: int) -> Target:
+def onnx_target(path: str, threads: int, img_size: ImageSize | None = None, head: HeadFile | None = None) -> Target:
     """An ONNX file in ONNX Runtime; preprocessing comes from its metadata.
 
-    Raises:
-        InputError: the file cannot be run, or has no vitoats metadata.
-    """
-    opened = session(path, threads)
-    try:
-        described = metadata(opened)
-        preprocessing = Preprocessing.from_dict(described["preprocessing"])
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
-    if not described.get("n_classes"):
-        raise InputError(f"{path} gives features, not logits: export it with a classifier (`head`) and without `features`")
-    name = opened.get_inputs()[0].name
+    Args:
+        path: the file.
+        threads: CPU threads; 0 for all cores.
+        img_size: another image size than the usual one, for a file that takes several.
+        head: a linear head for a file that gives tokens.
 
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(opened.run(None, {name: images.numpy()})[0]))
+    Raises:
+        InputError: the file cannot be run, has no vitoats metadata, does not take images of this size, or needs another head.
+    """
+    file = open_exported(path, threads, img_size)
+    described, classes = file.described, tuple(file.described.get("classes", ()))
+    predict: Predict
+    if head is not None:
+        if described.get("n_classes"):
+            raise InputError(f"{path} has a classifier of its own: leave `head` out")
+        predict, classes = _with_head(FileBackbone(file), head)
+    elif not described.get("n_classes"):
+        raise InputError(f"{path} gives features, not logits: give `head` a linear head, or export it with one")
+    else:
+
+        def predict(images: torch.Tensor) -> torch.Tensor:
+            return next(iter(file.run(images).values()))
 
     return Target(
         predict,
-        preprocessing,
+        file.preprocessing,
         described.get("param_count"),
         described.get("model") == EMBEDDED,
         _compression(described),
         _megabytes(Path(path)),
-        tuple(described.get("classes", ())),
+        classes,
     )
+
+
+def _with_head(backbone: FileBackbone, head: HeadFile) -> tuple[Predict, tuple[str, ...]]:
+    """The logits of a head on a file's tokens, and its classes."""
+    source, size = backbone.file.described.get("model", ""), backbone.file.preprocessing.img_size
+    chosen, info = fitting_head(head, backbone.width, backbone.check, source=source, img_size=size)
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        return backbone.features(images, info.layers, info.patch_mean) @ chosen.weight.T + chosen.bias
+
+    return predict, info.classes

@@ -1,4 +1,7 @@
-"""A model as an ONNX file: opset 18, IR version 9, dynamic batch, fixed image size, preprocessing in the metadata."""
+"""A model as an ONNX file: opset 18, IR version 9, dynamic batch, preprocessing in the metadata.
+
+The image size is fixed, or free for models that interpolate their positions (``LoadedModel.with_free_size``).
+"""
 
 import copy
 import json
@@ -32,6 +35,7 @@ from vitoats.export.prepare import fold, prepare, warn_of_filled_layers
 from vitoats.format.layers import compressed_counts, parameter_count
 from vitoats.format.operator import DOMAIN, LINEAR, OPSET
 from vitoats.loading.loaded import LoadedModel
+from vitoats.models.features import FeatureOutputs
 from vitoats.models.inputs import ImageInputs
 from vitoats.runtime.inference import METADATA_KEY
 
@@ -79,8 +83,10 @@ def export_onnx(
         )
     described = {
         "preprocessing": loaded.preprocessing.to_dict(),
+        **({} if loaded.multiple_of is None else {"img_size_multiple_of": loaded.multiple_of}),
         "n_classes": loaded.n_classes,
         **({"outputs": loaded.output_names} if not loaded.n_classes else {}),
+        **({"blocks": len(loaded.timm_model.feature_info)} if isinstance(loaded.model, FeatureOutputs) else {}),
         **({"classes": loaded.classes} if loaded.classes else {}),
         "param_count": round(parameter_count(model) / 1e6, 2),
         **compressed_counts(model),
@@ -163,17 +169,16 @@ def _trace(model: nn.Module, inputs: ImageInputs, output_names: tuple[str, ...])
     """Traces with a batch of 2 (a batch of 1 would be treated as a constant)."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    dynamic = tuple({axis: torch.export.Dim(name) for axis, name in axes.items()} for axes in inputs.dynamic_axes)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model,
-                (inputs.zeros(2),),
+                (inputs.traced.zeros(2),),
                 input_names=list(inputs.names),
                 output_names=list(output_names),
                 opset_version=OPSET,
-                dynamic_shapes=dynamic,
+                dynamic_shapes=inputs.dynamic_axes,
                 dynamo=True,
                 verbose=False,
             )

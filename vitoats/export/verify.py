@@ -1,5 +1,6 @@
 """Compares an exported file with the torch model that it came from."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -20,7 +21,8 @@ class Agreement:
     """How closely an exported file agrees with torch.
 
     Attributes:
-        relative_error: largest difference of an output over the largest output, on noise images at batch 1, 2 and 7.
+        relative_error: largest difference of an output over the largest output, on noise images at batch 1, 2 and 7, and at
+            several sizes if the size is free.
         n_images: number of real images compared.
         logit_error: largest difference of a logit, or of a feature, on them.
         differing: (index, margin) of each image that is classified differently: its index in the data, and torch's largest
@@ -46,10 +48,10 @@ def verify(loaded: LoadedModel, exported: Session, images: Iterable[tuple[Tensor
     Raises:
         RunError: an output of the model or of the file is not finite.
     """
-    noise = loaded.inputs.noise(max(BATCHES), seed)
     agreement = Agreement()
-    for batch in BATCHES:
-        for found, expected in zip(_run(exported, noise[:batch]), _torch(loaded, noise[:batch]), strict=True):
+    for inputs, batch in itertools.product(loaded.inputs.sizes, BATCHES):
+        noise = inputs.noise(max(BATCHES), seed)[:batch]
+        for found, expected in zip(_run(exported, noise), _torch(loaded, noise), strict=True):
             scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
             agreement.relative_error = max(agreement.relative_error, float((found - expected).abs().max() / scale))
     for batch_of_images, _ in images:

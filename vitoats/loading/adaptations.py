@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitoats.common.errors import InputError
+from vitoats.data.pixels import MODES
 
 log = logging.getLogger("vitoats")
 
@@ -18,7 +19,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of the tensors in a file, by name
 POSITIONS, PATCHES, TABLE = "pos_embed", "patch_embed.proj.weight", "relative_position_bias_table"
 
 
-def image_size(shapes: Shapes, model: Any) -> int | None:
+def size_of_weights(shapes: Shapes, model: Any) -> int | None:
     """The image size in pixels that a file's position embedding is for; None if it is the model's own or cannot be told.
 
     Args:
@@ -31,17 +32,44 @@ def image_size(shapes: Shapes, model: Any) -> int | None:
     return grid * model.patch_embed.patch_size[0]
 
 
-def check_channels(source: str, shapes: Shapes, model: Any) -> None:
-    """Refuses weights for images with another number of channels.
+def channels(shapes: Shapes, model: Any) -> int | None:
+    """Number of channels of the images that a file's weights are for; None if it cannot be told.
+
+    Args:
+        shapes: the file's tensors.
+        model: the model; it may be on the meta device.
+    """
+    first = getattr(model, "pretrained_cfg", {}).get("first_conv") or PATCHES.removesuffix(".weight")
+    shape = shapes.get(f"{first if isinstance(first, str) else first[0]}.weight", ())
+    return shape[1] if len(shape) == 4 else None
+
+
+def check_channels(source: str, shapes: Shapes, model: Any, asked: bool) -> None:
+    """Refuses weights for images with another number of channels, or says that they are changed if that was asked for.
+
+    Args:
+        source: the file with the weights.
+        shapes: its tensors.
+        model: the model; it may be on the meta device.
+        asked: whether the user asked for a number of channels.
 
     Raises:
-        InputError: the file's patch embedding takes other channels than the model's.
+        InputError: the file's first layer takes other channels than the model's, and nobody asked for these.
     """
-    held, own = shapes.get(PATCHES, ()), shapes_of(model).get(PATCHES, ())
-    if len(held) == len(own) == 4 and held[1] != own[1]:
-        raise InputError(
-            f"the weights {source} take images of {held[1]} channels, the model of {own[1]}: give weights for RGB images"
-        )
+    held, own = channels(shapes, model), channels(shapes_of(model), model)
+    if None in (held, own) or held == own:
+        return
+    if not asked:
+        remedy = f"add `model_kwargs` in_chans={held}" if held in MODES else "give weights for RGB images"
+        raise InputError(f"the weights {source} take {held}-channel images, the model {own}-channel ones: {remedy}")
+    say_channels(source, held, own)
+
+
+def say_channels(source: str, held: int | None, own: int | None) -> None:
+    """Warns that the first layer is made for other images than those it was trained on."""
+    log.warning(
+        "the first layer of the weights %s, for %d channels, is adapted to %d; this may cost accuracy", source, held, own
+    )
 
 
 def say_changes(source: str, shapes: Shapes, model: Any, asked: bool) -> None:
@@ -59,9 +87,9 @@ def say_changes(source: str, shapes: Shapes, model: Any, asked: bool) -> None:
         kept = f" (`model_kwargs` patch_size={shapes[PATCHES][-1]} keeps them)"
         changes.append(f"patches of {_patch(shapes)} pixels to {_patch(now)}{kept}")
         asked = False
-    before, after = _grid(shapes, model), _grid(now, model)
-    if None not in (before, after) and before != after:
-        changes.append(f"positions of {before} x {before} patches to {after} x {after}")
+    before, after = _grid(shapes, model), getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if POSITIONS in now and before and after and after != (before, before):
+        changes.append(f"positions of {before} x {before} patches to {' x '.join(map(str, model.patch_embed.grid_size))}")
     tables = [name for name, shape in shapes.items() if name.endswith(TABLE) and now.get(name, shape) != shape]
     if tables:
         changes.append(f"{len(tables)} tables of relative positions")

@@ -94,8 +94,7 @@ def save_checkpoint(
         "kept_units": units.kept_units(backbone),
         "versions": {"vitoats": vitoats.__version__, "torch": torch.__version__, "timm": timm.__version__},
     }
-    size = loaded.preprocessing.img_size
-    data_config = {**loaded.preprocessing.to_dict(), "input_size": (3, size, size)}
+    data_config = {**loaded.preprocessing.to_dict(), "input_size": loaded.inputs.shape(1)[1:]}
     del data_config["img_size"]
     with whole_folder(folder, overwrite) as partial:
         save_tensors(partial / WEIGHTS, state, {"format": "pt"})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError
+from vitoats.common.sizes import ImageSize, in_words, sides
 from vitoats.loading.names import EMBEDDED, EMBEDDED_DEPTH, EMBEDDED_IMG_SIZE
 from vitoats.loading.packaged import packaged_file
 
@@ -26,6 +27,7 @@ ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 ARCHITECTURE = "vit_small_patch14_dinov2"
 N_BLOCKS = 12
 WIDTH = 384
+PATCH = 14
 
 
 def onnx_path() -> Path:
@@ -89,16 +91,16 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
 
 
-def resample_position_embedding(pos_embed: Tensor, grid: int) -> Tensor:
-    """Resizes [1, 1 + n * n, d] to [1, 1 + grid * grid, d]: bicubic without antialiasing, as in the source model."""
+def resample_position_embedding(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resizes [1, 1 + n * n, d] to a grid [1, 1 + h * w, d]: bicubic without antialiasing, as in the source model."""
     cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
     n = round(patches.shape[1] ** 0.5)
     patches = patches.reshape(1, n, n, -1).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=False)
+    patches = F.interpolate(patches, size=grid, mode="bicubic", antialias=False)
     return torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def load_backbone(img_size: int = EMBEDDED_IMG_SIZE, depth: int = EMBEDDED_DEPTH) -> nn.Module:
+def load_backbone(img_size: ImageSize = EMBEDDED_IMG_SIZE, depth: int = EMBEDDED_DEPTH) -> nn.Module:
     """Loads the embedded backbone as a timm model without a head.
 
     All 12 blocks must match timm's model exactly; then the first ``depth`` blocks and the final norm are kept.
@@ -106,12 +108,14 @@ def load_backbone(img_size: int = EMBEDDED_IMG_SIZE, depth: int = EMBEDDED_DEPTH
     Raises:
         InputError: the wheel is missing or altered, or the image size is not a multiple of 14.
     """
-    if img_size % 14:
+    if any(side % PATCH for side in sides(img_size)):
         raise InputError(
-            f"{EMBEDDED} takes image sizes that are multiples of 14, not {img_size}: use `img_size` {EMBEDDED_IMG_SIZE}"
+            f"{EMBEDDED} takes image sizes that are multiples of {PATCH}, not {in_words(img_size)}: "
+            f"use `img_size` {EMBEDDED_IMG_SIZE}"
         )
+    height, width = sides(img_size)
     state = read_backbone(onnx_path())
-    state["pos_embed"] = resample_position_embedding(state["pos_embed"], img_size // 14)
+    state["pos_embed"] = resample_position_embedding(state["pos_embed"], (height // PATCH, width // PATCH))
     full = timm.create_model(ARCHITECTURE, img_size=img_size, num_classes=0)
     full.load_state_dict(state, strict=True)
     model = timm.create_model(ARCHITECTURE, img_size=img_size, num_classes=0, depth=depth)

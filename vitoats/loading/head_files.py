@@ -8,7 +8,8 @@ linear classifiers (``vitoats.loading.classifiers``).
 import json
 import logging
 import re
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch import Tensor
 from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import tensors_sha256
 from vitoats.common.json_files import parse_json
+from vitoats.common.sizes import ImageSize, from_json, in_words, is_size
 from vitoats.common.tensor_files import save_tensors
+from vitoats.data.transforms import MAX_IMG_SIZE
 from vitoats.loading.classifiers import Classifier, choose, features_of, find_classifiers
 from vitoats.loading.names import HUB_NAMES
 from vitoats.loading.weights import check_stored, open_tensors, read_content
@@ -78,44 +81,87 @@ def load_head(
 
 
 def _info(said: dict[str, Any], n_classes: int) -> HeadInfo:
-    info = HeadInfo(**{**said, "classes": tuple(said["classes"])})
+    info = HeadInfo(**{**said, "classes": tuple(said["classes"]), "img_size": from_json(said.get("img_size", 0))})
     texts = (info.backbone, *info.classes)
-    numbers = (info.img_size, info.layers)
-    fits = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-    if not fits or info.img_size < 0 or type(info.patch_mean) is not bool or info.layers < 0 or not info.tokens:
+    fits = all(isinstance(text, str) for text in texts) and type(info.layers) is int and type(info.patch_mean) is bool
+    if not (fits and (is_size(info.img_size, MAX_IMG_SIZE) or (type(info.img_size) is int and info.img_size == 0))):
+        raise ValueError(said)
+    if info.layers < 0 or not info.tokens:
         raise ValueError(said)
     if len(info.classes) not in (0, n_classes):
         raise ValueError(said)
     return info
 
 
-def attach_head(
-    backbone: Any, path: Path, layers: int | None = None, name: str | None = None, *, source: str, img_size: int
-) -> LinearHeadClassifier:
+@dataclass(frozen=True)
+class HeadFile:
+    """A head file, and what it does not say.
+
+    Attributes:
+        path: the file.
+        layers: number of layers that the head takes, if the file does not record it; None infers it from the head's width.
+        name: the classifier's name, or a part of it, if the file holds several.
+    """
+
+    path: Path
+    layers: int | None = None
+    name: str | None = None
+
+
+def attach_head(backbone: Any, head: HeadFile, *, source: str, img_size: ImageSize) -> LinearHeadClassifier:
     """Attaches a head file to a backbone.
 
     Args:
         backbone: a timm model without a classifier.
-        path: the head file.
-        layers: number of layers that the head takes, if the file does not record it; None infers it from the head's width.
-        name: the classifier's name, or a part of it, if the file holds several.
+        head: the head file.
         source: the backbone's model name before compression.
         img_size: size of the backbone's input images, in pixels.
 
     Raises:
         InputError: the head was made for another backbone or image size, or does not fit this backbone.
     """
-    width = heads.width(backbone)
-    chosen, info = load_head(path, name, width, layers)
-    if info is None and not heads.has_class_token(backbone):
+
+    def check(info: HeadInfo) -> None:
+        heads.check_class_tokens(backbone, info.layers)
+
+    pooled = not heads.has_class_token(backbone)
+    chosen, info = fitting_head(head, heads.width(backbone), check, source=source, img_size=img_size, pooled=pooled)
+    return LinearHeadClassifier(backbone, chosen.weight, chosen.bias, info)
+
+
+def fitting_head(
+    head: HeadFile,
+    width: int,
+    check: Callable[[HeadInfo], None],
+    *,
+    source: str,
+    img_size: ImageSize,
+    pooled: bool = False,
+) -> tuple[Classifier, HeadInfo]:
+    """Reads a head file for a backbone.
+
+    Args:
+        head: the head file.
+        width: width of the backbone's features.
+        check: refuses heads on features that the backbone does not have.
+        source: the backbone's model name before compression.
+        img_size: size of the backbone's input images, in pixels.
+        pooled: whether the backbone has no class tokens, so that heads take its pooled features.
+
+    Raises:
+        InputError: the head was made for another backbone or image size, or does not fit this backbone.
+    """
+    path = head.path
+    chosen, info = load_head(path, head.name, width, head.layers)
+    if info is None and pooled:
         info = HeadInfo(layers=0)
     if info is None:
-        n_layers, patch_mean = features_of(path, chosen, width, layers)
+        n_layers, patch_mean = features_of(path, chosen, width, head.layers)
         info = HeadInfo(layers=n_layers, patch_mean=patch_mean)
-    if layers not in (None, info.layers):
+    if head.layers not in (None, info.layers):
         raise InputError(f"{path} is a head for {info.layers} layers: leave `head_layers` out")
     try:
-        heads.check_class_tokens(backbone, info.layers)
+        check(info)
     except InputError as refusal:
         raise InputError(f"the head {path} does not fit: {refusal}") from None
     if chosen.weight.shape[1] != info.tokens * width:
@@ -126,13 +172,13 @@ def attach_head(
     if not same_model(info.backbone, source):
         raise InputError(f"the head {path} was made for {info.backbone}, not for {source}: use the head of this backbone")
     if info.img_size not in (0, img_size):
-        raise InputError(f"the head {path} was made for images of {info.img_size} px, not {img_size}: change `img_size`")
+        made_for = in_words(info.img_size)
+        raise InputError(f"the head {path} was made for images of {made_for} px, not {in_words(img_size)}: change `img_size`")
     if re.fullmatch(OFFICIAL_NAME, path.stem) and img_size != OFFICIAL_IMG_SIZE:
-        log.warning("%s was trained and evaluated at %d px, not %d", path, OFFICIAL_IMG_SIZE, img_size)
-    info = replace(info, backbone=info.backbone or source, img_size=img_size)
+        log.warning("%s was trained and evaluated at %d px, not %s", path, OFFICIAL_IMG_SIZE, in_words(img_size))
     if chosen.name:
         log.info("the head of %s is %s", path, chosen.name)
-    return LinearHeadClassifier(backbone, chosen.weight, chosen.bias, info)
+    return chosen, replace(info, backbone=info.backbone or source, img_size=img_size)
 
 
 def same_model(one: str, other: str) -> bool:

@@ -5,8 +5,21 @@ from typing import Any
 import torch
 
 from vitoats.common.errors import InputError, one_line
+from vitoats.common.sizes import ImageSize, image_size, in_words, sides
 from vitoats.loading.loaded import LoadedModel
 from vitoats.models.inputs import ImageInputs
+
+
+def check_multiple(name: str, model: Any, img_size: ImageSize) -> None:
+    """Refuses an image size that is not made of whole patches.
+
+    Raises:
+        InputError: a side is no multiple of the patch size.
+    """
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    for side, step in zip(sides(img_size), (patch, patch) if isinstance(patch, int) else patch, strict=True):
+        if side % step:
+            raise InputError(f"{name} takes image sizes that are multiples of {step}, not {side}: change `img_size`")
 
 
 @torch.inference_mode()
@@ -18,19 +31,18 @@ def check_image_size(loaded: LoadedModel) -> None:
     """
     size = loaded.preprocessing.img_size
     model = loaded.timm_model
-    published = {model.pretrained_cfg[key][-1] for key in ("input_size", "test_input_size") if model.pretrained_cfg.get(key)}
-    if size in published or loaded.about:
+    sizes = [model.pretrained_cfg[key] for key in ("input_size", "test_input_size") if model.pretrained_cfg.get(key)]
+    published = {image_size(*chw[1:]) for chw in sizes}
+    if (size in published and loaded.preprocessing.channels in {chw[0] for chw in sizes}) or loaded.about:
         return
-    error = _failure(model, size)
+    error = _failure(model, loaded.inputs)
     if error is not None:
-        raise InputError(
-            f"{loaded.name} takes no images of {size} px ({one_line(error, 100)}): {_remedy(model, size, published)}"
-        )
+        said = f"{in_words(size)} px ({one_line(error, 100)})"
+        raise InputError(f"{loaded.name} takes no images of {said}: {_remedy(model, size, published)}")
 
 
-def _failure(model: Any, size: int) -> Exception | None:
-    """The error of a model that does not take images of a size."""
-    inputs = ImageInputs(size)
+def _failure(model: Any, inputs: ImageInputs) -> Exception | None:
+    """The error of a model that does not take such images."""
     try:
         inputs.call(model, inputs.zeros(1).to(next(model.parameters()).device))
     except (MemoryError, InputError):
@@ -40,9 +52,9 @@ def _failure(model: Any, size: int) -> Exception | None:
     return None
 
 
-def _remedy(model: Any, size: int, published: set[int]) -> str:
-    usual = " or ".join(str(size) for size in sorted(published)) or "its own size"
+def _remedy(model: Any, size: ImageSize, published: set[ImageSize]) -> str:
+    usual = " or ".join(map(in_words, sorted(published, key=sides))) or "its own size"
     step = max((level["reduction"] for level in getattr(model, "feature_info", []) if "reduction" in level), default=1)
-    if size % step:
+    if any(side % step for side in sides(size)):
         return f"give `img_size` a multiple of {step}, or {usual}"
     return f"give `img_size` {usual}"

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from vitoats.common.errors import InputError
+from vitoats.common.sizes import ImageSize, in_words, is_size
 from vitoats.data.transforms import MAX_IMG_SIZE, Preprocessing
 from vitoats.loading import embedded
 from vitoats.loading.checkpoint import HEAD, is_checkpoint, load_checkpoint
-from vitoats.loading.head_files import attach_head
+from vitoats.loading.head_files import HeadFile, attach_head
 from vitoats.loading.hub import hub_folder
-from vitoats.loading.image_sizes import check_image_size
+from vitoats.loading.image_sizes import check_image_size, check_multiple
 from vitoats.loading.language_models import is_language_model, load_language_model
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
@@ -52,7 +53,7 @@ def load_model(
     *,
     checkpoint: Path | None = None,
     random_weights: bool = False,
-    img_size: int | None = None,
+    img_size: ImageSize | None = None,
     crop_mode: str | None = None,
     head: Path | None = None,
     head_layers: int | None = None,
@@ -72,7 +73,7 @@ def load_model(
             ``hf-hub:owner/name``, ``local-dir:/path``, or a folder that ``compress`` wrote, on disk or on the Hub.
         checkpoint: a .pth or .safetensors file with the weights, instead of the model's own weights.
         random_weights: build the architecture with random weights; nothing is fetched.
-        img_size: image size in pixels; None for the model's usual size.
+        img_size: image size in pixels, or (height, width); None for the model's usual size.
         crop_mode: "center", "squash" (resize both sides, as in the OATS paper) or "border"; None for the model's own mode.
         head: a linear head file for a backbone without a head.
         head_layers: number of layers that the head takes, if its file does not record it.
@@ -91,8 +92,8 @@ def load_model(
         raise InputError("no model is named: give `model` a timm name, a dinov2_ name or a folder")
     if is_language_model(name):
         raise InputError(f"{name} is a language model, which takes no images: use compress or eval_perplexity")
-    if img_size is not None and not 1 <= img_size <= MAX_IMG_SIZE:
-        raise InputError(f"an image of {img_size} px cannot be: give `img_size` a number from 1 to {MAX_IMG_SIZE}")
+    if img_size is not None and not is_size(img_size, MAX_IMG_SIZE):
+        raise InputError(f"an image of {img_size} px cannot be: give `img_size` a number from 1 to {MAX_IMG_SIZE}, or two")
     own_head = None
     if ("/" in name and not name.startswith(("hf-hub:", "local-dir:"))) or Path(name).is_dir():
         _refuse_other_weights(f"{name} has its own weights", checkpoint, random_weights, pos_resample, model_kwargs)
@@ -123,26 +124,28 @@ def load_model(
         if loaded.n_classes:
             raise InputError(f"{name} has a classifier of its own: leave `head` out")
         size = loaded.preprocessing.img_size
-        loaded.model = attach_head(loaded.timm_model, head, head_layers, head_name, source=loaded.source, img_size=size)
+        loaded.model = attach_head(
+            loaded.timm_model, HeadFile(head, head_layers, head_name), source=loaded.source, img_size=size
+        )
     loaded.model.eval().requires_grad_(False)
     check_image_size(loaded)
     return loaded
 
 
 def from_memory(
-    model: nn.Module, *, name: str | None = None, img_size: int | None = None, preprocessing: Preprocessing | None = None
+    model: nn.Module, *, name: str | None = None, img_size: ImageSize | None = None, preprocessing: Preprocessing | None = None
 ) -> LoadedModel:
     """Wraps a copy of a timm model that is already in memory; the caller's model stays unchanged.
 
     Args:
         model: a model created by ``timm.create_model``.
         name: the model's name; None for timm's name of its architecture and pretrained weights.
-        img_size: image size in pixels; None for timm's test size, or for the size that the model was built for if that
-            differs from the pretrained size.
+        img_size: image size in pixels, or (height, width); None for timm's test size, or for the size that the model was built
+            for if that differs from the pretrained size.
         preprocessing: its preprocessing; None for the one that timm recommends.
 
     Raises:
-        InputError: ``model`` is not a timm model, does not take square RGB images of that size, or has NaN or infinite weights.
+        InputError: ``model`` is not a timm model, does not take images of that size, or has NaN or infinite weights.
     """
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(model, nn.Module) or not isinstance(config, dict) or not config.get("architecture"):
@@ -182,7 +185,7 @@ def _folder_on_hub(name: str, checkpoint: Path | None, random_weights: bool) -> 
     return hub_folder(name)
 
 
-def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
+def _load_folder(folder: Path, img_size: ImageSize | None) -> LoadedModel:
     if not folder.is_dir():
         hub = "" if folder.is_absolute() else f", or hf-hub:{folder} for the Hub"
         raise InputError(f"there is no model folder {folder}: use a folder that compress wrote{hub}")
@@ -196,7 +199,7 @@ def _load_folder(folder: Path, img_size: int | None) -> LoadedModel:
     return loaded
 
 
-def _resize_positions(loaded: LoadedModel, img_size: int) -> None:
+def _resize_positions(loaded: LoadedModel, img_size: ImageSize) -> None:
     """Makes a compressed model take images of another size, and says so.
 
     Raises:
@@ -204,15 +207,14 @@ def _resize_positions(loaded: LoadedModel, img_size: int) -> None:
     """
     model, size = loaded.timm_model, loaded.preprocessing.img_size
     if getattr(model, "pos_embed", None) is None or not (hasattr(model, "no_embed_class") and hasattr(model, "set_input_size")):
-        raise InputError(f"{loaded.name} was compressed for {size} px: leave `img_size` out, or compress again")
-    patch = model.patch_embed.patch_size[0]
-    if img_size % patch:
-        raise InputError(f"{loaded.name} takes image sizes that are multiples of {patch}, not {img_size}: change `img_size`")
+        raise InputError(f"{loaded.name} was compressed for {in_words(size)} px: leave `img_size` out, or compress again")
+    check_multiple(loaded.name, model, img_size)
     named = HUB_NAMES.get(loaded.source)
     set_image_size(model, img_size, named.pos_resample if named else "timm")
     loaded.preprocessing = replace(loaded.preprocessing, img_size=img_size)
     log.warning(
-        "%s was compressed for %d px; its positions are resized for %d px, which may cost accuracy", loaded.name, size, img_size
+        "%s was compressed for %s px; its positions are resized for %s px, which may cost accuracy",
+        *(loaded.name, in_words(size), in_words(img_size)),
     )
 
 

@@ -1,5 +1,6 @@
 """A model together with its name, preprocessing and origin."""
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from vitoats.loading.origin import Origin
 from vitoats.models.features import FeatureOutputs
 from vitoats.models.heads import LinearHeadClassifier
 from vitoats.models.inputs import ImageInputs
+from vitoats.models.positions import free_image_size
 
 
 @dataclass
@@ -22,6 +24,7 @@ class LoadedModel(Origin):
         preprocessing: its image preprocessing.
         weights: the source of its weights, in words.
         about: the content of vitoats.json for a model that compress wrote; empty for others.
+        multiple_of: what height and width of images must be multiples of, if they are free; None if the size is fixed.
     """
 
     name: str
@@ -29,6 +32,7 @@ class LoadedModel(Origin):
     preprocessing: Preprocessing
     weights: str
     about: dict[str, Any] = field(default_factory=dict)
+    multiple_of: int | None = None
 
     @property
     def timm_model(self) -> Any:
@@ -47,7 +51,7 @@ class LoadedModel(Origin):
     @property
     def inputs(self) -> ImageInputs:
         """The model's inputs."""
-        return ImageInputs(self.preprocessing.img_size)
+        return ImageInputs(self.preprocessing.img_size, self.preprocessing.channels, self.multiple_of)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -61,6 +65,16 @@ class LoadedModel(Origin):
             InputError: it has no such features.
         """
         return replace(self, model=FeatureOutputs(self.timm_model, features).eval())
+
+    def with_free_size(self) -> "LoadedModel":
+        """A copy that interpolates its positions to the size of its images (``vitoats.models.positions``).
+
+        Raises:
+            InputError: the model takes images of one size only.
+        """
+        copied = copy.deepcopy(self)
+        copied.multiple_of = free_image_size(copied.timm_model)
+        return copied
 
     @property
     def classes(self) -> tuple[str, ...]:

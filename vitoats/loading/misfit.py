@@ -11,6 +11,7 @@ from torch import nn
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
+from vitoats.common.sizes import ImageSize
 from vitoats.loading.adaptations import PATCHES, POSITIONS, Shapes, shapes_of
 from vitoats.loading.names import HUB_NAMES
 from vitoats.loading.readings import Reading, some
@@ -50,7 +51,7 @@ def check_arguments(name: str, architecture: str, kwargs: Mapping[str, Any]) -> 
             raise InputError(f"{name} takes no such {key}: give it in `model_kwargs` as a number, a word, or a short list")
 
 
-def cannot_build(name: str, img_size: int | None, kwargs: Mapping[str, Any], error: Exception) -> str:
+def cannot_build(name: str, img_size: ImageSize | None, kwargs: Mapping[str, Any], error: Exception) -> str:
     """The message for a model that timm cannot build, or whose own weights do not fit it."""
     given = {**({} if img_size is None else {"`img_size`": img_size}), **({"`model_kwargs`": dict(kwargs)} if kwargs else {})}
     with_them = f" with {', '.join(f'{key} {value}' for key, value in given.items())}" if given else ""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vitoats.common.sizes import ImageSize
 from vitoats.loading.load import load_model
 from vitoats.loading.loaded import LoadedModel
 
@@ -19,7 +20,7 @@ class ModelSource:
     name: str
     checkpoint: Path | None = None
     random_weights: bool = False
-    img_size: int | None = None
+    img_size: ImageSize | None = None
     crop_mode: str | None = None
     pos_resample: str | None = None
     head: Path | None = None

@@ -12,10 +12,21 @@ from torch import Tensor, nn
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
+from vitoats.common.sizes import ImageSize, image_size, in_words, sides
 from vitoats.data.transforms import Preprocessing
-from vitoats.loading.adaptations import PATCHES, POSITIONS, Shapes, check_channels, image_size, say_changes
+from vitoats.loading.adaptations import (
+    PATCHES,
+    POSITIONS,
+    Shapes,
+    channels,
+    check_channels,
+    say_changes,
+    say_channels,
+    size_of_weights,
+)
 from vitoats.loading.foreign import without_zero_biases
 from vitoats.loading.hub import announce_fetch, cannot_fetch, fetch_config, fetch_weights
+from vitoats.loading.image_sizes import check_multiple
 from vitoats.loading.loaded import LoadedModel
 from vitoats.loading.lookup import check_name
 from vitoats.loading.misfit import cannot_build, check_arguments, do_not_fit
@@ -41,7 +52,7 @@ def load_timm(
     name: str,
     checkpoint: Path | None,
     random_weights: bool,
-    img_size: int | None,
+    img_size: ImageSize | None,
     pos_resample: str | None,
     model_kwargs: Mapping[str, Any],
 ) -> LoadedModel:
@@ -83,7 +94,8 @@ def load_timm(
         raise cannot_fetch(name, timm_name, named, one_line(error, 150)) from None
     except Exception as error:  # architectures raise various errors on arguments and weights that do not fit
         raise InputError(cannot_build(name, img_size, model_kwargs, error)) from error
-    _check_img_size(name, model, img_size)
+    if img_size is not None:
+        check_multiple(name, model, img_size)
     if way != "timm" and img_size is not None:
         if getattr(model, "pos_embed", None) is None or not hasattr(model, "no_embed_class"):
             raise InputError(f"{name} has no position embedding of its own to resize: leave `pos_resample` out")
@@ -110,7 +122,7 @@ def _with_random_weights(timm_name: str, config: TimmConfig | None, kwargs: dict
 
 
 def _with_own_weights(
-    timm_name: str, config: TimmConfig | None, img_size: int | None, kwargs: dict[str, Any]
+    timm_name: str, config: TimmConfig | None, img_size: ImageSize | None, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, tuple[Tensor, Tensor] | None]:
     """Loads the weights that timm names, or those beside config.json; sources of weights in config.json are ignored.
 
@@ -122,9 +134,17 @@ def _with_own_weights(
     """
     if config is None:
         model = timm.create_model(timm_name, pretrained=True, **kwargs)
-        trained = model.pretrained_cfg["input_size"][-1]
-        if "img_size" in kwargs and img_size != trained:
-            log.info("the weights of %s were made for %d px and are resized for %d", timm_name, trained, img_size)
+        held, *trained = model.pretrained_cfg["input_size"]
+        if "img_size" in kwargs and sides(kwargs["img_size"]) != tuple(trained):
+            made_for = in_words(image_size(*trained))
+            log.info(
+                "the weights of %s were made for %s px and are resized for %s",
+                timm_name,
+                made_for,
+                in_words(kwargs["img_size"]),
+            )
+        if (own := kwargs.get("in_chans", held)) != held:
+            say_channels(timm_name, held, own)
         return model, None
     said, wanted = config.pretrained_cfg.get("num_classes"), config.model_args.get("num_classes")
     if said and wanted and said != wanted:  # timm would take a random classifier
@@ -136,6 +156,7 @@ def _with_own_weights(
     if shapes.keys() != outline.state_dict().keys():
         model, reading = _with_weights_of(timm_name, timm_name, config, file, img_size, kwargs)
         return model, reading.head
+    check_channels(str(file), shapes, outline, asked="in_chans" in kwargs)
     kwargs = kwargs | _own_size(str(file), shapes, outline, img_size)
     model = timm.create_model(
         config.architecture,
@@ -148,14 +169,9 @@ def _with_own_weights(
     return model, None
 
 
-def _own_size(source: str, shapes: Shapes, outline: nn.Module, img_size: int | None) -> dict[str, int]:
-    """The image size of the weights as an argument of the model, if none was asked for and theirs is not the usual one.
-
-    Raises:
-        InputError: the weights are for images with other channels.
-    """
-    check_channels(source, shapes, outline)
-    size = None if img_size is not None else image_size(shapes, outline)
+def _own_size(source: str, shapes: Shapes, outline: nn.Module, img_size: ImageSize | None) -> dict[str, int]:
+    """The image size of the weights as an argument of the model, if none was asked for and theirs is not the usual one."""
+    size = None if img_size is not None else size_of_weights(shapes, outline)
     if size is None:
         return {}
     log.info("the weights %s are for images of %d px, so the model takes these (`img_size` changes it)", source, size)
@@ -163,7 +179,7 @@ def _own_size(source: str, shapes: Shapes, outline: nn.Module, img_size: int | N
 
 
 def _with_weights_of(
-    name: str, timm_name: str, config: TimmConfig | None, file: Path, img_size: int | None, kwargs: dict[str, Any]
+    name: str, timm_name: str, config: TimmConfig | None, file: Path, img_size: ImageSize | None, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, Reading]:
     """Loads the weights of a file, which timm converts like pretrained weights of the architecture.
 
@@ -199,6 +215,9 @@ def _with_weights_of(
         if usual and n_classes != usual:
             classes = f"a classifier of {n_classes} classes" if n_classes else "no classifier"
             log.info("the weights %s have %s, as the model now has; %s usually has %d classes", file, classes, timm_name, usual)
+    check_channels(str(file), reading.shapes, outline, asked="in_chans" in kwargs)
+    if (held := channels(reading.shapes, outline)) is not None and "input_size" in pretrained_cfg:
+        pretrained_cfg["input_size"] = (held, *pretrained_cfg["input_size"][1:])  # timm adapts the first layer from these
     arguments |= _own_size(str(file), reading.shapes, outline, img_size)
     architecture = config.architecture if config is not None else timm_name
     try:
@@ -243,13 +262,6 @@ def _stored_config(timm_name: str) -> TimmConfig | None:
     return read_transformers(folder) if is_transformers(folder) else read_config(folder)
 
 
-def _check_img_size(name: str, model: Any, img_size: int | None) -> None:
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    step = patch if isinstance(patch, int) else patch[0] if patch else 1
-    if img_size is not None and img_size % step:
-        raise InputError(f"{name} takes image sizes that are multiples of {step}, not {img_size}: change `img_size`")
-
-
 def _check_positions(checkpoint: Path, reading: Reading, model: Any) -> None:
     """Refuses weights whose position embedding was already resized, since it would be resized a second time."""
     patches = model.patch_embed.num_patches
@@ -262,14 +274,14 @@ def _check_positions(checkpoint: Path, reading: Reading, model: Any) -> None:
         )
 
 
-def resolved_preprocessing(model: Any, img_size: int | None) -> Preprocessing:
+def resolved_preprocessing(model: Any, img_size: ImageSize | None) -> Preprocessing:
     """The preprocessing that timm recommends for a model.
 
     The image size is ``img_size``. If that is None, it is timm's test size, or the size that the model was built for if that
     differs from the pretrained size.
 
     Raises:
-        InputError: the model does not take square RGB images of that size.
+        InputError: the model does not take images of that size, or takes some of more channels than image files have.
     """
     built = tuple(get_model_input_config(model)["input_size"])
     published = tuple(model.pretrained_cfg.get("input_size", built))
@@ -281,8 +293,11 @@ def resolved_preprocessing(model: Any, img_size: int | None) -> Preprocessing:
 
 def _preprocessing(model: Any, args: dict[str, Any]) -> Preprocessing:
     try:
-        return Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True))
+        found = Preprocessing.from_timm(resolve_input_data_config(model, args, use_test_size=True))
     except InputError:
         raise
     except Exception as error:  # a stored configuration may hold anything
         raise InputError(f"this {type(model).__name__} takes no such images: {one_line(error, 150)}") from error
+    if len(model.pretrained_cfg.get("mean") or found.mean) not in (1, found.channels):
+        log.info("mean and std are averages, for images of %d channels: set others with `mean` and `std`", found.channels)
+    return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
+from vitoats.common.sizes import ImageSize
 from vitoats.models.inputs import pooled
 
 
@@ -22,14 +23,14 @@ class HeadInfo:
 
     Attributes:
         backbone: the backbone's model name; "" if not recorded.
-        img_size: image size in pixels; 0 if not recorded.
+        img_size: image size in pixels, (height, width) if they differ; 0 if not recorded.
         layers: number of last blocks whose class tokens are used, 1 or 4; 0 for a backbone without class tokens.
         patch_mean: whether the mean of the patch tokens is appended; without it the head is [n_classes, layers * d].
         classes: class names in the order of the outputs; empty if not recorded.
     """
 
     backbone: str = ""
-    img_size: int = 0
+    img_size: ImageSize = 0
     layers: int = 1
     classes: tuple[str, ...] = ()
     patch_mean: bool = True

@@ -3,32 +3,55 @@
 Everything that depends on the kind of input is here, and in ``text_inputs``; all other code only deals with hidden states.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
+from vitoats.common.sizes import ImageSize, sides
 from vitoats.models.text_inputs import TextInputs
 
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """Batches [b, 3, img_size, img_size] of square RGB images.
+    """Batches [b, channels, h, w] of images.
 
     Attributes:
-        img_size: height and width in pixels.
+        img_size: height and width in pixels; the usual ones if they are free.
+        channels: 3 for RGB.
+        multiple_of: None if the size is fixed; otherwise, height and width are free multiples of this.
     """
 
-    img_size: int
+    img_size: ImageSize
+    channels: int = 3
+    multiple_of: int | None = None
 
-    # for export: names of arguments, and the dynamic axes of each
-    names: ClassVar[tuple[str, ...]] = ("images",)
-    dynamic_axes: ClassVar[tuple[dict[int, str], ...]] = ({0: "batch"},)
+    names: ClassVar[tuple[str, ...]] = ("images",)  # of the arguments, for export
+
+    @property
+    def dynamic_axes(self) -> tuple[dict[int, Any], ...]:
+        """The dynamic axes of each argument, for ``torch.export``."""
+        free = {} if self.multiple_of is None else {2: "height", 3: "width"}
+        return ({0: Dim("batch"), **{axis: self.multiple_of * Dim(name) for axis, name in free.items()}},)
+
+    @property
+    def traced(self) -> "ImageInputs":
+        """Inputs to trace with: of a free size, an unusual one, and no square, as code has special cases for these."""
+        height, width = sides(self.img_size)
+        step = self.multiple_of
+        return self if step is None else replace(self, img_size=(height + step, width + 2 * step))
+
+    @property
+    def sizes(self) -> tuple["ImageInputs", ...]:
+        """The same inputs with a few sizes, the usual one first; that alone if the size is fixed."""
+        step = self.multiple_of
+        return (self,) if step is None else (self, replace(self, img_size=(2 * step, 3 * step)), self.traced)
 
     def shape(self, n: int) -> tuple[int, int, int, int]:
         """The shape of a batch of n images."""
-        return n, 3, self.img_size, self.img_size
+        return n, self.channels, *sides(self.img_size)
 
     def zeros(self, n: int) -> Tensor:
         """A batch of n all-zero images, for use if only shapes matter."""
@@ -51,8 +74,8 @@ class ImageInputs:
         return pooled(model, model.forward_features(batch))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; of RGB images, the size alone."""
+        return {"img_size": self.img_size} | ({} if self.channels == 3 else {"channels": self.channels})
 
 
 def pooled(model: Any, found: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from vitoats.common.errors import InputError
+from vitoats.common.sizes import from_json, sides
 from vitoats.format.operator import ATTENTION, DENSE_INT8, NAME, NEWEST_DOMAIN_VERSION
 from vitoats.runtime import library
 from vitoats.runtime.densify import densified
@@ -126,6 +127,21 @@ def stored_bytes(path: Path) -> int:
 def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
     """The metadata that vitoats wrote: preprocessing, class count, compression, versions; empty for other files."""
     return json.loads(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+
+
+def image_shape(opened: ort.InferenceSession) -> tuple[int, ...]:
+    """The shape of one image that a session takes; the usual size where height and width are free.
+
+    Raises:
+        InputError: they are free, and the file does not say which size is usual.
+    """
+    shape = opened.get_inputs()[0].shape[1:]
+    if all(isinstance(n, int) for n in shape):
+        return tuple(shape)
+    try:
+        return (shape[0], *sides(from_json(metadata(opened)["preprocessing"]["img_size"])))
+    except (ValueError, KeyError, TypeError):
+        raise InputError("the file takes images of any size and names no usual one: export it again") from None
 
 
 def inference(opened: ort.InferenceSession, batch: np.ndarray) -> Callable[[], object]:

@@ -21,7 +21,7 @@ def run(args: Namespace) -> dict[str, Any]:
     from vitoats.benchmark.costs import measure_costs
     from vitoats.benchmark.weights import load_or_randomise
 
-    loaded, weights = load_or_randomise(args.model, args.checkpoint, args.random_weights, args.img_size)
+    loaded, weights = load_or_randomise(common.source(args))
     with common.Bar("measuring", args.quiet) as bar:
         table = measure_costs(loaded, args.batch, threads, args.seed, bar.update)
     _print(f"{args.model} ({weights}), batch {args.batch}", table)

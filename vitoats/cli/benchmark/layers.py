@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = flags.parser("benchmark layers", "what single matrices lose by several methods")
     flags.add_model_flags(parser, required=False)
     flags.add_data_flags(parser, batch_size=64)
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, device=False)
     parser.set_defaults(model="dinov2s_derived", data_dir="sample")
     parser.add_argument("--methods", default="oats,sparsegpt,alps,oats-h", metavar="A,B,...", help="as --method of compress")
     parser.add_argument("--blocks", type=_numbers, default=[3, 8], metavar="I,J,...", help="which blocks")

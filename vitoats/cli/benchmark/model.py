@@ -29,7 +29,7 @@ from vitoats.cli import common, config_file, flags
 from vitoats.common.amx import refuse_amx
 from vitoats.common.errors import InputError
 from vitoats.common.machine import processor
-from vitoats.runtime import library
+from vitoats.common.sizes import in_words
 
 if TYPE_CHECKING:
     from vitoats.benchmark.model import Variant
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         refuse_amx()
 
     from vitoats.methods.oats import OATSConfig
+    from vitoats.runtime import library
 
     rank_ratio, of_int8 = (RANK_RATIO, INT8_RANK_RATIO) if args.rank_ratio is None else (args.rank_ratio,) * 2
     configs = [
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"share of the kept for low rank; by default {RANK_RATIO:g}, and {INT8_RANK_RATIO:g} in int8",
     )
     parser.add_argument("--variant", metavar="NAME", action="append", help="only this beside dense and int8; all by default")
-    parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="image size; the model's usual one by default")
+    flags.add_img_size(parser)
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pth or .safetensors file with the weights")
     parser.add_argument("--random-weights", action="store_true", help="random weights; nothing is fetched")
     parser.add_argument("--seed", type=flags.seed, default=0, help="of noise and solver")
@@ -96,11 +97,15 @@ def check_names(names: list[str], configs: "list[OATSConfig]") -> None:
     Raises:
         InputError: there is no such variant.
     """
+    from vitoats.benchmark.openvino_files import installed
+
     known = ["dense", "int8", "native-int8"]
     for config in configs:
         oats = label(config)
         known += [oats, f"{oats}-float16", f"{oats}-int8", *([f"{oats}-folded"] if config is configs[0] else [])]
     for name in names:
+        if name.startswith("openvino-") and not installed("openvino"):
+            raise InputError(f"{name} needs the package openvino: pip install 'vitoats[openvino]', or leave --variant out")
         if name not in known and not name.startswith("openvino-"):
             raise InputError(f"there is no variant {name}: give --variant one of {', '.join(known)}, or one of openvino-")
 
@@ -118,11 +123,11 @@ def measure(name: str, args: argparse.Namespace, configs: "list[OATSConfig]", of
     def say(_done: int, _total: int, what: str) -> None:
         common.log.info("measuring %s: %s", name, what)
 
-    loaded, weights = load_or_randomise(name, args.checkpoint, args.random_weights, args.img_size)
+    loaded, weights = load_or_randomise(common.source(args, name))
     with tempfile.TemporaryDirectory(prefix="vitoats-benchmark-") as scratch:
         variants = chosen(write_variants(loaded, configs, of_int8, args, Path(scratch)), args.variant)
-        size, batches, threads = loaded.preprocessing.img_size, args.batch or BATCHES, args.threads or THREADS
-        times = compare_variants(variants, size, batches, threads, args.seed, say)
+        batches, threads = args.batch or BATCHES, args.threads or THREADS
+        times = compare_variants(variants, loaded.inputs, batches, threads, args.seed, say)
     return [{"model": name, "weights": weights, **dataclasses.asdict(row)} for row in times]
 
 
@@ -188,7 +193,7 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
         [
             (
                 row["model"],
-                f"{row['img_size']}",
+                in_words(row["img_size"]),
                 f"{row['batch']}",
                 f"{row['threads']}",
                 row["variant"],

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="NAME", help="the layers and the whole of this model instead: a table for --cost-table"
     )
     parser.add_argument("--batch", type=flags.positive, default=1, metavar="N", help="with --model: images at a time")
-    parser.add_argument("--img-size", type=flags.positive, metavar="PX", help="with --model: the model's usual one by default")
+    flags.add_img_size(parser, "with --model: ")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --model: a .pth or .safetensors file")
     parser.add_argument("--random-weights", action="store_true", help="with --model: random weights; nothing is fetched")
     flags.add_no_amx(parser)

@@ -13,7 +13,6 @@ from typing import Any
 from vitoats.cli import config_file, flags
 from vitoats.common.amx import refuse_amx
 from vitoats.common.machine import cores, processor
-from vitoats.runtime import library
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -29,6 +28,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     from vitoats.benchmark.profile import profile
     from vitoats.report.tables import print_table
+    from vitoats.runtime import library
 
     threads = args.threads or cores()
     rows = profile(args.file, args.batch, threads)

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Times exact and fast OATS on all linear layers of one block, without early stopping."""
     parser = flags.parser("benchmark solver", "exact against fast OATS on the shapes of one block")
     flags.add_model_flags(parser)
-    flags.add_compute_flags(parser)
+    flags.add_compute_flags(parser, device=False)
     parser.add_argument("--block", type=flags.non_negative, default=0, metavar="I", help="which block")
     parser.add_argument("--compression", type=float, default=0.5, metavar="RHO", help="share of the weights to remove")
     parser.add_argument(
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.report.tables import print_table
 
     threads = set_threads(args.threads)
-    loaded, weights = load_or_randomise(args.model, args.checkpoint, args.random_weights, args.img_size)
+    loaded, weights = load_or_randomise(common.source(args))
     common.log.info("weights: %s; inputs: those of %d noise images; %d threads, %s", weights, N_IMAGES, threads, processor())
     images = iter([loaded.inputs.noise(N_IMAGES, args.seed)])
     matrices = dense_matrices(loaded, images, N_IMAGES, N_IMAGES, [args.block], "diagonal")

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "half.h"
 #include "int8_product.h"
 #include "int8_weights.h"
 #include "isa.h"
@@ -224,6 +225,38 @@ int check(const char* isa, std::mt19937& random, const Case& c, int64_t tokens, 
   return 0;
 }
 
+// Outputs in float16 and bfloat16 are those in float32, rounded, and inputs in float16 give what the same numbers in float32 do.
+int check_halves(const char* isa, std::mt19937& random, const Case& c, int64_t tokens) {
+  std::vector<float> x(at(tokens * c.columns)), y(at(tokens * c.rows));
+  std::vector<vitoats::Float16> x_half, y_float16(y.size());
+  for (float& v : x) {
+    v = static_cast<float>(static_cast<double>(random()) / random.max() * 2 - 1);
+    if (random() % 500 == 0) v = NAN;
+    x_half.push_back(vitoats::to_float16(v));
+    v = vitoats::from_float16(x_half.back());
+  }
+  const vitoats::Int8Product product(vitoats::prepare_int8(c.constants), vitoats::int8_row(isa));
+  product.run(x.data(), tokens, vitoats::Int8Output(y.data()), Serial());
+  bool same = true;
+  const auto equal = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
+  if (c.constants.activation == vitoats::Activation::kGelu) {
+    product.run(x.data(), tokens, vitoats::Int8Output(y_float16.data()), Serial());
+    for (size_t i = 0; i < y.size(); ++i)
+      same &= equal(vitoats::from_float16(y_float16[i]), vitoats::from_float16(vitoats::to_float16(y[i])));
+  } else {
+    std::vector<vitoats::BFloat16> y_bfloat16(y.size());
+    product.run(x.data(), tokens, vitoats::Int8Output(y_bfloat16.data()), Serial());
+    for (size_t i = 0; i < y.size(); ++i) same &= y_bfloat16[i].bits == vitoats::to_bfloat16(y[i]).bits;
+  }
+  if (!c.constants.norm.weight) {
+    std::vector<float> of_half(y.size());
+    product.run(x_half.data(), tokens, vitoats::Int8Output(of_half.data()), Serial());
+    for (size_t i = 0; i < y.size(); ++i) same &= equal(of_half[i], y[i]);
+  }
+  if (!same) std::printf("%s: float16 or bfloat16 differ from float32\n", isa);
+  return same ? 0 : 1;
+}
+
 double processor_seconds() {
   timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -277,7 +310,7 @@ int main(int argc, char** argv) {
       const int64_t tokens = i % 3 ? 1 + static_cast<int64_t>(random()) % 50 : 1 + static_cast<int64_t>(random()) % 260;
       const std::string form = forms[random() % 6];
       const Case c(random, parts * of_part, columns, parts, rank, zeros[random() % 5], random() % 3 != 0, form);
-      failed += check(*isa, random, c, tokens, form.find('a') != std::string::npos);
+      failed += check(*isa, random, c, tokens, form.find('a') != std::string::npos) || check_halves(*isa, random, c, tokens);
     }
   std::printf("%d passed, %d failed\n", done - failed, failed);
   return failed != 0;
