@@ -86,7 +86,7 @@ def estimate_memory(
     compression: float,
     level: StatisticsLevel = "diagonal",
     paths: int = 1,
-    stored: int = 4,
+    weight_bytes: int = 4,
 ) -> MemoryEstimate:
     """The memory that compressing with ``nsamples`` images will take; the formula is in this module's docstring.
 
@@ -98,7 +98,7 @@ def estimate_memory(
         compression: share of the weights that is removed.
         level: which statistics of a layer's input are collected.
         paths: 2 if the dense model's hidden states are kept as well as the compressed one's.
-        stored: bytes in which a weight is stored.
+        weight_bytes: bytes in which a weight is stored.
     """
     before = [math.prod(block.shape_before) for block in adapter.blocks]
     after = [math.prod(block.shape_after) for block in adapter.blocks]
@@ -112,7 +112,7 @@ def estimate_memory(
     if level == "full":
         solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
         solver += HESSIAN_BUFFERS * 8 * max(width for block in widths for width in block) ** 2 + REFIT_BYTES
-    on_disk, saving = largest_on_disk(adapter.model), round(sum(sizes) * (stored * (1 - compression) + 1 / 8))
+    on_disk, saving = largest_on_disk(adapter.model), round(sum(sizes) * (weight_bytes * (1 - compression) + 1 / 8))
     return MemoryEstimate(
         process=PROCESS_BYTES,
         model=size_in_memory(adapter.model) + (BLOCKS_HELD[paths] * on_disk if on_disk else factors * 4),

@@ -125,8 +125,8 @@ def plan_compression(
     compression = job.config.total_compression()
     factors = round(getattr(job.config, "rank_ratio", 0.0) * (1 - compression) * weights)
     limit, batch_size = job.resources.memory_limit_bytes, job.resources.batch_size
-    stored = max((dtype.itemsize for dtype in (types or {}).values()), default=4)
-    memory = estimate_memory(adapter, n_images, batch_size, factors, compression, level, 1 + two_paths, stored)
+    weight_bytes = max((dtype.itemsize for dtype in (types or {}).values()), default=4)
+    memory = estimate_memory(adapter, n_images, batch_size, factors, compression, level, 1 + two_paths, weight_bytes)
     keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory())
     memory = memory if keep else replace(memory, kept=0)
     return CompressionPlan(
