@@ -119,8 +119,8 @@ def test_solver_refuses_a_block_that_is_none(tiny_folder, refuse):
         ("model --compression 1.5 --model vit_tiny_patch16_224 --random-weights --img-size 32", "compression"),
         ("model --model vit_tiny_patch16_225", "vit_tiny_patch16_224"),
         ("model --model vit_tiny_patch16_224 --random-weights --img-size 32 --variant oats-40", "oats-50, oats-50-float16"),
-        ("", "op, model, solver"),
-        ("speed", "op, model, solver"),
+        ("", "op, model, decode, solver"),
+        ("speed", "op, model, decode, solver"),
     ],
 )
 def test_bad_flags_are_one_line(flags, named, capsys):

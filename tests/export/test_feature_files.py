@@ -92,7 +92,9 @@ def test_a_probe_and_neighbours_of_a_file(sparse, token_files, image_tree, tmp_p
     assert torch.allclose(of_torch.select(1, True), of_file.select(1, True), atol=1e-4)
     scored = succeed(eval_imagenet, "--model", file, "--head", head, image_tree)
     assert scored["top1"] == pytest.approx(made["top1"])
-    assert "leave --checkpoint out" in refuse(train_linear_probe, "--model", file, *flags, "-o", "h", "--checkpoint", head)
+    assert "leave --checkpoint out" in refuse(
+        train_linear_probe, "--model", file, *flags, "-o", "h.safetensors", "--checkpoint", head
+    )
     line = refuse(train_linear_probe, "--model", token_files / "cls.onnx", *flags, "-o", tmp_path / "other.safetensors")
     assert "--features all" in line
 

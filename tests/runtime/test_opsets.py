@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from tests.runtime.int8_models import attention_model
 from tests.runtime.sparse_models import operator_model
 from vitoats.common.errors import InputError
+from vitoats.format.operator import NEWEST_DOMAIN_VERSION
 from vitoats.runtime import session
 from vitoats.runtime.opsets import domain_version
 
@@ -57,9 +58,9 @@ def test_a_file_that_is_cut_off_has_none(tmp_path, cut):
 def test_files_of_a_newer_vitoats_are_refused(tmp_path, native):
     model = attention_model(2, 8, 0.5)
     onnx.save(model, tmp_path / "now.onnx")
-    assert domain_version(tmp_path / "now.onnx") == 2
+    assert domain_version(tmp_path / "now.onnx") == NEWEST_DOMAIN_VERSION
     session(tmp_path / "now.onnx", native=native)
-    next(opset for opset in model.opset_import if opset.domain == "vitoats").version = 3
+    next(opset for opset in model.opset_import if opset.domain == "vitoats").version = NEWEST_DOMAIN_VERSION + 1
     onnx.save(model, tmp_path / "later.onnx")
     with pytest.raises(InputError, match=r"newer vitoats .*: upgrade"):
         session(tmp_path / "later.onnx", native=native)
