@@ -199,7 +199,7 @@ def test_int8_weights_of_a_folder_and_of_a_dense_model(succeed, plain, tiny_fold
             True,
             False,
             11,
-        )  # three a block, patches and classifier
+        )  # 3 a block and 2
         assert result["relative_error"] < 0.05
 
 
