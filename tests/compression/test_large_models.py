@@ -42,7 +42,7 @@ def test_a_model_takes_the_memory_of_a_few_blocks(tmp_path):
     asked = ["--model", f"local-dir:{tmp_path / 'dense'}", *flags(SETTINGS), "--output", str(tmp_path / "out"), "--quiet"]
     expected = json.loads(tool("compress", *asked, "--dry-run").splitlines()[-1])["memory_gb"] * 1e9
     peak, output = most_resident(sys.executable, "tools/compress.py", *asked)
-    assert peak < 1.1 * expected
+    assert peak < 1.3 * expected  # pages of the mapped files are resident, too, and are not estimated
     assert peak < 500e6 + 2 * weights  # less than the process and the model in float32
     said = json.loads(output.splitlines()[-1])
     assert said["compression"] == pytest.approx(0.5, abs=0.01)

@@ -15,7 +15,14 @@ def quantize(dense: Path, int8: Path) -> None:
     del model.graph.value_info[:]  # quantize_dynamic rejects the shapes of a Gemm with a transposed weight as inconsistent
     logging.disable(logging.WARNING)  # it recommends a preprocessing step that changes nothing here
     try:
-        quantize_dynamic(model, int8, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            model,
+            int8,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # behind operators whose types onnx does not know
+        )
     finally:
         logging.disable(logging.NOTSET)
 

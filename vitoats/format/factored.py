@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
 from vitoats.format import bitmask
@@ -46,7 +46,12 @@ class Kind(NamedTuple):
 
 def rounded(layer: Layer, dtype: torch.dtype) -> Layer:
     """The layer with its floating-point weights rounded in place to those of a narrower type, in float32."""
-    return layer if _is_int8(layer) else layer.to(dtype).float()
+    if _is_int8(layer) or dtype == torch.float32:
+        return layer
+    for module in layer.modules():  # new parameters: those made in inference mode cannot take other data
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.detach().to(dtype).float(), requires_grad=False))
+    return layer
 
 
 def pack(name: str, layer: Layer, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
