@@ -44,6 +44,6 @@ def test_a_model_takes_the_memory_of_a_few_blocks(tmp_path):
     peak, output = most_resident(sys.executable, "tools/compress.py", *asked)
     assert peak < 1.3 * expected  # pages of the mapped files are resident, too, and are not estimated
     assert peak < 500e6 + 2 * weights  # less than the process and the model in float32
-    said = json.loads(output.splitlines()[-1])
+    said = json.loads(output.strip().splitlines()[-1])
     assert said["compression"] == pytest.approx(0.5, abs=0.01)
     assert said["model_mb"] < 0.75 * weights / 1e6
