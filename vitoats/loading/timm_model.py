@@ -298,6 +298,7 @@ def _preprocessing(model: Any, args: dict[str, Any]) -> Preprocessing:
         raise
     except Exception as error:  # a stored configuration may hold anything
         raise InputError(f"this {type(model).__name__} takes no such images: {one_line(error, 150)}") from error
-    if len(model.pretrained_cfg.get("mean") or found.mean) not in (1, found.channels):
+    published = model.pretrained_cfg.get("mean")  # a stored configuration may hold anything
+    if isinstance(published, Sequence) and len(published) not in (1, found.channels):
         log.info("mean and std are averages, for images of %d channels: set others with `mean` and `std`", found.channels)
     return found
