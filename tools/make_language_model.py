@@ -1,6 +1,6 @@
 """Writes a Llama with random weights in bfloat16, one block a file, to try large models.
 
-    python tools/make_language_model.py --blocks 28 --width 3072 --inner 8192 --heads 24 --groups 8 --output /tmp/llama-3b
+    python tools/make_language_model.py --blocks 28 --width 3072 --inner 8192 --heads 24 --groups 8 --output llama-3b
 
 Only one block at a time is in memory. The tokenizer knows the bytes of UTF-8, a token each.
 """
