@@ -61,7 +61,7 @@ def test_a_compressed_llama_says_what_torch_says(llama):
 def test_logits_that_are_not_finite_are_no_agreement(llama):
     loaded, folder = llama
     broken = copy.deepcopy(loaded)
-    with torch.no_grad():
+    with torch.inference_mode():
         broken.model.get_output_embeddings().weight[5] = float("nan")
     with pytest.raises(RunError, match="logits of the torch model are not finite"):
         verify_decoder(broken, Decoder(folder / "onnx", threads=1))
