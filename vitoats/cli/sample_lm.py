@@ -44,7 +44,9 @@ def make_parser() -> flags.ArgumentParser:
     """The flags of sample_lm."""
     parser = flags.parser("sample_lm", (__doc__ or "").split("\n")[0])
     parser.add_argument("--model", "-m", required=True, metavar="NAME", help="smollm2, hf-hub: or local-dir:, or a folder")
-    parser.add_argument("--windows", "-n", type=flags.positive, default=64, metavar="N", help="texts, each of a window's length")
+    parser.add_argument(
+        "--windows", "-n", type=flags.positive, default=64, metavar="N", help="texts, each of a window's length"
+    )
     parser.add_argument("--seq-len", type=flags.positive, default=1024, metavar="N", help="tokens of a window")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
