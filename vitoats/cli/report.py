@@ -8,15 +8,11 @@ Takes folders that compress, compare and front wrote, and files of --results-fil
 has more.
 """
 
-from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitoats.cli import common, config_file, flags
-
-if TYPE_CHECKING:
-    from vitoats.loading.source import ModelSource
+from vitoats.common.errors import InputError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -25,7 +21,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.outputs import check_output_file
 
     check_output_file(args.output, args.overwrite)
-    from vitoats.common.errors import InputError
+
     from vitoats.loading.source import ModelSource
     from vitoats.report.page.make import Report, write_report
 
@@ -42,48 +38,6 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     with common.Bars(args.quiet) as progress:
         return write_report(report, progress)
-
-
-def check(path: Path | None) -> None:
-    """Refuses --report of other commands before they start, if the page could not be written.
-
-    Raises:
-        InputError: the file cannot be written.
-        ModuleNotFoundError: a package of the extra report is missing.
-    """
-    if path is not None:
-        from vitoats.common.outputs import check_output_file
-        from vitoats.report.page import page  # noqa: F401
-
-        check_output_file(path, overwrite=True)
-
-
-def after(
-    args: Namespace,
-    paths: Sequence[Path],
-    result: dict[str, Any] | None = None,
-    dense: "ModelSource | None" = None,
-    data: str | None = None,
-) -> None:
-    """Writes the page of --report, if that is given, about what a command has just done.
-
-    Args:
-        args: the command's flags.
-        paths: the folders that it wrote or read.
-        result: its JSON line, where that is in no file.
-        dense: the model before compression, if it is known.
-        data: images or text.
-    """
-    if args.report is None:
-        return
-    from vitoats.report.page.make import Report, write_report
-    from vitoats.report.page.sources import results_of
-
-    found = results_of(Path("this run"), result)
-    report = Report(paths=paths, output=args.report, results=[found] if found else [], dense=dense, data=data)
-    with common.Bars(args.quiet) as progress:
-        write_report(report, progress)
-    common.log.info("report: %s", args.report)
 
 
 def make_parser() -> flags.ArgumentParser:

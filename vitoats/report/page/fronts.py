@@ -43,7 +43,7 @@ def front(results: Results, rows: Sequence[Row], x: str) -> Chart:
         }
         for row in rows
     ]
-    named = {"field": "model", "type": "nominal", "scale": {"domain": list(dict.fromkeys(map(_series, rows)))}}
+    named: dict[str, Any] = {"field": "model", "type": "nominal", "scale": {"domain": list(dict.fromkeys(map(_series, rows)))}}
     tooltip: list[dict[str, Any]] = [
         {"field": "model", "type": "nominal"},
         {"field": "removed", "type": "quantitative", "format": ".0f", "title": "removed (%)"},
@@ -60,14 +60,20 @@ def front(results: Results, rows: Sequence[Row], x: str) -> Chart:
                 "scale": {"type": "log", "nice": False, "padding": 16},
                 "axis": {"format": "~g", "tickCount": 5, "labelOverlap": True},
             },
-            "y": {"field": "drawn", "type": "quantitative", "title": y_label, "scale": {"zero": False, "padding": 12}},
+            "y": {
+                "field": "drawn",
+                "type": "quantitative",
+                "title": y_label,
+                "scale": {"zero": False, "padding": 12},
+                "axis": {"tickCount": 6},
+            },
         },
         "layer": [
             {
                 "transform": [{"filter": "datum.removes"}],
                 "mark": {"type": "line", "strokeWidth": 1.5},
                 "encoding": {
-                    "color": {**named, "legend": None},
+                    "stroke": {**named, "scale": {**named["scale"], "range": "category"}, "legend": None},
                     "order": {"field": "removed", "type": "quantitative"},
                 },
             },

@@ -66,7 +66,7 @@ def three_models(results: Results) -> list[tuple[str, str, str]]:
     if near:
         best = min(near, key=lambda row: row.bytes or 0)
         removed = f", {100 * best.removed:.0f} % removed" if best.removed else ""
-        facts.append((f"smallest within {NEARLY:g} points of dense: {best.name}{removed}", *_said(best, dense)))
+        facts.append((f"smallest within {NEARLY:g} point of dense: {best.name}{removed}", *_said(best, dense)))
     return facts
 
 

@@ -25,16 +25,16 @@ def token_losses(model: Any, tokens: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def continuation(model: Any, tokens: Tensor, new: int = NEW) -> Tensor:
-    """The tokens that a model adds to tokens [n], always the most probable one; it stops at its end-of-text token."""
+    """The tokens that a model adds to tokens [n], always the most probable one; it stops at its end-of-text token.
+
+    Settings for generation that come with the model are not used.
+    """
+    from transformers import GenerationConfig
+
     end = model.config.eos_token_id
-    ends = set(end) if isinstance(end, list) else {end}
-    found = tokens
-    for _ in range(new):
-        best = model(input_ids=found[None]).logits[0, -1].argmax()
-        found = torch.cat([found, best[None]])
-        if int(best) in ends:
-            break
-    return found[len(tokens) :]
+    settings = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=end, pad_token_id=0)
+    found = model.generate(tokens[None], attention_mask=torch.ones_like(tokens[None]), generation_config=settings)
+    return found[0, len(tokens) :]
 
 
 def language_section(
@@ -89,7 +89,7 @@ def loss_chart(words: Sequence[str], losses: Mapping[str, Tensor]) -> Chart:
             "x": {"field": "position", "type": "quantitative", "title": "token", "scale": {"nice": False}},
             "y": {"field": "loss", "type": "quantitative", "title": "loss (nats)"},
             "color": {"field": "model", "type": "nominal", "title": None, "sort": list(NAMES)},
-            "strokeDash": {"field": "model", "type": "nominal", "title": None, "sort": list(NAMES)},
+            "strokeDash": {"field": "model", "type": "nominal", "legend": None, "sort": list(NAMES)},
             "tooltip": [
                 {"field": "token", "type": "nominal"},
                 {"field": "model", "type": "nominal"},

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError
 from vitoats.format.layers import CompressedLinear
-from vitoats.report.page.document import Chart, Gallery, Missing, Part, Section, Table, number, png
+from vitoats.report.page.document import Chart, Gallery, Missing, Part, Picture, Section, Table, number, png
 from vitoats.report.page.sources import Layer
 
 ROWS, COLUMNS = 96, 128  # of the picture of a support, at most
+LOWEST = 1e-3  # singular value that is drawn, as a share of the largest
 COLOUR = (64, 120, 216)  # of a dense spot; a sparser one is more transparent
+SUPPORT = "Where S has its non-zeros, and their share; a stronger colour is denser"
 NAMES = {"W": "W (dense)", "S": "S (sparse)", "UV": "U V (low-rank)"}
 
 
@@ -82,14 +84,16 @@ def support_density(S: Tensor, rows: int = ROWS, columns: int = COLUMNS) -> np.n
 def weights_section(names: Sequence[str], layers: Mapping[str, CompressedLinear], dense: Mapping[str, Tensor]) -> Section:
     """The section for the layers of these names; ``dense`` holds those weights W that are known."""
     parts: list[Part] = []
-    pictures = []
+    columns: list[str] = []
+    pictures: list[Picture | None] = []
     for name in names:
         terms = terms_of(layers[name], name, dense.get(name))
         parts.append(decay_chart(terms))
-        pictures.append((f"{name}, {100 * terms.density:.1f} % of S are non-zeros", [support_picture(terms)]))
+        columns.append(f"{name}: {100 * terms.density:.1f} %")
+        pictures.append(support_picture(terms))
     if not dense:
         parts.append(Missing("the singular values of the dense weights W", "add --dense MODEL"))
-    parts.append(Gallery("Where S has its non-zeros", ("rows are outputs, columns inputs; darker is denser",), pictures))
+    parts.append(Gallery(SUPPORT, columns, [("outputs from top to bottom, inputs from left to right", pictures)]))
     lead = (
         "S keeps what is large and alone, U V what many rows share: the few large singular values. "
         "Values are shares of the largest one of W."
@@ -105,20 +109,21 @@ def decay_chart(terms: Terms) -> Chart:
         for key, all_of in found.items()
         for i, value in enumerate(all_of)
     ]
+    lowest = max(LOWEST, min(row["value"] for row in values)) if values else LOWEST
     spec = {
         "data": {"values": values},
-        "mark": {"type": "line", "strokeWidth": 2, "point": {"size": 90, "opacity": 0}},
+        "mark": {"type": "line", "strokeWidth": 2, "clip": True, "point": {"size": 90, "opacity": 0}},
         "encoding": {
             "x": {"field": "index", "type": "quantitative", "title": "index", "scale": {"nice": False}},
             "y": {
                 "field": "value",
                 "type": "quantitative",
                 "title": "singular value (log scale)",
-                "scale": {"type": "log"},
+                "scale": {"type": "log", "nice": False, "domainMin": lowest},
                 "axis": {"tickCount": 4, "format": "~g"},
             },
             "color": {"field": "term", "type": "nominal", "title": None, "sort": list(NAMES.values())},
-            "strokeDash": {"field": "term", "type": "nominal", "title": None, "sort": list(NAMES.values())},
+            "strokeDash": {"field": "term", "type": "nominal", "legend": None, "sort": list(NAMES.values())},
             "tooltip": [
                 {"field": "term", "type": "nominal"},
                 {"field": "index", "type": "quantitative"},
@@ -137,7 +142,7 @@ def decay_chart(terms: Terms) -> Chart:
     return Chart(f"Singular values of {terms.name}", alt, spec, table)
 
 
-def support_picture(terms: Terms) -> Any:
+def support_picture(terms: Terms) -> Picture:
     """The support of S as a picture whose opacity is its density."""
     density = support_density(terms.S)
     most = max(float(density.max()), 1e-9)
