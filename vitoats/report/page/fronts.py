@@ -73,7 +73,7 @@ def front(results: Results, rows: Sequence[Row], x: str) -> Chart:
                 "transform": [{"filter": "datum.removes"}],
                 "mark": {"type": "line", "strokeWidth": 1.5},
                 "encoding": {
-                    "stroke": {**named, "scale": {**named["scale"], "range": "category"}, "legend": None},
+                    "color": {**named, "title": None},
                     "order": {"field": "removed", "type": "quantitative"},
                 },
             },

@@ -46,7 +46,7 @@ def language_section(
     words = [tokenizer.decode([int(token)]) for token in passage]
     losses = {name: token_losses(model, passage).double() for name, model in models.items()}
     prompt = passage[:PROMPT]
-    quotes = [(f"{name} continues", tokenizer.decode(continuation(model, prompt))) for name, model in models.items()]
+    quotes = [(f"{name} continues", tokenizer.decode(continuation(model, prompt)).strip()) for name, model in models.items()]
     parts: list[Part] = [
         Quotes("Generated text, always the most probable token", [("prompt", tokenizer.decode(prompt)), *quotes])
     ]

@@ -66,7 +66,7 @@ def heat_map(title: str, layers: Sequence[Layer], value: str) -> Chart:
                 "field": "value",
                 "type": "quantitative",
                 "title": "error" if value == "error" else "removed (%)",
-                "scale": {"zero": True},
+                "scale": {"zero": True} if value == "error" else {"domain": [0, 100]},
             },
             "tooltip": [
                 {"field": "name", "type": "nominal", "title": "layer"},
