@@ -13,6 +13,7 @@ COMMANDS = {
     "eval_perplexity": "perplexity of a language model, a compressed folder or its ONNX export",
     "export_onnx": "export to ONNX",
     "generate": "continue a text with a language model in ONNX",
+    "sample_lm": "text that a language model samples, to calibrate on",
     "model_card": "put evaluation results into a compressed folder's model card",
     "benchmark": "measure side by side",
     "compare": "methods on the same images: accuracy, fidelity, size",
