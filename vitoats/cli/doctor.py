@@ -51,7 +51,7 @@ def _versions() -> dict[str, str | None]:
     missing: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("vitoats") or []:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        extra = found.group(1) if (found := re.search(r"extra == ['\"](\w+)['\"]", requirement)) else ""
+        extra = found.group(1) if (found := re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)) else ""
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
