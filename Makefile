@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # for tests: one process for each processor, up to four, for each takes up to 1.5 GB
 PROCESSES := --numprocesses logical --maxprocesses 4
 
-.PHONY: setup demo test test-slow lint typecheck wheel clang windows clean
+.PHONY: setup demo test test-slow lint typecheck docs wheel clang windows clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,10 @@ lint: setup
 
 typecheck: setup
 	$(BIN)/mypy
+
+# the documents as a site in build/site; a broken link is an error
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # the wheel holds the native library and no Python extension: one for all versions of Python. auditwheel names the platform
 wheel: setup

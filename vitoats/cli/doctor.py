@@ -1,6 +1,7 @@
 """Checks this installation: processor, kernels and why others do not run, versions, and a product by each kernel.
 
     vitoats doctor
+    vitoats doctor --results-file doctor.json
 
 What is missing for an extra is listed with the command that installs it.
 """
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         InputError: VITOATS_ISA names a kernel that does not run here.
         RunError: a kernel computes something wrong.
     """
-    config_file.parse(flags.parser("doctor", (__doc__ or "").split("\n")[0]), argv)
+    config_file.parse(flags.parser("doctor", __doc__), argv)
     log.info("vitoats %s, Python %s, %s", __version__, platform.python_version(), platform.platform())
     log.info("processor: %s, %d for this process", processor(), cores())
     versions = _versions()
