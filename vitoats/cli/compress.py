@@ -182,7 +182,7 @@ def _units(report: "PruningReport") -> dict[str, Any]:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of compress."""
-    parser = flags.parser("compress", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("compress", __doc__)
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=None)
     flags.add_compute_flags(parser)

@@ -187,7 +187,7 @@ def chosen(own: "Preprocessing", args: Namespace) -> "Preprocessing":
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of eval_imagenet."""
-    parser = flags.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("eval_imagenet", __doc__)
     parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64, workers=min(2, cores()))

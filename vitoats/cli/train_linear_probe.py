@@ -199,7 +199,7 @@ def print_candidates(candidates: list[Any]) -> None:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of train_linear_probe."""
-    parser = flags.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("train_linear_probe", __doc__)
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64)
     flags.add_compute_flags(parser, seed_of="of the drawn images, the split and the heads")
