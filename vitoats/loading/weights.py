@@ -12,13 +12,14 @@ import safetensors.torch
 import torch
 
 from vitoats.common.errors import InputError, one_line
+from vitoats.loading.shards import INDEX, tensor_files
 
 REMEDY = "give `{}` a .safetensors file, or a .pth that holds tensors only"
 SETTINGS = (  # what training scripts pickle beside tensors; nothing of it is used
     r"argparse\.Namespace|pathlib\.\w+|builtins\.(int|float|list|dict|str)|collections\.defaultdict|typing\.Any"
     r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))|omegaconf\.[\w.]+"
 )
-PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order of preference
+PREFERRED = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order of preference
 OTHERS = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
 LARGEST_HEADER = 2**24  # bytes; the header for 1,000 tensors takes 0.1 MB
 
@@ -27,7 +28,7 @@ def read_content(path: Path, field: str = "checkpoint") -> Any:
     """Reads a file of weights; runs no pickled code.
 
     Args:
-        path: a .pth or .safetensors file.
+        path: a .pth or .safetensors file, or the index of several.
         field: the argument that names the file, for error messages.
 
     Returns:
@@ -38,6 +39,8 @@ def read_content(path: Path, field: str = "checkpoint") -> Any:
     """
     if not path.is_file():
         raise InputError(f"there is no {field} file {path}: give `{field}` a .pth or .safetensors file")
+    if path.name == INDEX:
+        return {name: tensor for shard in tensor_files(path.parent) for name, tensor in read_content(shard, field).items()}
     try:
         check_header(path)
         if path.suffix == ".safetensors":
@@ -135,6 +138,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         InputError: a file in another format cannot be read safely.
         OSError, ValueError, SafetensorError: a safetensors file does not exist or is damaged.
     """
+    if path.name == INDEX:
+        return {name: shape for shard in tensor_files(path.parent) for name, shape in tensor_shapes(shard).items()}
     if path.suffix != ".safetensors":
         content = read_content(path)
         return {name: tuple(tensor.shape) for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
@@ -142,8 +147,13 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: kind.shape for name, kind in tensor_kinds(file).items()}
 
 
+def stored_size(path: Path) -> int:
+    """Bytes of a file of weights, or of those that an index names."""
+    return sum(file.stat().st_size for file in (tensor_files(path.parent) if path.name == INDEX else [path]))
+
+
 def weights_file(folder: Path) -> Path | None:
-    """The weight file in a timm folder; None if there is none."""
+    """The weight file in a folder of timm or transformers, or the index of several; None if there is none."""
     named = [folder / name for name in PREFERRED]
     others = [file for pattern in OTHERS for file in sorted(folder.glob(pattern))]
     return next((file for file in (*named, *others) if file.is_file()), None)
