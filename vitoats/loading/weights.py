@@ -21,6 +21,13 @@ SETTINGS = (  # what training scripts pickle beside tensors; nothing of it is us
 )
 PREFERRED = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order of preference
 OTHERS = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
+OTHER_FILES = {  # what a file is by its first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, which git lfs pull replaces by the file",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+}
 LARGEST_HEADER = 2**24  # bytes; the header for 1,000 tensors takes 0.1 MB
 
 
@@ -77,19 +84,23 @@ def no_weights(path: Path, field: str = "checkpoint") -> InputError:
 
 
 def check_stored(path: Path, tensors: Mapping[str, torch.Tensor], field: str = "checkpoint") -> None:
-    """Refuses tensors that take far more memory than their file: expanded ones, with one number for many.
+    """Refuses tensors that take far more memory than their file: sparse ones, and expanded ones, with one number for many.
 
     Raises:
-        InputError: one of the tensors is expanded.
+        InputError: one of the tensors is sparse or expanded.
     """
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise InputError(f"{path} holds a sparse tensor, {one_line(ValueError(name), 100)}: save it with to_dense()")
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             named = one_line(ValueError(name), 100)
             raise InputError(f"{path} holds one number for many in {named}: {REMEDY.format(field)}")
 
 
 def check_header(path: Path) -> None:
-    """Refuses a file that would take far more memory than its size: safetensors with a long header, or a compressed .pth.
+    """Refuses files of other kinds, and those that would take far more memory than their size.
+
+    The latter are safetensors with a long header, or a compressed .pth.
 
     Raises:
         OSError: the file does not exist or is not a regular file.
@@ -97,6 +108,11 @@ def check_header(path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} is not there, or is no regular file")
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for mark, kind in OTHER_FILES.items():
+        if start.startswith(mark):
+            raise ValueError(f"it is {kind}")
     if path.suffix == ".safetensors":
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -104,6 +120,11 @@ def check_header(path: Path) -> None:
             raise ValueError(f"{path.name} has a header of {length:,} bytes")
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
+            names = packed.namelist()
+            if any(name.endswith(".npy") for name in names):
+                raise ValueError("it holds arrays of NumPy")
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise ValueError("it is TorchScript: save its state_dict()")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in packed.infolist()):
                 raise ValueError(f"{path.name} is packed, which torch.save does not do")
 
