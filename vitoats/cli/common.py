@@ -29,6 +29,7 @@ MODEL_FLAGS = (
 )
 
 LANGUAGE = ("accelerate", "gguf", "pyarrow", "transformers")  # packages of the extra lm; the others are those of compress
+PAGE = ("jinja2", "markupsafe", "vl_convert")  # of the extra report
 ABOUT_TORCH = ("checkpoint", "random_weights", "pos_resample", "model_kwargs", "amp")
 
 log = logging.getLogger("vitoats")
@@ -109,7 +110,7 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
     except ModuleNotFoundError as error:
         if (error.name or "vitoats").startswith("vitoats"):
             raise
-        extra = "lm" if error.name in LANGUAGE else "compress"
+        extra = "lm" if error.name in LANGUAGE else "report" if error.name in PAGE else "compress"
         return _fail(f"the package {error.name} is missing: pip install 'vitoats[{extra}]'", 2)
     except MemoryError:
         return _fail("out of memory: lower --batch-size or --nsamples, or set --memory-limit", 1)

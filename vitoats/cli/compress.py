@@ -14,7 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, report_page
 from vitoats.cli.method_flags import add_method_flags, settings
 from vitoats.common.errors import InputError
 from vitoats.common.files import hold
@@ -31,10 +31,16 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.outputs import check_parents
 
     check_parents(args.output)
+    report_page.check(args.report)
+    if args.dry_run and args.report:
+        raise InputError("a dry run has no result to report: leave --report out, or --dry-run")
     if args.dry_run:
         return preview(args)
     with hold(args.output):  # from here on the leftovers of a killed run are cleaned up
-        return run(args)
+        result = run(args)
+    data = (args.data_dir or [None])[0]
+    report_page.after(args, [args.output], dense=common.source(args), data=data)
+    return result
 
 
 def preview(args: Namespace) -> dict[str, Any]:
@@ -174,6 +180,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML recipe; a flag beats it")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
+    flags.add_report(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what it covers and takes (layers, memory, time), and stop")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     parser.add_argument(

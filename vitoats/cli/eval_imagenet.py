@@ -13,7 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, report_page
 from vitoats.common.errors import InputError
 from vitoats.common.machine import cores
 from vitoats.common.sizes import image_size
@@ -40,10 +40,18 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.evaluation.distributed import join
 
     if args.against:
+        if args.report:
+            raise InputError("--report is about accuracy, which --against does not measure: leave one of them out")
         return run_against(args)
+    report_page.check(args.report)
     world = join()
     result = run(args, world)
     world.leave()
+    if world.rank == 0:
+        from vitoats.loading.checkpoint import is_checkpoint
+
+        folder = Path(args.model)
+        report_page.after(args, [folder] if is_checkpoint(folder) else [], result, data=args.data_dir)
     return result
 
 
@@ -196,6 +204,7 @@ def make_parser() -> flags.ArgumentParser:
     add("--input-size", type=flags.positive, nargs=3, metavar=("C", "H", "W"), help="image size in timm's other way")
     add("--amp", action="store_true", help="run torch models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="for --amp; float16, but bfloat16 on a CPU, where not given")
+    flags.add_report(parser)
     add("--against", metavar="FILE", help="compare the features of two ONNX files instead: the dense one of --model's")
     add("--log-freq", type=flags.positive, metavar="N", help="log a line every N batches instead of a progress bar")
     return parser
