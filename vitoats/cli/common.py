@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from vitoats.cli.config_file import first_look
 from vitoats.cli.results import write_results
 from vitoats.cli.wording import in_flags
-from vitoats.common.errors import InputError, RunError
+from vitoats.common.errors import InputError, RunError, SilentError
 from vitoats.common.json_files import to_json
 from vitoats.common.outputs import check_results_file
 
@@ -105,6 +105,8 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         return _fail(in_flags(str(error)), 2)
     except RunError as error:
         return _fail(in_flags(str(error)), 1)
+    except SilentError:
+        return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except ModuleNotFoundError as error:

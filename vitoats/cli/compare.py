@@ -133,7 +133,7 @@ def settings_of(args: Namespace, label: str, method: str, options: dict[str, str
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of compare."""
-    parser = flags.parser("compare", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("compare", __doc__)
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64)
     flags.add_compute_flags(parser)

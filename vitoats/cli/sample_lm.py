@@ -1,5 +1,6 @@
 """Writes text that a language model samples, to calibrate on beside your own.
 
+    python tools/sample_lm.py --model smollm2 --output sampled.jsonl
     python tools/sample_lm.py --model smollm2 --windows 64 --output sampled.jsonl
     python tools/compress.py --model smollm2 --data-dir mine.txt sampled.jsonl --compression 0.5 --output runs/smollm2
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of sample_lm."""
-    parser = flags.parser("sample_lm", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("sample_lm", __doc__)
     parser.add_argument("--model", "-m", required=True, metavar="NAME", help="smollm2, hf-hub: or local-dir:, or a folder")
     parser.add_argument(
         "--windows", "-n", type=flags.positive, default=64, metavar="N", help="texts, each of a window's length"
