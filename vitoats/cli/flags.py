@@ -135,6 +135,11 @@ def add_data_flags(made: argparse._ActionsContainer, batch_size: int | None, wor
     )
 
 
+def add_report(made: argparse._ActionsContainer) -> None:
+    """Adds --report, for ``vitoats.cli.report.after``."""
+    made.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML page about the result (docs/report.md)")
+
+
 def add_compute_flags(
     made: argparse._ActionsContainer, seed_of: str = "of the calibration sample and the solver", device: bool = True
 ) -> None:

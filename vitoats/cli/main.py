@@ -19,6 +19,7 @@ COMMANDS = {
     "benchmark": "measure side by side",
     "compare": "methods on the same images: accuracy, fidelity, size",
     "compare_lm": "methods on a language model: perplexity",
+    "report": "one HTML page about compressed models and their measurements",
     "front": "accuracy against milliseconds and bytes of exported files",
     "train_linear_probe": "train a linear head on frozen features",
     "demo": "the main job on embedded weights and images",

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitoats.common.errors import RunError
+from vitoats.common.json_files import REMEDY
 from vitoats.format.int8_layers import to_int8
 from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.loading.loaded_text import LoadedLanguageModel
@@ -42,6 +44,9 @@ def verify_decoder(loaded: LoadedLanguageModel, decoder: Decoder, seed: int = 0)
         loaded: the torch model.
         decoder: the exported one.
         seed: of the random tokens.
+
+    Raises:
+        RunError: a logit of the model or of the file is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     window = torch.randint(loaded.inputs.vocab_size, (1, PROMPT), generator=generator)
@@ -63,7 +68,10 @@ def verify_decoder(loaded: LoadedLanguageModel, decoder: Decoder, seed: int = 0)
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    for logits, whose in ((expected, "the torch model"), (found, "the exported file")):
+        if not np.isfinite(logits).all():
+            raise RunError(f"logits of {whose} are not finite (NaN or Inf): {REMEDY}")
+    return float(np.abs(found - expected).max() / np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
 def rounded_language_model(loaded: LoadedLanguageModel) -> LoadedLanguageModel:
