@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(small_disk, flags):
 
 
 def test_demo(tmp_path):
-    """The main job: its JSON line, and about the accuracy that the README states."""
+    """The main job: its JSON line, and about the accuracy that docs/results.md states."""
     process = start("tools/demo.py", "--output", str(tmp_path / "demo"))
     stdout, stderr = process.communicate(timeout=900)
     assert process.returncode == 0, stderr
@@ -121,7 +121,7 @@ def test_demo(tmp_path):
 
 
 def test_onnx_runtime_1_17_runs_the_file(tmp_path):
-    """The oldest ONNX Runtime that the README names, in a venv of its own: the same outputs as the newest."""
+    """The oldest ONNX Runtime that docs/deploy.md names, in a venv of its own: the same outputs as the newest."""
     model, venv = tmp_path / "model.onnx", tmp_path / "venv"
     flags = f"--random-weights --img-size 32 --method oats --iterations 5 --threads 1 --output {tmp_path / 'out'}"
     images = tmp_path / "images"

@@ -88,6 +88,31 @@ def test_the_preprocessor_decides_the_images(tmp_path):
     assert "positions resized as in hf" in loaded.weights
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_in_several_files(tmp_path):
+    kind, config, settings, _ = KINDS["vit classifier"]
+    model = saved(kind, config, tmp_path, **settings)
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    index, first = tmp_path / "model.safetensors.index.json", min(tmp_path.glob("model-00001-of-*.safetensors"))
+    images = torch.randn(2, 3, 32, 32)
+    small = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "mlp_ratio": 2}
+    for loaded in (
+        load_model(f"local-dir:{tmp_path}"),
+        load_model("vit_tiny_patch16_224", checkpoint=index, img_size=32, model_kwargs=small),
+    ):
+        with torch.inference_mode():
+            torch.testing.assert_close(loaded.model(images), model(images).logits, rtol=1e-4, atol=1e-4)
+    text = index.read_text()
+    index.write_text(text.replace(first.name, index.name))  # an index that names itself
+    with pytest.raises(InputError, match="is damaged"):
+        load_model(f"local-dir:{tmp_path}")
+    index.write_text(text)
+    first.unlink()
+    with pytest.raises(InputError, match=f"lacks {first.name}"):
+        load_model(f"local-dir:{tmp_path}")
+
+
 def test_weights_of_transformers_fit_a_name_of_timm(tmp_path):
     sizes = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 3}
     model = saved("ViTForImageClassification", "ViTConfig", tmp_path, **sizes, image_size=32, num_labels=3)

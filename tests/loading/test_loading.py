@@ -10,6 +10,7 @@ import shutil
 import warnings
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -312,6 +313,27 @@ def test_bad_safetensors(tmp_path, kind):
         path.write_bytes(b"" if kind == "empty" else pickle.dumps(Evil(tmp_path / "x")))
     assert str(path) in refusal("dinov2_vits14", checkpoint=path)
     assert not (tmp_path / "x").exists()
+
+
+def torchscript(path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(path))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("w.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
+        ("w.safetensors", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+        ("w.pth", lambda path: path.write_text("<!DOCTYPE html><html>404</html>"), "it is a web page"),
+        ("w.npz", lambda path: np.savez(path, a=np.ones(2)), "arrays of NumPy"),
+        ("w.pt", torchscript, "it is TorchScript: save its state_dict()"),
+        ("w.pth", lambda path: torch.save({"cls_token": torch.eye(2).to_sparse()}, path), "a sparse tensor, cls_token"),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path, name, write, said):
+    write(tmp_path / name)
+    assert said in refusal("vit_tiny_patch16_224", checkpoint=tmp_path / name)
 
 
 def test_no_such_checkpoint(tmp_path):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 SIZES = (320, 360, 768, 1440)
+PATIENCE = 600_000  # milliseconds; the machine may be busy
 
 
 @contextmanager
@@ -16,7 +17,9 @@ def chromium():
         kind = started.chromium
         try:
             browser = kind.launch(
-                executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=["--no-sandbox"]
+                executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+                args=["--no-sandbox"],
+                timeout=PATIENCE,
             )
         except playwright.Error as error:
             pytest.skip(f"no Chromium runs here (apt-get install chromium, or playwright install chromium): {str(error)[:80]}")
@@ -28,12 +31,13 @@ def chromium():
 def opened(browser, file, width=1440, scheme="light"):
     """A page whose charts are drawn; ``said`` lists its console's messages and errors, ``asked`` its requests."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append(message.text))
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(file.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=120_000)
+    page.wait_for_selector("html[data-drawn]", state="attached")
     yield page
     context.close()

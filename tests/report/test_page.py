@@ -10,6 +10,7 @@ import pytest
 
 from tests.report.browser import SIZES, chromium, opened
 from vitoats.cli import common
+from vitoats.cli.compress import main as compress
 from vitoats.cli.report import main as report
 from vitoats.report.page.document import Chart, Facts, Passage, Section, Table
 from vitoats.report.page.page import render, spec_json
@@ -156,3 +157,22 @@ def test_every_kind_of_part_escapes_its_texts():
     read = Reader(render(HOSTILE, HOSTILE, [Section("s", HOSTILE, HOSTILE, parts)]))
     assert "img" not in {name for name, _ in read.tags}
     assert len([name for name, _ in read.tags if name == "script"]) == 3  # one of them is the chart's data
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights", "attention"),
+    [
+        ("--method numerical", "numerical has none", "S and U V alone"),
+        ("--method oats --iterations 2 --format dense", "folded", "S and U V alone"),
+        ("--method wanda --weights int8", None, "U V alone: no layer has a low-rank term"),
+    ],
+)
+def test_a_folder_without_all_terms_says_so(succeed, tiny_folder, flat_images, tmp_path, flags, weights, attention):
+    model, folder, page = f"local-dir:{tiny_folder}", tmp_path / "run", tmp_path / "page.html"
+    job = f"--model {model} --data-dir {flat_images} --nsamples 16 --threads 1 {flags}"
+    succeed(compress, *job.split(), "--output", folder)
+    succeed(report, folder, "--dense", model, "--data-dir", flat_images, "--num-images", 1, "-o", page)
+    said = page.read_text()
+    assert attention in said
+    assert (">S alone<" in said) == (weights is None)
+    assert weights is None or weights in said

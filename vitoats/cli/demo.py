@@ -114,6 +114,7 @@ def print_rows(rows: list[dict[str, Any]], about: dict[str, Any], seconds: float
             for row in rows
         ],
     )
+    print("OATS' top-1 depends on the last bits, and so on the processor: 71 to 80 % so far (docs/oats.md).")
     native = rows[-1]["native_nodes"]
     if native:
         print(f"{native} nodes of {rows[-1]['method']} run in the native library, with kernels for {library.isa()}.")

@@ -23,7 +23,7 @@ def export(name: str, args: Namespace) -> dict[str, Any]:
     from vitoats.common.outputs import check_output_folder
     from vitoats.export.decoder import DecoderForm, check_decoder, export_decoder
     from vitoats.export.onnx_file import described_by
-    from vitoats.export.verify_decoder import rounded_language_model, verify_decoder
+    from vitoats.export.verify_decoder import as_stored, verify_decoder
     from vitoats.format.operator import LINEAR
     from vitoats.loading.language_models import load_language_model
     from vitoats.runtime.decoder import CONFIG, MODEL, Decoder
@@ -49,12 +49,11 @@ def export(name: str, args: Namespace) -> dict[str, Any]:
     if args.verify:
         common.log.info("comparing with torch")
         decoder = Decoder(args.output, args.threads)
-        agreement = verify_decoder(rounded_language_model(loaded) if args.int8 else loaded, decoder)
+        agreement = verify_decoder(as_stored(loaded, args.float16, args.int8), decoder)
         common.log.info(
-            "largest difference of a logit from torch: %.1e of the largest; %d of %d tokens of a greedy answer are the same",
+            "largest difference of a logit from torch: %.1e of the largest",
             max(agreement.relative_error, agreement.step_error),
-            agreement.same_tokens,
-            agreement.n_tokens,
         )
+        common.log.info("%s", agreement)
         result |= {"native_nodes": len(decoder.session.native_nodes), **asdict(agreement)}
     return result | {"seconds": round(time.perf_counter() - start, 1)}

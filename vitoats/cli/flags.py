@@ -42,8 +42,7 @@ def parser(command: str, about: str | None) -> ArgumentParser:
     """
     first, _, rest = (about or "").partition("\n")
     epilog = re.sub(r"python tools/(\w+)\.py", r"vitoats \1", rest.strip("\n"))
-    words = {"description": first, "epilog": epilog, "formatter_class": HelpFormatter}
-    parser = ArgumentParser(prog=command, **words)
+    parser = ArgumentParser(prog=command, description=first, epilog=epilog, formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"vitoats {__version__}", help="print the version, and stop")
     made = parser.add_argument_group("output")
     made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "continue a text with a language model in ONNX",
     "sample_lm": "text that a language model samples, to calibrate on",
     "model_card": "put evaluation results into a compressed folder's model card",
+    "push": "upload a compressed folder to the Hugging Face Hub",
     "benchmark": "measure side by side",
     "compare": "methods on the same images: accuracy, fidelity, size",
     "compare_lm": "methods on a language model: perplexity",

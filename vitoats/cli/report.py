@@ -42,7 +42,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of report."""
-    parser = flags.parser("report", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("report", __doc__)
     parser.add_argument(
         "paths",
         nargs="+",

@@ -9,6 +9,7 @@ from pathlib import Path
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
 from vitoats.loading.names import ON_HUB, NamedModel
+from vitoats.loading.shards import INDEX, shard_names
 
 import timm  # isort: skip
 
@@ -130,14 +131,18 @@ def reachable_config(name: str) -> Path | None:
 
 
 def fetch_weights(name: str) -> Path:
-    """The local file with the weights of hf-hub:owner/name, with or without @revision."""
+    """The local file with the weights of hf-hub:owner/name, with or without @revision, or the index of several."""
     from huggingface_hub.errors import EntryNotFoundError
 
-    first, second = WEIGHTS
-    try:
-        return _fetch(name, first)
-    except EntryNotFoundError:
-        return _fetch(name, second)
+    for file in WEIGHTS:
+        try:
+            return _fetch(name, file)
+        except EntryNotFoundError:
+            continue
+    index = _fetch(name, INDEX)
+    for shard in shard_names(index):
+        _fetch(name, shard)
+    return index
 
 
 def _fetch(name: str, file: str) -> Path:

@@ -72,7 +72,7 @@ class ModelOnDisk:
         groups = {name: [key for key in files if key.startswith(f"{name}.")] for name in names}
         inside = {key for keys in groups.values() for key in keys}
         self._groups = {"": [key for key in files if key not in inside], **groups}
-        model.load_state_dict(self._dense(""), strict=False, assign=True)
+        model.load_state_dict(self._dense(self._groups[""]), strict=False, assign=True)
         model.tie_weights()
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -85,7 +85,7 @@ class ModelOnDisk:
 
     def dense(self) -> Mapping[str, Tensor]:
         """The dense model's tensors, as stored, tied ones once."""
-        return PieceByPiece(self._groups, self._read)
+        return PieceByPiece(self._groups, lambda group: dict(self._read(self._groups[group])))
 
     def written(self, write: Write) -> Mapping[str, Tensor]:
         """What ``write`` makes of the model as it is now: of its compressed layers, and of its other tensors as stored."""
@@ -94,41 +94,42 @@ class ModelOnDisk:
 
     def types(self) -> dict[str, torch.dtype]:
         """The types in which the dense model's tensors are stored, by name."""
-        return {name: tensor.dtype for group in self._groups for name, tensor in self._read(group).items()}
+        return {name: tensor.dtype for names in self._groups.values() for name, tensor in self._read(names)}
 
     def read_whole(self) -> None:
         """Makes it an ordinary model in memory."""
         for module in self._modules:
             module.stay()
 
-    def _read(self, group: str) -> Tensors:
-        """The dense model's tensors of a group, as they are stored."""
-        names, found = self._groups[group], Tensors()
-        for path in dict.fromkeys(self._files[name] for name in names):
-            with open_tensors(path) as file:  # which maps it; the pages count as the process's until it is closed
-                found |= {name: file.get_tensor(name) for name in names if self._files[name] == path}
-        return {name: tensor.T.contiguous() if name in self._transposed else tensor for name, tensor in found.items()}
+    def _read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """The dense model's tensors with these names, as they are stored.
 
-    def _dense(self, group: str) -> Tensors:
-        read = self._read(group)
-        return {name: _widened(read[name], self._device) for name in self._groups[group]}
+        Each maps its file anew, whose pages count as the process's as long as the tensor is held.
+        """
+        for name in names:
+            with open_tensors(self._files[name]) as file:
+                tensor = file.get_tensor(name)
+            yield name, tensor.T.contiguous() if name in self._transposed else tensor
+
+    def _dense(self, names: Iterable[str]) -> Tensors:
+        return {name: _widened(tensor, self._device) for name, tensor in self._read(names)}
 
     def _current(self, group: str) -> Tensors:
         """The tensors of a module as it is now, by name inside it."""
-        tensors = self._dense(group)
-        if group in self._changes:
-            layers, others = self._changes[group]()
-            tensors = _without(tensors, layers) | others
-            tensors |= {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
+        layers, others = self._changed(group)
+        tensors = self._dense(_outside(self._groups[group], layers)) | others
+        tensors |= {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
         return {name.removeprefix(f"{group}."): tensor.to(self._device) for name, tensor in tensors.items()}
 
     def _written(self, group: str, write: Write) -> Tensors:
-        tensors, layers = self._read(group), dict[str, Layer]()
-        if group in self._changes:
-            layers, others = self._changes[group]()
-            tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in others.items()}
-        parts = [write(name, value) for name, value in (_without(tensors, layers) | layers).items()]
+        layers, others = self._changed(group)
+        tensors = dict(self._read(_outside(self._groups[group], layers)))
+        tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in others.items()}
+        parts = [write(name, value) for name, value in (tensors | layers).items()]
         return {name: tensor for part in parts for name, tensor in part.items()}
+
+    def _changed(self, group: str) -> tuple[dict[str, Layer], Tensors]:
+        return self._changes[group]() if group in self._changes else ({}, {})
 
 
 def _widened(tensor: Tensor, device: torch.device) -> Tensor:
@@ -136,8 +137,10 @@ def _widened(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device).to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def _without(tensors: Tensors, layers: Mapping[str, Layer]) -> Tensors:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(f"{layer}." for layer in layers))}
+def _outside(names: Iterable[str], layers: Iterable[str]) -> list[str]:
+    """The names of tensors that are not of one of these layers."""
+    inside = tuple(f"{layer}." for layer in layers)
+    return [name for name in names if not name.startswith(inside)]
 
 
 def open_on_disk(folder: Path, config: Any, device: str) -> ModelOnDisk | None:

@@ -35,10 +35,11 @@ from vitoats.loading.lookup import check_name
 from vitoats.loading.misfit import cannot_build, check_arguments, do_not_fit
 from vitoats.loading.names import HUB_NAMES
 from vitoats.loading.readings import Reading, count_tensors, find_weights, some
+from vitoats.loading.shards import INDEX
 from vitoats.loading.sketch import WITHOUT_FILE, Held, create, sketch
 from vitoats.loading.timm_config import TimmConfig, read_config
 from vitoats.loading.transformers_config import is_transformers, read_transformers
-from vitoats.loading.weights import check_stored, no_weights, read_content, tensor_shapes, weights_file
+from vitoats.loading.weights import check_stored, no_weights, read_content, stored_size, tensor_shapes, weights_file
 from vitoats.models.heads import HeadInfo, LinearHeadClassifier, check_class_tokens
 from vitoats.models.positions import set_image_size
 
@@ -156,8 +157,8 @@ def _with_own_weights(
     file = fetch_weights(timm_name) if timm_name.startswith(HUB) else weights_file(Path(timm_name.removeprefix(LOCAL)))
     assert file is not None  # check_name has seen it
     shapes = tensor_shapes(file)
-    outline = sketch(config, Held(len(shapes), file.stat().st_size), **kwargs)
-    if shapes.keys() != outline.state_dict().keys():
+    outline = sketch(config, Held(len(shapes), stored_size(file)), **kwargs)
+    if file.name == INDEX or shapes.keys() != outline.state_dict().keys():
         model, reading = _with_weights_of(timm_name, timm_name, config, file, img_size, kwargs)
         return model, reading.head
     check_channels(str(file), shapes, outline, asked="in_chans" in kwargs)
@@ -202,7 +203,7 @@ def _with_weights_of(
     content = read_content(file)
     if config is not None:
         pretrained_cfg, arguments = dict(config.pretrained_cfg), dict(config.model_args)
-        outline = sketch(config, Held(count_tensors(content), file.stat().st_size), **kwargs)
+        outline = sketch(config, Held(count_tensors(content), stored_size(file)), **kwargs)
     else:
         found = timm.get_pretrained_cfg(timm_name)
         pretrained_cfg = {} if found is None else found.to_dict(remove_source=True, remove_null=True)

@@ -12,14 +12,22 @@ import safetensors.torch
 import torch
 
 from vitoats.common.errors import InputError, one_line
+from vitoats.loading.shards import INDEX, tensor_files
 
 REMEDY = "give `{}` a .safetensors file, or a .pth that holds tensors only"
 SETTINGS = (  # what training scripts pickle beside tensors; nothing of it is used
     r"argparse\.Namespace|pathlib\.\w+|builtins\.(int|float|list|dict|str)|collections\.defaultdict|typing\.Any"
     r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))|omegaconf\.[\w.]+"
 )
-PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order of preference
+PREFERRED = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order of preference
 OTHERS = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
+OTHER_FILES = {  # what a file is by its first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, which git lfs pull replaces by the file",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+}
 LARGEST_HEADER = 2**24  # bytes; the header for 1,000 tensors takes 0.1 MB
 
 
@@ -27,7 +35,7 @@ def read_content(path: Path, field: str = "checkpoint") -> Any:
     """Reads a file of weights; runs no pickled code.
 
     Args:
-        path: a .pth or .safetensors file.
+        path: a .pth or .safetensors file, or the index of several.
         field: the argument that names the file, for error messages.
 
     Returns:
@@ -38,6 +46,8 @@ def read_content(path: Path, field: str = "checkpoint") -> Any:
     """
     if not path.is_file():
         raise InputError(f"there is no {field} file {path}: give `{field}` a .pth or .safetensors file")
+    if path.name == INDEX:
+        return {name: tensor for shard in tensor_files(path.parent) for name, tensor in read_content(shard, field).items()}
     try:
         check_header(path)
         if path.suffix == ".safetensors":
@@ -74,19 +84,23 @@ def no_weights(path: Path, field: str = "checkpoint") -> InputError:
 
 
 def check_stored(path: Path, tensors: Mapping[str, torch.Tensor], field: str = "checkpoint") -> None:
-    """Refuses tensors that take far more memory than their file: expanded ones, with one number for many.
+    """Refuses tensors that take far more memory than their file: sparse ones, and expanded ones, with one number for many.
 
     Raises:
-        InputError: one of the tensors is expanded.
+        InputError: one of the tensors is sparse or expanded.
     """
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise InputError(f"{path} holds a sparse tensor, {one_line(ValueError(name), 100)}: save it with to_dense()")
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             named = one_line(ValueError(name), 100)
             raise InputError(f"{path} holds one number for many in {named}: {REMEDY.format(field)}")
 
 
 def check_header(path: Path) -> None:
-    """Refuses a file that would take far more memory than its size: safetensors with a long header, or a compressed .pth.
+    """Refuses files of other kinds, and those that would take far more memory than their size.
+
+    The latter are safetensors with a long header, or a compressed .pth.
 
     Raises:
         OSError: the file does not exist or is not a regular file.
@@ -94,6 +108,11 @@ def check_header(path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} is not there, or is no regular file")
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for mark, kind in OTHER_FILES.items():
+        if start.startswith(mark):
+            raise ValueError(f"it is {kind}")
     if path.suffix == ".safetensors":
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -101,6 +120,11 @@ def check_header(path: Path) -> None:
             raise ValueError(f"{path.name} has a header of {length:,} bytes")
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
+            names = packed.namelist()
+            if any(name.endswith(".npy") for name in names):
+                raise ValueError("it holds arrays of NumPy")
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise ValueError("it is TorchScript: save its state_dict()")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in packed.infolist()):
                 raise ValueError(f"{path.name} is packed, which torch.save does not do")
 
@@ -135,6 +159,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         InputError: a file in another format cannot be read safely.
         OSError, ValueError, SafetensorError: a safetensors file does not exist or is damaged.
     """
+    if path.name == INDEX:
+        return {name: shape for shard in tensor_files(path.parent) for name, shape in tensor_shapes(shard).items()}
     if path.suffix != ".safetensors":
         content = read_content(path)
         return {name: tuple(tensor.shape) for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
@@ -142,8 +168,13 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: kind.shape for name, kind in tensor_kinds(file).items()}
 
 
+def stored_size(path: Path) -> int:
+    """Bytes of a file of weights, or of those that an index names."""
+    return sum(file.stat().st_size for file in (tensor_files(path.parent) if path.name == INDEX else [path]))
+
+
 def weights_file(folder: Path) -> Path | None:
-    """The weight file in a timm folder; None if there is none."""
+    """The weight file in a folder of timm or transformers, or the index of several; None if there is none."""
     named = [folder / name for name in PREFERRED]
     others = [file for pattern in OTHERS for file in sorted(folder.glob(pattern))]
     return next((file for file in (*named, *others) if file.is_file()), None)

@@ -104,12 +104,14 @@ def attention_section(run: str, loaded: LoadedModel, dense: LoadedModel | None, 
 
 def _maps(loaded: LoadedModel, dense: LoadedModel | None, images: Tensor) -> list[Part]:
     model = loaded.timm_model
-    has_rank = any(layer.rank for layer in compressed_layers(model).values())
+    layers = compressed_layers(model)
+    has_rank = any(layer.rank for layer in layers.values())
     missing: list[Part] = []
     try:
         maps = {DENSE: attention_maps(dense.timm_model, images)} if dense else {}
         maps[COMPRESSED] = attention_maps(model, images)
-        maps[SPARSE] = attention_maps(with_one_term(model, SPARSE), images)
+        if layers:
+            maps[SPARSE] = attention_maps(with_one_term(model, SPARSE), images)
         if has_rank:
             maps[LOW_RANK] = attention_maps(with_one_term(model, LOW_RANK), images)
     except InputError as error:
@@ -117,7 +119,8 @@ def _maps(loaded: LoadedModel, dense: LoadedModel | None, images: Tensor) -> lis
     if not dense:
         missing.append(Missing("attention maps of the dense model", "add --dense MODEL"))
     if not has_rank:
-        missing.append(Missing("U V alone: no layer has a low-rank term"))
+        why = "no layer has a low-rank term" if layers else "no layer has these terms apart"
+        missing.append(Missing(f"{'U V' if layers else 'S and U V'} alone: {why}"))
     pictures = _pixels(images, loaded.preprocessing.mean, loaded.preprocessing.std)
     rows: list[tuple[str, list[Picture | None]]] = []
     for i, pixels in enumerate(pictures):

@@ -139,10 +139,9 @@ def _weights(
 ) -> Section:
     layers = compressed_layers(loaded.backbone)
     if not layers:
-        why = (
-            "the folder holds S + U V folded" if run.about.get("format") == "dense" else f"{text(run.about, 'method')} has none"
-        )
-        part = Missing(f"S, U and V of the layers: {why}", "python tools/compress.py ..., without --format dense")
+        folded = run.about.get("format") == "dense"
+        why = "the folder holds S + U V folded" if folded else f"{text(run.about, 'method')} has none"
+        part = Missing(f"S, U and V of the layers: {why}", "compress again without --format dense" if folded else "")
         return Section("weights", "Weights", "Singular values and supports of chosen layers.", [part])
     names = chosen_layers([layer for layer in run.layers if layer.name in layers], named)
     known = dict(dense.backbone.state_dict()) if dense else {}
@@ -152,8 +151,8 @@ def _weights(
 
 def _convergence(run: Run, dense: LoadedModel | LoadedLanguageModel | None, call: Any) -> Section:
     if dense is None or "layers" not in run.about or not run.layers:
-        why = "needs the weights of the dense model" if dense is None else "no layer was decomposed"
-        part = Missing(f"the curve {why}", "add --dense MODEL" if dense is None else "")
+        why = "it needs the weights of the dense model" if dense is None else "no layer was decomposed"
+        part = Missing(f"the curve: {why}", "add --dense MODEL" if dense is None else "")
         return Section("convergence", "Convergence", "The solver's error by its iterations.", [part])
     return convergence_section(run, dense.backbone, lambda: call(dense.backbone))
 
