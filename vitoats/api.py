@@ -20,7 +20,6 @@ from vitoats.compression.run import Compressed, run
 from vitoats.compression.settings import METHOD, make_job
 from vitoats.data.in_memory import ImagesInMemory
 from vitoats.evaluation.accuracy import Accuracy
-from vitoats.evaluation.distributed import World
 from vitoats.evaluation.protocol import Protocol, open_test_set
 from vitoats.evaluation.target import Target, onnx_target, torch_target
 from vitoats.export.decoder import export_decoder
@@ -251,8 +250,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
     )
-    world = World()
-    return open_test_set(protocol, target, target.preprocessing, world).evaluate(target, world, progress)
+    return open_test_set(protocol, target, target.preprocessing).evaluate(target, progress)
 
 
 def _target(model: Model, device: str, threads: int) -> Target:

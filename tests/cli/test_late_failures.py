@@ -52,6 +52,12 @@ def test_an_output_below_a_file_is_refused_first(command, flags, tmp_path, refus
 
 
 @pytest.mark.usefixtures("_no_work")
+def test_a_folder_that_takes_no_files_is_refused_first(refuse):
+    """For root, permissions forbid nothing."""
+    assert "cannot be written, /proc is no folder" in refuse(eval_imagenet, *EMBEDDED, "--results-file", "/proc/results.json")
+
+
+@pytest.mark.usefixtures("_no_work")
 @pytest.mark.parametrize(
     ("command", "flags", "said"),
     [
@@ -75,6 +81,14 @@ def test_images_to_verify_on_are_opened_before_the_export(tiny_folder, tmp_path,
     flags = ["--model", f"local-dir:{tiny_folder}", "-o", file, "--verify", "--data-dir", tmp_path / "nowhere"]
     assert "no image folder" in refuse(export_onnx, *flags)
     assert not file.exists()
+
+
+def test_the_flag_of_the_missing_folder_is_named(tiny_folder, flat_images, image_tree, tmp_path, refuse):
+    common = ["--model", f"local-dir:{tiny_folder}", "--output", tmp_path / "out", "--quiet"]
+    mixed = ["--data-dir", flat_images, "--calibration-mix", "general", "--general-images", tmp_path / "nowhere"]
+    assert "give --general-images a folder" in refuse(compress, *common, *mixed)
+    compared = ["--data-dir", image_tree, "--methods", "wanda", "--ood-dir", tmp_path / "nowhere"]
+    assert "give --ood-dir a folder" in refuse(compare, *common, *compared, warnings=True)
 
 
 def test_an_existing_file_of_weights_is_not_replaced_unasked(tiny_folder, tmp_path, refuse):

@@ -39,6 +39,8 @@ def test_flags_of_several_values_stand_in_a_config_file(job, tmp_path, succeed):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--mean", 123.7, 116.3, 103.5], "a mean of 123.7 is for pixels in 0..255: divide --mean"),
+        (["--mean", "nan"], "its mean is (nan, nan, nan): give another --mean"),
         (["--mean", 1, 2], "--mean takes one number, or one for each of 3 channels, not 2"),
         (["--model-kwargs", "depth"], "'depth' is not of the form NAME=VALUE"),
         (["--model-kwargs", "nonsense=1"], "give --model-kwargs others"),

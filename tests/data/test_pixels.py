@@ -39,6 +39,12 @@ def test_dark_images_stay_dark():
     assert np.asarray(rgb(Image.fromarray(np.full((4, 4), 0.1, np.float32)))).max() == 26
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("level", [-1.0, 1e9])
+def test_one_level_out_of_all_ranges_is_black(level):
+    assert np.asarray(rgb(Image.fromarray(np.full((4, 4), level, np.float32)))).max() == 0
+
+
 def test_values_that_are_not_finite_are_black():
     values = RAMP.astype(np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf

@@ -4,19 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import HashStore
 
 from tests.conftest import write_image
 from vitoats.cli.common import run
 from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.export_onnx import main as export_onnx
+from vitoats.common import ranks
 from vitoats.evaluation.accuracy import Accuracy
-from vitoats.evaluation.distributed import World, join
+from vitoats.evaluation.distributed import share, total
 
 ROOT = Path(__file__).parent.parent.parent
 SAME = ("top1", "top5", "n_images", "n_correct1", "n_correct5", "n_skipped", "img_size", "param_count")
@@ -24,32 +23,21 @@ SAME = ("top1", "top5", "n_images", "n_correct1", "n_correct5", "n_skipped", "im
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize(("n", "batch_size"), [(0, 4), (1, 4), (16, 4), (17, 4), (61, 16), (5, 100)])
-def test_shares_are_the_batches_of_one_process(size, n, batch_size):
+def test_shares_are_the_batches_of_one_process(size, n, batch_size, monkeypatch):
     order = torch.randperm(n).tolist()
     whole = [order[i : i + batch_size] for i in range(0, n, batch_size)]
-    shares = [World(rank, size).share(order, batch_size) for rank in range(size)]
+    monkeypatch.setattr(ranks, "size", lambda: size)
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        shares.append(share(order, batch_size))
     assert sorted(batch for share in shares for batch in share) == sorted(whole)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_alone_without_torchrun(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    own = Accuracy(3, 2, 3)
-    assert join() == World(0, 1)
-    assert join().total(own) is own
-
-
-def test_counts_are_added_up():
-    """For every process alike, also for one that had no batch."""
-    store, own = (
-        HashStore(),
-        [Accuracy(5, 3, 4, predictions=[1, 2], seconds=0.5), Accuracy(), Accuracy(7, 1, 6, predictions=[3], seconds=2.0)],
-    )
-    worlds = [World(rank, 3, store) for rank in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda pair: pair[0].total(pair[1]), zip(worlds, own, strict=True)))
-        list(pool.map(World.leave, worlds))
-    assert found == [Accuracy(12, 4, 10, predictions=one.predictions, seconds=2.0) for one in own]
+def test_alone_the_counts_are_ones_own():
+    own = Accuracy(3, 2, 3, predictions=[1], seconds=0.5)
+    assert total(own) == own
 
 
 @pytest.fixture(scope="module")

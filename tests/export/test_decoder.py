@@ -1,5 +1,6 @@
 """Language models in ONNX with a key-value cache, against torch; and what is not exported."""
 
+import copy
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from vitoats import api
 from vitoats.cli.eval_perplexity import main as eval_perplexity
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.generate import main as generate
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError
 from vitoats.export.decoder import export_decoder
 from vitoats.export.genai_builder import check_buildable
 from vitoats.export.verify_decoder import as_stored, verify_decoder
@@ -56,6 +57,15 @@ def test_a_compressed_llama_says_what_torch_says(llama):
     decoder = agrees(loaded, folder / "onnx")
     assert len(decoder.session.native_nodes) == 14  # q, k, v, o, gate, up and down of both blocks
     assert is_decoder(folder / "onnx" / "model.onnx")
+
+
+def test_logits_that_are_not_finite_are_no_agreement(llama):
+    loaded, folder = llama
+    broken = copy.deepcopy(loaded)
+    with torch.inference_mode():
+        broken.model.get_output_embeddings().weight[5] = float("nan")
+    with pytest.raises(RunError, match="logits of the torch model are not finite"):
+        verify_decoder(broken, Decoder(folder / "onnx", threads=1))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -120,6 +120,7 @@ def test_nodes_have_the_names_of_their_modules(sparse, exported):
     for name in of_blocks:
         assert shapes[nodes[name].output[0]] == ["batch", 17, 48]
     assert shapes[nodes["patch_embed.proj"].output[0]] == ["batch", 16, 48]
+    assert all(shapes.get(output) for node in proto.graph.node[1:-1] for output in node.output)  # which Netron shows
     qkv, mlp = nodes["blocks.1.attn"], nodes["blocks.1.mlp"]
     own = ("values", "mask", "scale", "bias", "U", "U_scale", "V", "V_scale")
     assert list(qkv.input[1:]) == [

@@ -1,4 +1,4 @@
-"""Proves that models which transformers and open_clip saved give the same outputs here."""
+"""Proves that models which transformers, open_clip and torchvision saved give the same outputs here."""
 
 import json
 import logging
@@ -151,6 +151,26 @@ def test_open_clips_own_towers(tmp_path, caplog, prefix):
     with torch.inference_mode():
         torch.testing.assert_close(loaded.model(images), model(images), rtol=1e-4, atol=1e-4)
     assert "converted from open_clip" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_torchvisions_vit(tmp_path, caplog, prefix):
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, num_layers=2, num_heads=3, hidden_dim=48, mlp_dim=192, num_classes=5).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    torch.save(
+        {"model": {prefix + name: tensor for name, tensor in model.state_dict().items()}, "epoch": 1}, tmp_path / "w.pth"
+    )
+    small = {"patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    loaded = load_model("vit_base_patch16_224", checkpoint=tmp_path / "w.pth", img_size=32, model_kwargs=small)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images), model(images), rtol=1e-4, atol=1e-4)
+    assert "converted from torchvision" in caplog.text
 
 
 def test_a_timm_tower_of_open_clip(tmp_path, tiny_folder, tiny, caplog):

@@ -1,6 +1,7 @@
 """Proves that weights are found at any level and behind any prefix, and that what does not fit is explained with a way out."""
 
 import logging
+import re
 from argparse import Namespace
 
 import pytest
@@ -34,6 +35,18 @@ def inside_blocks(state):
     }
 
 
+def in_chunks(state):
+    """As DINOv2's training shards the blocks."""
+    return {
+        re.sub(r"^blocks\.(\d+)", lambda block: f"blocks.{int(block[1]) // 2}.{block[1]}", name): t for name, t in state.items()
+    }
+
+
+def classifier_beside(name, state):
+    """A classifier of another name beside a backbone."""
+    return {key.replace("head.", f"{name}.") if key.startswith("head.") else f"backbone.{key}": t for key, t in state.items()}
+
+
 def other(state):
     return {name: tensor + 1 for name, tensor in state.items()}
 
@@ -53,6 +66,10 @@ SAVED = {  # what is saved, and what is said about it
     "averaged weights win": (lambda s: {"model": other(s), "model_ema": s}, "under 'model_ema'"),
     "the teacher wins": (lambda s: behind("student.", other(s)) | behind("teacher.vit.", s), "behind 'teacher.vit.'"),
     "swa": (lambda s: behind("module.", s) | {"n_averaged": torch.tensor(3)}, "n_averaged"),
+    "a list": (lambda s: [s, 3], "under '0'"),
+    "DINOv2's shards": (lambda s: {"teacher": behind("backbone.", in_chunks(s))}, "lose the numbers of chunks"),
+    "its classifier beside it": (lambda s: {"state_dict": classifier_beside("classifier", s)}, "have classifier.weight"),
+    "Lightning's beside it": (lambda s: behind("model.", classifier_beside("fc", s)), "have model.fc.weight"),
     "by shape, not by name": (lambda s: {"ema": {k: torch.zeros(2) for k in s}, "model": s}, "under 'model'"),
 }  # fmt: skip
 
@@ -102,6 +119,25 @@ def test_a_projection_head_is_left_out_and_said(tmp_path, caplog):
     assert "head.mlp.0.weight, head.mlp.0.bias are left out" in caplog.text
 
 
+@pytest.mark.parametrize("heads", [("dino_head.last_layer", 8, 192), ("head.0", 8, 192), ("head", 8, 64), ("a.head", 4, 192)])
+def test_a_layer_that_may_be_no_classifier_is_left_out(tmp_path, heads):
+    name, *shape = heads
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, depth=1)
+    beside = {f"{name}.weight": torch.ones(*shape)} | ({"b.head.weight": torch.ones(*shape)} if name == "a.head" else {})
+    torch.save({"state_dict": behind("backbone.", model.state_dict()) | beside}, tmp_path / "w.pth")
+    kwargs = {"depth": 1}
+    assert load_model("vit_tiny_patch16_224", checkpoint=tmp_path / "w.pth", img_size=32, model_kwargs=kwargs).n_classes == 0
+
+
+def test_positions_that_fit_the_image_size_are_taken_as_they_are(tmp_path, caplog):
+    """DINOv2 trained at another size than Meta's, with its own way of resizing."""
+    model = timm.create_model("vit_small_patch14_dinov2", img_size=224, depth=1)
+    torch.save({"teacher": behind("backbone.", model.state_dict())}, tmp_path / "w.pth")
+    loaded = load_model("dinov2_vits14", checkpoint=tmp_path / "w.pth", model_kwargs={"depth": 1})
+    assert torch.equal(loaded.timm_model.pos_embed, model.pos_embed)
+    assert "resized" not in caplog.text + loaded.weights
+
+
 # ---- what does not fit
 
 
@@ -121,14 +157,15 @@ VARIANTS = {
     "qk_norm=True": {"qk_norm": True},
     "qkv_bias=False": {"qkv_bias": False},
     "pre_norm=True": {"pre_norm": True},
+    "depth=2": {"depth": 2},
 }
 
 
 @pytest.mark.parametrize("said", ["global_pool=avg", "init_values=1e-05", "reg_tokens=4", "reg_tokens=4 no_embed_class=True",
-                                  "qk_norm=True", "qkv_bias=False", "pre_norm=True"])  # fmt: skip
+                                  "qk_norm=True", "qkv_bias=False", "pre_norm=True", "depth=2"])  # fmt: skip
 def test_arguments_that_would_fit_are_named_and_do_fit(tmp_path, said):
     small = {"depth": 1, "embed_dim": 48, "num_heads": 3}
-    model = timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=3, **small, **VARIANTS[said]).eval()
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=3, **small | VARIANTS[said]).eval()
     message = refused(model.state_dict(), tmp_path, img_size=48, model_kwargs=small)
     assert message.endswith(f"add `model_kwargs` {said}")
     kwargs = small | VARIANTS[said]
@@ -150,6 +187,23 @@ def test_models_that_would_fit_are_named(tmp_path, held, asked, fitting):
     message = refused(timm.create_model(held).state_dict(), tmp_path, asked)
     assert f"do not fit {asked}: " in message
     assert fitting in message.partition("they would fit ")[2]
+
+
+def test_positions_of_a_rectangle_need_its_size(tmp_path):
+    small = {"depth": 1}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 64), num_classes=3, **small).eval()
+    message = refused(model.state_dict(), tmp_path, model_kwargs=small)
+    assert message.endswith("their 8 positions are for no square image: give `img_size` as height x width")
+    file = tmp_path / "w.safetensors"
+    loaded = load_model("vit_tiny_patch16_224", checkpoint=file, img_size=(32, 64), model_kwargs=small)
+    images = torch.randn(1, 3, 32, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(images), model(images))
+
+
+def test_weights_quantized_without_scales_are_refused(tmp_path):
+    state = {name: (100 * tensor).to(torch.int8) for name, tensor in make_tiny().state_dict().items()}
+    assert "has whole numbers for the weight blocks.0." in refused(state, tmp_path)
 
 
 def test_the_first_names_that_differ_are_shown(tmp_path):

@@ -1,7 +1,8 @@
 """The hidden states of the calibration images between two blocks.
 
 They are one tensor [n, tokens, width], updated in place, so memory does not grow with depth (vitoats.compression.estimates).
-A block runs over them while still dense, to measure its layers' inputs, and again once compressed, to advance them.
+A block runs over them while still dense, to measure its layers' inputs, and again once compressed, to advance them. Several
+processes (``common.ranks``) deal out the images in turn.
 """
 
 import math
@@ -14,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitoats.common.errors import RunError
+from vitoats.common import ranks
+from vitoats.common.errors import InputError, RunError
 from vitoats.models.blocks import Block, ModelAdapter
 from vitoats.models.on_disk import held
 
@@ -22,13 +24,18 @@ CPU = torch.device("cpu")
 
 
 class HiddenStates:
-    """The hidden states of the calibration images before the current block, [n, *its hidden shape], float32."""
+    """The hidden states of this process's calibration images before the current block, [n, *its hidden shape], float32.
+
+    Attributes:
+        n_images: the number of images of all processes.
+    """
 
     def __init__(self, values: Tensor, batch_size: int, device: torch.device, spill_to: Path | None):
         self.values = values
         self.batch_size = batch_size
         self.device = device
         self.spill_to = spill_to
+        self.n_images = ranks.total(len(values))
 
     @classmethod
     def collect(
@@ -51,15 +58,20 @@ class HiddenStates:
             storage: the device whose memory that is.
 
         Raises:
+            InputError: there are fewer images than processes.
             RunError: there is no room for the hidden states.
         """
-        values = _allocate((nsamples, *adapter.blocks[0].shape_before), storage, spill_to)
-        count = 0
+        values = _allocate((ranks.share(nsamples), *adapter.blocks[0].shape_before), storage, spill_to)
+        read = count = 0
         with held(adapter.blocks[0].module):
             for batch in images:
-                hidden = adapter.first_hidden(batch.to(adapter.device))
-                values[count : count + len(batch)] = hidden
-                count += len(batch)
+                own = batch[(ranks.rank() - read) % ranks.size() :: ranks.size()]
+                read += len(batch)
+                if len(own):
+                    values[count : count + len(own)] = adapter.first_hidden(own.to(adapter.device))
+                    count += len(own)
+        if read < ranks.size():
+            raise InputError(f"{ranks.size()} processes cannot share {read} images: raise `nsamples`, or start fewer")
         return cls(values[:count], batch_size, adapter.device, spill_to)
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":
@@ -67,13 +79,40 @@ class HiddenStates:
         values = _allocate(tuple(self.values.shape), self.values.device, spill_to).copy_(self.values)
         return HiddenStates(values, self.batch_size, self.device, spill_to)
 
-    @property
-    def n_images(self) -> int:
-        return len(self.values)
+    def of_images(self, step: int = 1, count: int | None = None) -> Tensor:
+        """The hidden states of every ``step``-th image, at most ``count``, on the device of every process."""
+        chosen = range(0, self.n_images, step)[:count]
+        if ranks.size() == 1:
+            return self.values[::step][:count].to(self.device)
+        found = self.values.new_zeros(len(chosen), *self.values.shape[1:])
+        for i, image in enumerate(chosen):
+            if image % ranks.size() == ranks.rank():
+                found[i] = self.values[image // ranks.size()]
+        ranks.add_up([found])
+        return found.to(self.device)
+
+    def thinned(self, x: Tensor, batch: int, stride: int) -> Tensor:
+        """Every ``stride``-th token of x [b * tokens, k] from this batch; the first one differs from batch to batch.
+
+        They are the same tokens however many processes share the images, if tokens follow each other image by image.
+        """
+        first = batch * self.batch_size
+        images = len(self.values[first : first + self.batch_size])
+        if ranks.size() == 1 or len(x) % images:
+            return x[batch % stride :: stride]
+        image = ranks.rank() + ranks.size() * torch.arange(first, first + images, device=x.device)  # its number in all
+        inside = torch.arange(len(x) // images, device=x.device)
+        place = image[:, None] % self.batch_size * len(inside) + inside
+        return x[(place % stride == image[:, None] // self.batch_size % stride).flatten()]
 
     @property
     def n_batches(self) -> int:
         return -(-len(self.values) // self.batch_size)
+
+    @property
+    def n_batches_in_all(self) -> int:
+        """Number of batches in which one process would see the images of all."""
+        return -(-self.n_images // self.batch_size)
 
     def batch(self, i: int) -> Tensor:
         """The hidden states of one batch, on the device."""

@@ -1,7 +1,7 @@
 """Moments of layer inputs over all calibration tokens.
 
 Sums within a batch are float32 (float64 where squares would not fit), those over batches float64. Full moments are summed about
-the mean of the first batch.
+the mean of the first batch. Those of several processes (``common.ranks``) are added up at the end.
 """
 
 from dataclasses import replace
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.common import ranks
 from vitoats.common.errors import InputError
 from vitoats.format.int8 import fake_quantized
 from vitoats.methods.statistics import InputStatistics, StatisticsLevel
@@ -40,18 +41,39 @@ class RunningMeans:
         self._tokens += tokens
 
     def finish(self, name: str) -> list[Tensor]:
-        """Returns the means, float64, and consumes the sums.
+        """Returns the means over the tokens of all processes, float64, and consumes the sums.
 
         Args:
             name: the layer's name, for the error message.
 
         Raises:
-            InputError: a mean is not finite.
+            InputError: a mean is not finite, or there was no token.
         """
-        means = [total.div_(self._tokens) for total in self._sums]
+        ranks.add_up(self._sums)
+        tokens = ranks.total(self._tokens)
+        if not tokens:
+            raise InputError(f"no token reached {name}, an expert of a mixture: give `images` more text, or raise `nsamples`")
+        means, self._sums = [total.div_(tokens) for total in self._sums], []
         if not all(torch.isfinite(mean).all() for mean in means):
             raise InputError(f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images")
         return means
+
+    def finish_about(self, name: str, shift: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Like ``finish``, for sums of products with x - shift: H, x, and if errors e were measured, e x^T and e.
+
+        Returns:
+            the means about the first process's shift [k], and that shift.
+        """
+        common = ranks.of_first(shift)
+        if ranks.size() > 1:
+            H, x, *of_errors = self._sums
+            moved = (shift - common).double()
+            H += torch.outer(x, moved) + torch.outer(moved, x) + self._tokens * torch.outer(moved, moved)
+            x += self._tokens * moved
+            if of_errors:
+                cross, error = of_errors
+                cross += torch.outer(error, moved)
+        return self.finish(name), common
 
 
 @torch.inference_mode()
@@ -90,32 +112,32 @@ def input_statistics(
     def measure(batch: int, name: str, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
         x = fake_quantized(x) if int8 else x
-        shift = shifts.setdefault(name, x.mean(dim=0))
+        shift = shifts.setdefault(name, x.mean(dim=0) if len(x) else x.new_zeros(x.shape[1]))
         if level == "full":
             running.setdefault(name, RunningMeans()).add(sums(x, shift), len(x))
         else:
             running.setdefault(name, RunningMeans()).add([exact(x).square().sum(dim=0)], len(x))
         if for_errors and level != "full":
-            stride = max(1, len(x) * hidden.n_batches // ERROR_TOKENS)
-            some = x[batch % stride :: stride]
+            stride = max(1, len(x) * hidden.n_batches_in_all // ERROR_TOKENS)
+            some = hidden.thinned(x, batch, stride)
             thinned.setdefault(name, RunningMeans()).add(sums(some, shift), len(some))
 
     modules = {name: block.model.get_submodule(name) for name in names}
     for index, batch in enumerate(hidden.batches()):
         with watch_inputs(modules, partial(measure, index)):
             block.run(batch)
-    if unreached := [name for name in names if name not in running]:
-        raise InputError(
-            f"no token reached {unreached[0]}, an expert of a mixture: give `images` more text, or raise `nsamples`"
-        )
+    for name in names:
+        if name not in running:  # an expert of a mixture; another process's tokens may have reached it
+            weight = block.model.get_parameter(f"{name}.weight")
+            measure(0, name, torch.zeros(0, weight.shape[1], device=hidden.device))
     found = {}
-    for name in list(running):
-        means = running.pop(name)  # with which its sums are freed, too
+    for name in running if ranks.size() == 1 else names:  # in one order everywhere
+        means = running[name]
         full = means if level == "full" else thinned.pop(name, None)
         squares = None if level == "full" else means.finish(name)[0].cpu()
         if full is not None:
-            H, mean = (moment.cpu() for moment in full.finish(name))
-            statistics = full_statistics(H, mean, shifts[name].cpu())
+            (H, mean), shift = full.finish_about(name, shifts[name])
+            statistics = full_statistics(H.cpu(), mean.cpu(), shift.cpu())
             found[name] = statistics if squares is None else replace(statistics, second_moment=squares)
         elif squares is not None:
             found[name] = InputStatistics(squares)

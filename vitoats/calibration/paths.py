@@ -49,8 +49,7 @@ class DensePath:
             residual: whether the residual streams they add to will be needed, too.
         """
         self._block, self._module = block, copy.deepcopy(block.module)
-        images = self.hidden.values[:PROBES].to(self.hidden.device)
-        self.additions = stream_additions(block, linears, images) if residual else {}
+        self.additions = stream_additions(block, linears, self.hidden.of_images(count=PROBES)) if residual else {}
         if not self._keep:
             return
         self._kept, buffers = [], PageBuffers(self.hidden.n_batches, self.hidden.values.device)

@@ -85,10 +85,16 @@ class SymmetricCalibration:
     def measure(self, layer: LinearLayer) -> tuple[InputStatistics, None]:
         """The statistics of a layer's input, with H in any case, to measure its error; all layers before it are compressed."""
         if layer.name not in self._measured:
-            layers = self._linears if self._target == "block" else [layer]
-            names = [x.name for x in layers]
-            self._measured = input_statistics(self.hidden, self._block, self._level, names, self._int8, for_errors=True)
+            self._measure(self._linears if self._target == "block" else [layer])
         return self._measured.pop(layer.name), None
+
+    def measure_all(self) -> None:
+        """Measures all layers of the block at once, for the target "block"."""
+        self._measure(self._linears)
+
+    def _measure(self, layers: list[LinearLayer]) -> None:
+        names = [x.name for x in layers]
+        self._measured = input_statistics(self.hidden, self._block, self._level, names, self._int8, for_errors=True)
 
     def finish(self, layer: LinearLayer) -> None:
         """Called once a layer is compressed."""
@@ -119,7 +125,8 @@ class AsymmetricCalibration:
         self._dense.enter(block, linears, self._residual)
         self._compressed.enter(block, linears)
         self._block, self._pending = block, list(linears)
-        self._tokens = self.hidden.values.numel() // linears[0].module.in_features if linears else 0
+        tokens = self.hidden.values[:1].numel() // linears[0].module.in_features if linears else 0  # of an image
+        self._tokens = self.hidden.n_images * tokens
 
     @torch.inference_mode()
     def measure(self, layer: LinearLayer) -> tuple[InputStatistics, OutputError]:
@@ -137,7 +144,8 @@ class AsymmetricCalibration:
         for batch in range(self.hidden.n_batches):
             paths = self._compressed.inputs(batch, names), self._dense.inputs(batch, names)
             got, wanted = (
-                {k: v.reshape(-1, v.shape[-1])[batch % stride :: stride].float() for k, v in path.items()} for path in paths
+                {k: self.hidden.thinned(v.reshape(-1, v.shape[-1]), batch, stride).float() for k, v in path.items()}
+                for path in paths
             )
             if got[inner].shape != wanted[inner].shape:
                 raise InputError(
@@ -154,8 +162,8 @@ class AsymmetricCalibration:
             x = exact(x - shift)
             e = e.to(x)
             means.add([gram(x), x.sum(dim=0), e.T @ x, e.sum(dim=0)], len(x))
-        H, mean, cross, error = means.finish(layer.name)
         assert shift is not None
+        (H, mean, cross, error), shift = means.finish_about(layer.name, shift)
         cross += torch.outer(error, shift.double())
         if addition is None:
             cross, error = weight.double() @ cross, weight.double() @ error

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from vitoats.cli.config_file import first_look
 from vitoats.cli.results import write_results
 from vitoats.cli.wording import in_flags
-from vitoats.common.errors import InputError, RunError
+from vitoats.common.errors import InputError, RunError, SilentError
 from vitoats.common.json_files import to_json
 from vitoats.common.outputs import check_results_file
 
@@ -29,6 +29,7 @@ MODEL_FLAGS = (
 )
 
 LANGUAGE = ("accelerate", "gguf", "pyarrow", "transformers")  # packages of the extra lm; the others are those of compress
+PAGE = ("jinja2", "markupsafe", "vl_convert")  # of the extra report
 ABOUT_TORCH = ("checkpoint", "random_weights", "pos_resample", "model_kwargs", "amp")
 
 log = logging.getLogger("vitoats")
@@ -104,12 +105,14 @@ def run(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = No
         return _fail(in_flags(str(error)), 2)
     except RunError as error:
         return _fail(in_flags(str(error)), 1)
+    except SilentError:
+        return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except ModuleNotFoundError as error:
         if (error.name or "vitoats").startswith("vitoats"):
             raise
-        extra = "lm" if error.name in LANGUAGE else "compress"
+        extra = "lm" if error.name in LANGUAGE else "report" if error.name in PAGE else "compress"
         return _fail(f"the package {error.name} is missing: pip install 'vitoats[{extra}]'", 2)
     except MemoryError:
         return _fail("out of memory: lower --batch-size or --nsamples, or set --memory-limit", 1)

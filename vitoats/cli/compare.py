@@ -11,7 +11,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, report_page
 from vitoats.cli import compress as compress_command
 from vitoats.cli.method_flags import SHARED, settings
 from vitoats.common.errors import InputError
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.outputs import check_parents
 
     check_parents(args.output / "any")
+    report_page.check(args.report)
     comparison = make_comparison(args)
     for line in comparison.skipped:
         common.log.warning("%s", line)
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if not args.quiet:
         title = f"{args.model}, {result['n_images']} test images"
         comparison_table(f"{title}; MB are those of the weights on disk; ± is one standard error", result["rows"])
+    report_page.after(args, [args.output])
     return result
 
 
@@ -131,7 +133,7 @@ def settings_of(args: Namespace, label: str, method: str, options: dict[str, str
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of compare."""
-    parser = flags.parser("compare", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("compare", __doc__)
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64)
     flags.add_compute_flags(parser)
@@ -158,6 +160,7 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--ood-dir", type=Path, metavar="DIR", help="images of another kind: adds the ood columns")
     parser.add_argument("--keep-models", action="store_true", help="keep the compressed folders in DIR/models")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write, or to go on with")
+    flags.add_report(parser)
     return parser
 
 

@@ -1,6 +1,7 @@
 """Compares methods on a language model by perplexity on texts that did not calibrate.
 
-    python tools/compare_lm.py --model smollm2 --data-dir A.txt B.txt --tests C.txt D.txt --methods wanda oats oats-h
+    python tools/compare_lm.py --model smollm2 --data-dir A.txt --tests C.txt --output table.jsonl
+    python tools/compare_lm.py --model smollm2 --data-dir A.txt B.txt --tests C.txt D.txt --methods wanda oats oats-h \
         --compressions 30 50 --patterns own 2:4 --output table.jsonl
 
 Each row is one JSON line in --output; the same command goes on with the rows that are missing.
@@ -51,7 +52,7 @@ def _shared(args: Namespace) -> dict[str, Any]:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of compare_lm."""
-    parser = flags.parser("compare_lm", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("compare_lm", __doc__)
     parser.add_argument("--model", "-m", required=True, metavar="NAME", help="smollm2, hf-hub: or local-dir:")
     parser.add_argument("--data-dir", required=True, nargs="+", metavar="TEXT", help="to calibrate on, in equal shares")
     parser.add_argument("--tests", required=True, nargs="+", metavar="TEXT", help="to measure on")

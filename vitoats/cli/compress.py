@@ -11,10 +11,11 @@ vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py open the folder; w
 import shutil
 import time
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, report_page
 from vitoats.cli.method_flags import add_method_flags, settings
 from vitoats.common.errors import InputError
 from vitoats.common.files import hold
@@ -31,10 +32,20 @@ def main(argv: list[str]) -> dict[str, Any]:
     from vitoats.common.outputs import check_parents
 
     check_parents(args.output)
+    report_page.check(args.report)
+    if args.dry_run and args.report:
+        raise InputError("a dry run has no result to report: leave --report out, or --dry-run")
     if args.dry_run:
         return preview(args)
-    with hold(args.output):  # from here on the leftovers of a killed run are cleaned up
-        return run(args)
+    from vitoats.common import ranks
+
+    # while the folder is held, the leftovers of a killed run are cleaned up
+    with ranks.joined(args.device), hold(args.output) if ranks.is_first() else nullcontext():
+        result, first = run(args), ranks.is_first()
+    if first:
+        data = (args.data_dir or [None])[0]
+        report_page.after(args, [args.output], dense=common.source(args), data=data)
+    return result
 
 
 def preview(args: Namespace) -> dict[str, Any]:
@@ -50,6 +61,7 @@ def preview(args: Namespace) -> dict[str, Any]:
 
 def run(args: Namespace) -> dict[str, Any]:
     """Compresses, writes the locked folder, and prints the tables; returns the JSON line."""
+    from vitoats.common import ranks
     from vitoats.common.memory import peak_memory
     from vitoats.common.outputs import check_output_folder
     from vitoats.compression.run import run as run_job
@@ -62,6 +74,9 @@ def run(args: Namespace) -> dict[str, Any]:
     with common.Bars(args.quiet) as progress:
         compressed = run_job(job, scratch=args.output.parent, partial_folder=kept, resume=args.resume, progress=progress)
     compressed.save(args.output, args.format, overwrite)
+    ranks.wait_for_all()
+    if not ranks.is_first():
+        return {}
     shutil.rmtree(kept, ignore_errors=True)
     common.log.info("memory: %.2f GB at most", peak_memory() / 1e9)
     if not args.quiet:
@@ -167,13 +182,14 @@ def _units(report: "PruningReport") -> dict[str, Any]:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of compress."""
-    parser = flags.parser("compress", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("compress", __doc__)
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=None)
     flags.add_compute_flags(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML recipe; a flag beats it")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if compress wrote it")
+    flags.add_report(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what it covers and takes (layers, memory, time), and stop")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """The whole workflow on embedded weights and images: compress, export, run in ONNX Runtime, compare.
 
     python tools/demo.py                    (or: make demo)
+    python tools/demo.py --threads 1 --results-file demo.json
 
 Compresses dinov2s_derived with OATS and OATS-H at 50 %. Exports both, the dense model, its int8 version by ONNX Runtime, and
 the result of OATS-H rounded to int8, and measures all five files as they would be deployed.
@@ -21,7 +22,7 @@ BATCHES = (1, 8)
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, runs the demo; returns the JSON line."""
-    parser = flags.parser("demo", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("demo", __doc__)
     parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="keep the compressed folders and all ONNX files here")
     args = config_file.parse(parser, argv)

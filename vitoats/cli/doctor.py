@@ -1,6 +1,7 @@
 """Checks this installation: processor, kernels and why others do not run, versions, and a product by each kernel.
 
     vitoats doctor
+    vitoats doctor --results-file doctor.json
 
 What is missing for an extra is listed with the command that installs it.
 """
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         InputError: VITOATS_ISA names a kernel that does not run here.
         RunError: a kernel computes something wrong.
     """
-    config_file.parse(flags.parser("doctor", (__doc__ or "").split("\n")[0]), argv)
+    config_file.parse(flags.parser("doctor", __doc__), argv)
     log.info("vitoats %s, Python %s, %s", __version__, platform.python_version(), platform.platform())
     log.info("processor: %s, %d for this process", processor(), cores())
     versions = _versions()
@@ -51,7 +52,7 @@ def _versions() -> dict[str, str | None]:
     missing: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("vitoats") or []:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        extra = found.group(1) if (found := re.search(r"extra == ['\"](\w+)['\"]", requirement)) else ""
+        extra = found.group(1) if (found := re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)) else ""
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

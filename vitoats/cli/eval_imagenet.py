@@ -13,7 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, report_page
 from vitoats.common.errors import InputError
 from vitoats.common.machine import cores
 from vitoats.common.sizes import image_size
@@ -21,7 +21,6 @@ from vitoats.common.sizes import image_size
 if TYPE_CHECKING:
     from vitoats.data.transforms import Preprocessing
     from vitoats.evaluation.accuracy import Accuracy
-    from vitoats.evaluation.distributed import World
     from vitoats.evaluation.target import Target
 
 
@@ -37,23 +36,31 @@ def main(argv: list[str]) -> dict[str, Any]:
             raise InputError("--input-size and --img-size contradict each other: leave one of them out")
         args.img_size = image_size(*size)
 
-    from vitoats.evaluation.distributed import join
+    from vitoats.common import ranks
 
     if args.against:
+        if args.report:
+            raise InputError("--report is about accuracy, which --against does not measure: leave one of them out")
         return run_against(args)
-    world = join()
-    result = run(args, world)
-    world.leave()
+    report_page.check(args.report)
+    with ranks.joined(args.device):
+        result, first = run(args), ranks.is_first()
+    if first:
+        from vitoats.loading.checkpoint import is_checkpoint
+
+        folder = Path(args.model)
+        report_page.after(args, [folder] if is_checkpoint(folder) else [], result, data=args.data_dir)
     return result
 
 
-def run(args: Namespace, world: "World") -> dict[str, Any]:
+def run(args: Namespace) -> dict[str, Any]:
     """Evaluates this process's share of the images; returns the JSON line for all images."""
+    from vitoats.common import ranks
     from vitoats.common.devices import set_threads
     from vitoats.evaluation.protocol import Protocol, open_test_set
 
-    if world.size > 1 and not args.threads:
-        args.threads = max(1, cores() // world.size)
+    if ranks.size() > 1 and not args.threads:
+        args.threads = max(1, cores() // ranks.on_this_machine())
     threads = set_threads(args.threads)
     start = time.perf_counter()
     target = open_target(args)
@@ -70,17 +77,17 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
         batch_size=args.batch_size,
         workers=args.workers,
     )
-    test_set = open_test_set(protocol, target, preprocessing, world)
+    test_set = open_test_set(protocol, target, preprocessing)
     with common.Bar("images", args.quiet or args.log_freq is not None) as bar:
 
         def progress(seen: "Accuracy") -> None:
-            done, batch = seen.n_images * world.size, -(-seen.n_images // args.batch_size)
+            done, batch = seen.n_images * ranks.size(), -(-seen.n_images // args.batch_size)
             of = test_set.n_images or done  # the length of a stream is unknown
             bar.update(min(done, of), of, f"Acc@1 {seen.top1:.3f}")
             if args.log_freq and batch % args.log_freq == 0:
                 common.log.info("Test: [%d/%d]  Acc@1: %.3f  Acc@5: %.3f", min(done, of), of, seen.top1, seen.top5)
 
-        result = test_set.evaluate(target, world, progress)
+        result = test_set.evaluate(target, progress)
     common.log.info(
         " * Acc@1 %.3f (%.3f) Acc@5 %.3f (%.3f) on %d images",
         result.top1,
@@ -109,7 +116,7 @@ def run(args: Namespace, world: "World") -> dict[str, Any]:
         "images_per_sec": round(result.n_images / result.seconds, 1),
         "device": args.device,
         "threads": threads,
-        "processes": world.size,
+        "processes": ranks.size(),
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -180,7 +187,7 @@ def chosen(own: "Preprocessing", args: Namespace) -> "Preprocessing":
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of eval_imagenet."""
-    parser = flags.parser("eval_imagenet", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("eval_imagenet", __doc__)
     parser.add_argument("data", nargs="?", metavar="DIR", help="the images (or use --data-dir)")
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64, workers=min(2, cores()))
@@ -196,6 +203,7 @@ def make_parser() -> flags.ArgumentParser:
     add("--input-size", type=flags.positive, nargs=3, metavar=("C", "H", "W"), help="image size in timm's other way")
     add("--amp", action="store_true", help="run torch models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="for --amp; float16, but bfloat16 on a CPU, where not given")
+    flags.add_report(parser)
     add("--against", metavar="FILE", help="compare the features of two ONNX files instead: the dense one of --model's")
     add("--log-freq", type=flags.positive, metavar="N", help="log a line every N batches instead of a progress bar")
     return parser

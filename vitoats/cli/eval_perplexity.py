@@ -1,5 +1,6 @@
 """Measures the perplexity of a language model on text.
 
+    python tools/eval_perplexity.py --model smollm2 --data-dir text.txt
     python tools/eval_perplexity.py --model runs/smollm2 --data-dir text.txt --against smollm2
 
 --model takes smollm2, hf-hub:owner/name, local-dir:/path, or a folder that compress or export_onnx wrote; --against one with
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of eval_perplexity."""
-    parser = flags.parser("eval_perplexity", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("eval_perplexity", __doc__)
     parser.add_argument("--model", "-m", required=True, metavar="NAME", help="smollm2, hf-hub:, local-dir: or a folder")
     parser.add_argument(
         "--data-dir", required=True, metavar="FILE", help="a .txt, .jsonl or .parquet file, a folder, or 'sample'"

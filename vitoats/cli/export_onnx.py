@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, exports; returns the JSON line."""
-    parser = flags.parser("export_onnx", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("export_onnx", __doc__)
     parser.add_argument("folder", nargs="?", metavar="DIR", help="a folder that compress wrote (or use --model)")
     flags.add_model_flags(parser, required=False)
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .onnx file, or folder, to write")

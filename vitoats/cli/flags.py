@@ -22,22 +22,34 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Adds the defaults that say something: not those of switches, of required flags, and of flags that are None or empty."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of examples, and adds the defaults that say something.
+
+    Those are not the defaults of switches, of required flags, and of flags that are None or empty.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says = not action.required and action.default not in (None, False, "", argparse.SUPPRESS)
         return f"{action.help} (default: %(default)s)" if says and action.option_strings and action.nargs != 0 else action.help
 
 
-def parser(command: str, description: str) -> ArgumentParser:
-    """Creates a parser with the flags that every command has."""
-    made = ArgumentParser(prog=command, description=description, formatter_class=HelpFormatter)
-    made.add_argument("--version", action="version", version=f"vitoats {__version__}", help="print the version, and stop")
+def parser(command: str, about: str | None) -> ArgumentParser:
+    """Creates a parser with the flags that every command has.
+
+    Args:
+        command: the name of the command.
+        about: the docstring of its module: the first line begins the help, and the rest, with its examples, ends it.
+    """
+    first, _, rest = (about or "").partition("\n")
+    epilog = re.sub(r"python tools/(\w+)\.py", r"vitoats \1", rest.strip("\n"))
+    words = {"description": first, "epilog": epilog, "formatter_class": HelpFormatter}
+    parser = ArgumentParser(prog=command, **words)
+    parser.add_argument("--version", action="version", version=f"vitoats {__version__}", help="print the version, and stop")
+    made = parser.add_argument_group("output")
     made.add_argument("--quiet", action="store_true", help="no progress, no tables: warnings, errors and the JSON line only")
     made.add_argument("--results-file", type=Path, metavar="FILE", help="also write the JSON line to this file")
     made.add_argument("--results-format", choices=("csv", "json"), help="of that file; by its ending where not given")
-    return made
+    return parser
 
 
 def add_model_flags(made: argparse._ActionsContainer, required: bool = True) -> None:
@@ -122,6 +134,11 @@ def add_data_flags(made: argparse._ActionsContainer, batch_size: int | None, wor
     made.add_argument(
         "-j", "--workers", "--num-workers", type=non_negative, default=workers, metavar="N", help="processes that read images"
     )
+
+
+def add_report(made: argparse._ActionsContainer) -> None:
+    """Adds --report, for ``vitoats.cli.report.after``."""
+    made.add_argument("--report", type=Path, metavar="FILE", help="also write an HTML page about the result (docs/report.md)")
 
 
 def add_compute_flags(

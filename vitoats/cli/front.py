@@ -58,7 +58,7 @@ def make_front(args: Namespace) -> Any:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of front."""
-    parser = flags.parser("front", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("front", __doc__)
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64)
     flags.add_compute_flags(parser)

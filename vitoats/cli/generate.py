@@ -1,6 +1,7 @@
 """Continues a text with a language model in ONNX, on the CPU.
 
     python tools/export_onnx.py runs/smollm2 -o smollm2-onnx
+    python tools/generate.py --model smollm2-onnx --prompt "The sea is"
     python tools/generate.py --model smollm2-onnx --prompt "The sea is" --max-new-tokens 64
 
 The most probable token is taken each time, or one is drawn with --temperature. torch is not needed.
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of generate."""
-    parser = flags.parser("generate", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("generate", __doc__)
     parser.add_argument("--model", "-m", type=Path, required=True, metavar="DIR", help="a folder that export_onnx wrote")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--max-new-tokens", type=flags.positive, default=64, metavar="N", help="the most tokens to add")

@@ -1,7 +1,9 @@
 """Lists the compression methods: their settings with defaults, and the statistics they need.
 
-vitoats methods
-vitoats methods oats-h
+    vitoats methods
+    vitoats methods oats-h
+
+compress --method takes these names, and --method-options the settings.
 """
 
 import sys
@@ -24,7 +26,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     Raises:
         InputError: there is no method of that name.
     """
-    parser = flags.parser("methods", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("methods", __doc__)
     parser.add_argument("names", nargs="*", metavar="METHOD", help="only these; all by default")
     args = config_file.parse(parser, argv)
 

@@ -2,6 +2,7 @@
 
     python tools/eval_imagenet.py --model runs/vitb14 --data-dir imagenet/val --results-file results.json
     python tools/model_card.py runs/vitb14 --evaluation results.json
+    python tools/model_card.py runs/vitb14 --evaluation dense.json results.json
 
 compress writes the card without evaluations; this command rewrites it with them. Each row names the evaluated model.
 """
@@ -19,7 +20,7 @@ NEEDED = {"model", "top1", "top5", "n_images"}
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, writes the card; returns the JSON line."""
-    parser = flags.parser("model_card", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("model_card", __doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder that compress wrote")
     parser.add_argument(
         "--evaluation", type=Path, nargs="+", required=True, metavar="FILE", help="what eval_imagenet wrote with --results-file"

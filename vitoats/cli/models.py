@@ -18,7 +18,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     Raises:
         InputError: no model fits the pattern.
     """
-    parser = flags.parser("models", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("models", __doc__)
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="timm names that fit, with * and ?")
     args = config_file.parse(parser, argv)
 

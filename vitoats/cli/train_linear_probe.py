@@ -68,7 +68,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         n = len(training.order)
         raise InputError(f"{n} images cannot be split to train and to pick the best: give more, or another --held-out")
 
-    features = features_of(frozen, args, training)
+    features, test = features_of(frozen, args, training), features_of(frozen, args, testing)
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(args.seed))
     n_held_out = round(args.held_out * len(order))
     train, held_out = features.rows(order[n_held_out:]), features.rows(order[:n_held_out])
@@ -77,7 +77,6 @@ def main(argv: list[str]) -> dict[str, Any]:
     best = pick(candidates)
     weight, bias = train_again(best, features, len(classes), schedule)
 
-    test = features_of(frozen, args, testing)
     top1 = accuracy(test.select(best.layers, best.patch_mean) @ weight.T + bias, test.labels)
     plain = (1, False) if depth else (0, True)  # the last class token, or the pooled features
     nearest = knn_predict(features.select(*plain), features.labels, test.select(*plain), args.knn)
@@ -200,7 +199,7 @@ def print_candidates(candidates: list[Any]) -> None:
 
 def make_parser() -> flags.ArgumentParser:
     """The flags of train_linear_probe."""
-    parser = flags.parser("train_linear_probe", (__doc__ or "").split("\n")[0])
+    parser = flags.parser("train_linear_probe", __doc__)
     flags.add_model_flags(parser)
     flags.add_data_flags(parser, batch_size=64)
     flags.add_compute_flags(parser, seed_of="of the drawn images, the split and the heads")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from platformdirs import user_cache_path
 from torch import Tensor
 
+from vitoats.common import ranks
 from vitoats.common.errors import RunError
 from vitoats.common.kept_files import read_tensors, read_values, write_tensors, write_values
 
@@ -26,13 +27,23 @@ def cached(name: str, read: Callable[[Any], T], make: Callable[[], Any]) -> T:
         make: takes the measurement; returns plain values, for JSON.
     """
     path = user_cache_path("vitoats", appauthor=False) / f"{name}.json"
-    values = _kept(
-        path,
-        load=lambda: _accepted(read_values(path, name), read),
-        make=make,
-        save=lambda made: write_values(path, name, made),
-    )
-    return read(values)
+
+    def load() -> Any:
+        """Of several processes, the first reads, and all make what it does not find."""
+        try:
+            held = _accepted(read_values(path, name), read) if ranks.is_first() else None
+            problem = None
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            held, problem = None, error
+        if ranks.from_first(lambda: problem is not None):
+            raise problem or FileNotFoundError
+        return ranks.from_first(lambda: held)
+
+    def save(made: Any) -> None:
+        if ranks.is_first():
+            write_values(path, name, made)
+
+    return read(_kept(path, load, make, save))
 
 
 def cached_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

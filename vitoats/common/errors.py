@@ -31,6 +31,10 @@ class RunError(_ArgumentError, RuntimeError):
     """Something failed during the run, such as a full disk. A command ends with exit status 1."""
 
 
+class SilentError(Exception):
+    """Another process of the same run has reported why it ends. A command ends with exit status 1 and says nothing."""
+
+
 def one_line(error: Exception, limit: int = 300) -> str:
     """An error's message on one line, cut to ``limit`` characters, without control characters."""
     text = " ".join(str(error).split()) or type(error).__name__

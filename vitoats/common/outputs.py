@@ -1,6 +1,6 @@
 """Checks that an output can be written, before the work starts."""
 
-import os
+import tempfile
 from pathlib import Path
 
 from vitoats.common.errors import InputError
@@ -68,6 +68,15 @@ def check_parents(output: Path, field: str = "output") -> None:
     """
     for parent in output.absolute().parents:
         if parent.exists():
-            if not parent.is_dir() or not os.access(parent, os.W_OK):
+            if not _takes_files(parent):
                 raise InputError(f"{output} cannot be written, {parent} is no folder to write to: give another `{field}`")
             return
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be created there; permissions alone do not say that, for root or in /proc."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -78,7 +78,8 @@ def open_bench(job: CompressionJob, num_samples: int | None, ood_dir: Path | Non
     order = shuffled(test, data.seed)[:num_samples]
     if len(order) < 2:
         raise InputError("one test image cannot tell methods apart: raise `num_samples`, or add images")
-    ood = None if ood_dir is None else open_images(str(ood_dir), "test", Crops(dense.preprocessing, OOD_CROPS, data.seed))
+    crops = Crops(dense.preprocessing, OOD_CROPS, data.seed)
+    ood = None if ood_dir is None else open_images(str(ood_dir), "test", crops, field="ood_dir")
     size, workers = resources.batch_size, resources.workers
     settings = {
         "model": job.model.name,

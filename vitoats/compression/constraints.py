@@ -9,6 +9,7 @@ from typing import Any
 from vitoats.allocation.constraint import Budgets, Constraint
 from vitoats.allocation.cost import CostTable, dense, exported_bytes, exported_int8_bytes
 from vitoats.benchmark.costs import measure_costs
+from vitoats.common import ranks
 from vitoats.common.cache import cached
 from vitoats.common.fingerprint import json_sha256
 from vitoats.common.machine import cores, processor
@@ -103,7 +104,7 @@ def cost_table(
 
     def measure() -> dict[str, Any]:
         log.info("measuring what layers cost on %d threads; it is kept for the next time", threads)
-        return measure_costs(loaded, 1, threads, 0, partial(progress, "costs: shape"))
+        return ranks.from_first(lambda: measure_costs(loaded, 1, threads, 0, partial(progress, "costs: shape")))
 
     return cached(f"costs_{key[:32]}", lambda values: CostTable.of_model(values, shapes, int8), measure)
 

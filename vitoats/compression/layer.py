@@ -1,8 +1,8 @@
 """Compresses one layer: from its weights and input statistics to the layer that replaces it."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitoats.calibration.targets import OutputError, corrected
 from vitoats.common.errors import InputError, RunError
-from vitoats.format import bitmask
+from vitoats.format import bitmask, factored
 from vitoats.format.decomposition import Decomposition
 from vitoats.format.factored import Layer
 from vitoats.format.int8_layers import Int8Linear, Int8SparseLowRankLinear
@@ -54,6 +54,26 @@ class LayerRow:
     solver_error: float
     steps: int
     seconds: float
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "LayerRow":
+        """Reads plain values, as ``asdict`` gives them."""
+        return cls(**{**values, "ranks": tuple(values["ranks"])})
+
+
+def packed_layer(made: tuple[Layer, LayerRow]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A compressed layer and its figures as tensors and plain values."""
+    layer, row = made
+    return factored.pack(row.name, layer), asdict(row)
+
+
+def unpacked_layer(tensors: Mapping[str, Tensor], values: dict[str, Any]) -> tuple[Layer, LayerRow]:
+    """The reverse of ``packed_layer``, in float32; tensors of other layers are ignored."""
+    row = LayerRow.of(values)
+    equal = row.d_out // len(row.ranks)
+    factors = [tensors.get(f"{row.name}.U.{i}") for i in range(len(row.ranks))]  # none for a dense int8 layer
+    heights = [equal if U is None else len(U) for U in factors]
+    return factored.unpack(row.name, tensors, list(zip(heights, row.ranks, strict=True)), row.d_in).float(), row
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from vitoats.calibration.hidden_states import HiddenStates
-from vitoats.calibration.targets import Calibration, calibration_for
+from vitoats.calibration.targets import Calibration, SymmetricCalibration, calibration_for
 from vitoats.calibration.walk import walk
+from vitoats.common import ranks
 from vitoats.common.memory import return_freed_memory
 from vitoats.common.progress import StageProgress
-from vitoats.compression.layer import LayerRow, compress_layer
+from vitoats.compression.layer import LayerRow, compress_layer, packed_layer, unpacked_layer
 from vitoats.compression.plan import CompressionPlan
 from vitoats.compression.resume import BlockStore
 from vitoats.compression.smoothing import smooth
 from vitoats.format.factored import Layer, rounded
 from vitoats.format.layers import replace_module
-from vitoats.models.blocks import Block
+from vitoats.models.blocks import Block, LinearLayer
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def _compress_blocks(
             layers, block_rows = _compress_block(plan, block, calibration, partial(progress, index, len(blocks)))
             if state:
                 state.save(index, layers, block_rows, norms)
+                ranks.wait_for_all()
         if plan.disk and state:
             plan.disk.compressed(block.name, partial(state.finished, index, names))
         rows += block_rows
@@ -110,19 +112,40 @@ def _compress_blocks(
 def _compress_block(
     plan: CompressionPlan, block: Block, calibration: Calibration, progress: Callable[[str], None]
 ) -> tuple[dict[str, Layer], list[LayerRow]]:
-    """Compresses the layers of a block in place; each is measured after those before it have been replaced."""
+    """Compresses the layers of a block in place; each is measured after those before it have been replaced.
+
+    Where all are measured at once, several processes share them out; else they share the rows of one layer.
+    """
     layers: dict[str, Layer] = {}
     rows = []
     progress("calibrating")
-    for layer in block.linears:
+
+    def compressed_layer(layer: LinearLayer) -> tuple[Layer, LayerRow]:
         statistics, error = calibration.measure(layer)
         progress(layer.name)
         config, refit_bias = plan.configs[layer.name], plan.recipe.refit_bias
-        compressed, row = compress_layer(layer, statistics, error, plan.method, config, refit_bias, plan.int8)
-        compressed = rounded(compressed, plan.types.get(f"{layer.name}.weight", torch.float32))
-        replace_module(block.model, layer.name, compressed.to(calibration.hidden.device))
-        calibration.finish(layer)
-        layers[layer.name] = compressed
-        rows.append(row)
-        progress("calibrating")
+        return compress_layer(layer, statistics, error, plan.method, config, refit_bias, plan.int8)
+
+    groups = [[layer] for layer in block.linears]
+    if plan.recipe.target == "block" and isinstance(calibration, SymmetricCalibration) and block.linears:
+        calibration.measure_all()
+        groups = [block.linears]
+    for group in groups:
+        costs = [_cost(plan.configs[layer.name], layer) for layer in group]
+        made = ranks.shared_out(group, costs, compressed_layer, packed_layer, unpacked_layer)
+        for layer, (compressed, row) in zip(group, made, strict=True):
+            compressed = rounded(compressed, plan.types.get(f"{layer.name}.weight", torch.float32))
+            replace_module(block.model, layer.name, compressed.to(calibration.hidden.device))
+            calibration.finish(layer)
+            layers[layer.name] = compressed
+            rows.append(row)
+            progress("calibrating")
     return layers, rows
+
+
+def _cost(config: Any, layer: LinearLayer) -> float:
+    """Multiply-adds of a layer's solver; if the config does not know them, the layer's share of those of a product with H."""
+    d_in = layer.module.in_features
+    if hasattr(config, "multiply_adds"):
+        return sum(config.multiply_adds(height, d_in) for height in layer.heights)
+    return layer.module.out_features * d_in**2

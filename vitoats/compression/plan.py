@@ -12,6 +12,7 @@ import torch
 from vitoats.allocation.constraint import Budgets
 from vitoats.allocation.cost import footprint
 from vitoats.calibration.targets import FROM_DENSE_PATH
+from vitoats.common import ranks
 from vitoats.common.devices import storage_device
 from vitoats.common.errors import InputError
 from vitoats.compression.estimates import MemoryEstimate, WorkEstimate, count_passes, estimate_memory, estimate_work
@@ -126,8 +127,10 @@ def plan_compression(
     factors = round(getattr(job.config, "rank_ratio", 0.0) * (1 - compression) * weights)
     limit, batch_size = job.resources.memory_limit_bytes, job.resources.batch_size
     weight_bytes = max((dtype.itemsize for dtype in (types or {}).values()), default=4)
-    memory = estimate_memory(adapter, n_images, batch_size, factors, compression, level, 1 + two_paths, weight_bytes)
-    keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory())
+    memory = estimate_memory(
+        adapter, ranks.share(n_images), batch_size, factors, compression, level, 1 + two_paths, weight_bytes
+    )
+    keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory() / ranks.on_this_machine())
     memory = memory if keep else replace(memory, kept=0)
     return CompressionPlan(
         adapter=replace(adapter, blocks=blocks, skipped=adapter.skipped + left_dense),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitoats.common import ranks
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.kept_files import UnfitError, read_tensors, read_values, write_tensors, write_values
-from vitoats.compression.layer import LayerRow
+from vitoats.compression.layer import LayerRow, unpacked_layer
 from vitoats.format import factored
 from vitoats.format.factored import Layer
 from vitoats.loading.checkpoint import about
@@ -29,7 +30,7 @@ class BlockStore:
 
     ``state.json`` holds the run's fingerprint, ``block_<i>.safetensors`` a block's compressed layers and their figures. A run
     with another model, other images or other settings is refused; a block that this run did not write is compressed again, and
-    a damaged ``state.json`` is written again.
+    a damaged ``state.json`` is written again. Of several processes, the first one writes, and all read.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class BlockStore:
             RunError: the folder is not writable.
         """
         self._temporary = temporary
-        if temporary:
+        if temporary and ranks.is_first():
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.folder, self.fingerprint, self._types = folder, fingerprint, types or {}
+        if not ranks.is_first():
+            return
         if finished := _block_files(folder):
             if not resume:
                 raise InputError(
@@ -79,6 +82,8 @@ class BlockStore:
 
     def save(self, index: int, layers: dict[str, Layer], rows: list[LayerRow], norms: dict[str, Tensor]) -> None:
         """Writes a finished block; ``norms`` are parameters of its norms that were changed, by name."""
+        if not ranks.is_first():
+            return
         tensors = {NORM + name: norm for name, norm in norms.items()}
         for name, layer in layers.items():
             tensors |= factored.pack(name, layer, self._types.get(f"{name}.weight"))
@@ -92,15 +97,28 @@ class BlockStore:
         Args:
             index: the block's index.
             names: names of its compressed layers.
+
+        Raises:
+            RunError: the first process has read the block, and this one cannot.
         """
+        found = self._read(index, names) if ranks.is_first() else None
+        if ranks.from_first(lambda: found is not None) and not ranks.is_first():
+            found = self._read(index, names)
+            if found is None:
+                raise RunError(
+                    f"{self.folder / _file_name(index)} cannot be read by every process: put `output` on a shared disk"
+                )
+        return found
+
+    def _read(self, index: int, names: list[str]) -> tuple[dict[str, Layer], list[LayerRow], dict[str, Tensor]] | None:
         path = self.folder / _file_name(index)
         try:
             tensors, values = read_tensors(path, _key(index, self.fingerprint))
-            rows = [_row(value) for value in values]
+            rows = [LayerRow.of(value) for value in values]
             if [row.name for row in rows] != names:
                 raise UnfitError("it has other layers")
             norms = {name.removeprefix(NORM): tensor for name, tensor in tensors.items() if name.startswith(NORM)}
-            return {row.name: _layer(row, tensors) for row in rows}, rows, norms
+            return {value["name"]: unpacked_layer(tensors, value)[0] for value in values}, rows, norms
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AssertionError) as error:
@@ -113,13 +131,15 @@ class BlockStore:
         Raises:
             RunError: the file is damaged or gone.
         """
-        found = self.load(index, names)
+        found = self._read(index, names)
         if found is None:
             raise RunError(f"{self.folder / _file_name(index)} is gone or damaged: start anew")
         return found[0], found[2]
 
     def settle(self) -> None:
         """After an interruption: logs that finished blocks are kept, or removes the folder if there are none."""
+        if not ranks.is_first():
+            return
         finished = len(_block_files(self.folder))
         if finished and not self._temporary:
             log.warning("%d finished blocks are kept in %s: add `resume` to go on, or delete the folder", finished, self.folder)
@@ -163,14 +183,3 @@ def _fingerprint_of(folder: Path) -> str | None:
     except (OSError, UnfitError) as error:
         log.warning("%s is damaged (%s) and is made anew: each block is checked by itself", folder / STATE, error)
         return None
-
-
-def _row(values: dict[str, Any]) -> LayerRow:
-    return LayerRow(**{**values, "ranks": tuple(values["ranks"])})
-
-
-def _layer(row: LayerRow, tensors: dict[str, Tensor]) -> Layer:
-    equal = row.d_out // len(row.ranks)
-    factors = [tensors.get(f"{row.name}.U.{i}") for i in range(len(row.ranks))]  # none for a dense int8 layer
-    heights = [equal if U is None else len(U) for U in factors]
-    return factored.unpack(row.name, tensors, list(zip(heights, row.ranks, strict=True)), row.d_in).float()

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import torch
 
+from vitoats.common import ranks
 from vitoats.common.devices import check_device, set_threads
 from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import fingerprint
+from vitoats.common.machine import cores
 from vitoats.common.memory import never_keep_freed_memory, reuse_freed_memory
 from vitoats.common.outputs import check_output_folder
 from vitoats.common.progress import Progress, silent
@@ -82,7 +84,7 @@ class Compressed:
         return self.loaded.model
 
     def save(self, output: str | Path, format: Format = "factored", overwrite: bool = False) -> Path:
-        """Writes the folder that ``vitoats.load`` opens.
+        """Writes the folder that ``vitoats.load`` opens; of several processes, the first one does.
 
         Args:
             output: the folder, written completely or not at all.
@@ -94,6 +96,8 @@ class Compressed:
             InputError: the folder exists, or the format does not suit the model.
             RunError: the folder is not writable.
         """
+        if not ranks.is_first():
+            return Path(output)
         check_output_folder(Path(output), overwrite)
         about = self.about
         if format == "dense":
@@ -148,7 +152,8 @@ def run(
         digest = fingerprint(loaded.dense_tensors(), depends_on | {"images": drawn.digests()})
         store = BlockStore(partial_folder, digest, resume, plan.types)
     elif plan is not None and plan.disk:
-        store = BlockStore(Path(tempfile.mkdtemp(prefix="vitoats-", dir=scratch)), "", types=plan.types, temporary=True)
+        folder = ranks.from_first(lambda: tempfile.mkdtemp(prefix="vitoats-", dir=scratch))
+        store = BlockStore(Path(folder), "", types=plan.types, temporary=True)
     try:
         config, budgets = make_budgets(job, adapter, drawn, constraint, loaded, progress)
         if isinstance(loaded, LoadedModel) and drawn.are_copies():
@@ -239,7 +244,7 @@ def prepare(resources: Resources) -> None:
     Raises:
         InputError: the device is not available in torch.
     """
-    set_threads(resources.threads)
+    set_threads(resources.threads or (max(1, cores() // ranks.on_this_machine()) if ranks.size() > 1 else 0))
     check_device(resources.device)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from vitoats.allocation.sensitivity import RATE_WITHOUT_RANK, RATES, Sensitivity
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
+from vitoats.common import ranks
 from vitoats.common.errors import InputError
 from vitoats.compression.layer import LayerProblem
 from vitoats.evaluation.effect import effect_on
@@ -51,21 +53,32 @@ def measure_sensitivities(
     if hidden.n_images < 2:
         raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
     cheap = _cheap_configs(config, without_rank)
-    effect = effect_on(adapter, _behind(adapter.blocks, hidden.values[::every].to(hidden.device)))
+    effect = effect_on(adapter, _behind(adapter.blocks, hidden.of_images(every)))
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
         progress(index, "calibrating")
         statistics = input_statistics(hidden, block, "full")
-        images = hidden.values[::every].to(hidden.device).clone()
+        images = hidden.of_images(every).clone()
         blocks = adapter.blocks[index:]
 
         def feature_error(blocks: list[Block] = blocks, images: Tensor = images) -> float:
             return effect(_behind(blocks, images))
 
-        for layer in block.linears:
+        def error_of(task: tuple[LinearLayer, OATSHConfig], index: int = index, moments: Any = statistics) -> float:
+            layer, config = task
             progress(index, layer.name)
-            errors = _layer_errors(layer, statistics[layer.name].to(hidden.device), cheap, refit_bias, feature_error)
-            measured, rest = tuple(errors[: len(RATES)]), errors[len(RATES) :]
+            return _layer_error(layer, moments[layer.name].to(hidden.device), config, refit_bias, feature_error)
+
+        tasks = [(layer, config) for layer in block.linears for config in cheap]
+        passes = len(images) * math.prod(images.shape[1:]) * sum(x.module.out_features for b in blocks for x in b.linears)
+        costs = [
+            passes + sum(config.multiply_adds(height, layer.module.in_features) for height in layer.heights)
+            for layer, config in tasks
+        ]
+        errors = list(ranks.shared_out(tasks, costs, error_of, lambda error: ({}, error), lambda _, error: error))
+        for i, layer in enumerate(block.linears):
+            of_layer = errors[i * len(cheap) : (i + 1) * len(cheap)]
+            measured, rest = tuple(of_layer[: len(RATES)]), of_layer[len(RATES) :]
             found.append(Sensitivity(layer.name, layer.module.weight.numel(), measured, *rest))
     return found
 
@@ -98,30 +111,27 @@ def _cheap_configs(config: OATSHConfig, without_rank: bool) -> list[OATSHConfig]
     return [*cheap, replace(quick, compression=RATE_WITHOUT_RANK, rank_ratio=0.0)] if without_rank else cheap
 
 
-def _layer_errors(
+def _layer_error(
     layer: LinearLayer,
     statistics: InputStatistics,
-    configs: list[OATSHConfig],
+    config: OATSHConfig,
     refit_bias: bool,
     feature_error: Callable[[], float],
-) -> list[float]:
-    """The feature error with one layer compressed by each config; the layer is restored afterwards."""
+) -> float:
+    """The feature error with one layer compressed; the layer is restored afterwards."""
     module = layer.module
     dense = [parameter.data for parameter in module.parameters()]
     refit_bias = refit_bias and module.bias is not None
     problem = LayerProblem(dense[0].float(), dense[1] if refit_bias else None, layer.heights, statistics, refit_bias)
-    errors = []
     try:
-        for config in configs:
-            parts = problem.solve(partial(oats_h, config=config))
-            module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(dense[0])
-            if refit_bias:
-                module.bias.data = problem.refitted_bias(dense[0] - module.weight.data)
-            errors.append(feature_error())
+        parts = problem.solve(partial(oats_h, config=config))
+        module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(dense[0])
+        if refit_bias:
+            module.bias.data = problem.refitted_bias(dense[0] - module.weight.data)
+        return feature_error()
     finally:
         for parameter, data in zip(module.parameters(), dense, strict=True):
             parameter.data = data
-    return errors
 
 
 def _behind(blocks: list[Block], hidden: Tensor) -> Tensor:

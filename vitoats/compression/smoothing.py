@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.common import ranks
 from vitoats.models.blocks import Block
 from vitoats.models.hooks import watch_inputs, watch_outputs
 
@@ -31,7 +32,7 @@ def smooth(block: Block, hidden: HiddenStates, layers: list[str]) -> dict[str, T
     Returns:
         the norms' changed parameters by name. Norms that feed more than one layer are left as they are.
     """
-    model, sample = block.model, hidden.values[:TRIAL_IMAGES].to(hidden.device)
+    model, sample = block.model, hidden.of_images(count=TRIAL_IMAGES)
     found = _norms(block, sample, layers)
     largest: dict[str, Tensor] = {}
 
@@ -46,7 +47,7 @@ def smooth(block: Block, hidden: HiddenStates, layers: list[str]) -> dict[str, T
     changed: dict[str, Tensor] = {}
     for layer, norm in found.items():
         parameters, weight = dict(model.get_submodule(norm).named_parameters()), model.get_parameter(f"{layer}.weight").data
-        s = _scales(largest[layer], weight.abs().amax(dim=0))
+        s = _scales(ranks.maximum(largest[layer]), weight.abs().amax(dim=0))
         _move(s, parameters, weight)
         difference = (block.run(sample) - expected).abs().max()
         if difference <= TOLERANCE * expected.abs().max():

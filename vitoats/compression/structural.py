@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
+from vitoats.common import ranks
 from vitoats.common.errors import InputError
 from vitoats.common.progress import StageProgress
 from vitoats.compression.estimates import MemoryEstimate, WorkEstimate, estimate_memory
@@ -125,7 +126,7 @@ def prune(
     steps = (3 if job.int8 else 2) * n_blocks
     progress(0, steps, "reading images")
     hidden = HiddenStates.collect(adapter, images, n_images, resources.batch_size, spill_to)
-    found, skipped = _removable(adapter, hidden.values[:TRIAL_IMAGES].to(hidden.device))
+    found, skipped = _removable(adapter, hidden.of_images(count=TRIAL_IMAGES))
     scores = _scores(adapter, hidden.copy(spill_to), found, method, config, lambda index, what: progress(index, steps, what))
     flat = [units for modules in found for units in modules]
     kept = iter(cut(scores, [units.weights for units in flat], config))
@@ -172,7 +173,7 @@ def pruning_outlook(adapter: ModelAdapter, job: CompressionJob, n_images: int) -
 
 def _memory(adapter: ModelAdapter, job: CompressionJob, n_images: int) -> MemoryEstimate:
     """The memory that pruning takes, which keeps two copies of the hidden states."""
-    estimate = estimate_memory(adapter, n_images, job.resources.batch_size, 0, job.config.compression, "full")
+    estimate = estimate_memory(adapter, ranks.share(n_images), job.resources.batch_size, 0, job.config.compression, "full")
     return dataclasses.replace(estimate, hidden=2 * estimate.hidden)
 
 

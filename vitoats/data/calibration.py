@@ -98,7 +98,7 @@ def calibration_images(
     opened: Any = open_images(own, "train", transform) if isinstance(own, str) else ImagesInMemory(own, preprocessing)
     sources: dict[str, Any] = {"own": opened}
     if general_images is not None:
-        sources["general"] = open_images(general_images, "train", transform)
+        sources["general"] = open_images(general_images, "train", transform, field="general_images")
     if mix in ("synthetic", "both"):
         sources["synthetic"] = SyntheticImages(nsamples, preprocessing, seed)
     rest: dict[str, Any] = {}

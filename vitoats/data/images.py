@@ -89,7 +89,7 @@ class ImageArrays(Dataset):
 ImageDataset = ImageFiles | ImageArrays
 
 
-def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
+def open_images(data_dir: str, split: str, transform: Callable, field: str = "images") -> ImageDataset:
     """Opens a set of images.
 
     Args:
@@ -97,6 +97,7 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
             and ``val``; or a folder with the gz files of (Fashion-)MNIST.
         split: "train" for calibration, "test" for evaluation; ignored for sets without splits.
         transform: converts a PIL image of any kind to a tensor.
+        field: the argument that names the images, for error messages.
 
     Raises:
         InputError: the folder does not exist or contains no images.
@@ -106,7 +107,9 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
             return ImageArrays(sample[f"{split}_images"], sample[f"{split}_labels"], FASHION_MNIST_CLASSES, transform)
     root = Path(data_dir)
     if not root.is_dir():
-        raise InputError(f"there is no image folder {data_dir}: give `images` a folder of images, or one folder for each class")
+        raise InputError(
+            f"there is no image folder {data_dir}: give `{field}` a folder of images, or one folder for each class"
+        )
     prefix = IDX_FILES[split]
     if (root / f"{prefix}-images-idx3-ubyte.gz").is_file():
         images = read_idx(root / f"{prefix}-images-idx3-ubyte.gz", header=16, shape=(28, 28))
@@ -117,8 +120,8 @@ def open_images(data_dir: str, split: str, transform: Callable) -> ImageDataset:
     for name in SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             _warn_of_neighbours(root, name)
-            return image_folder(root / name, transform)
-    return image_folder(root, transform)
+            return image_folder(root / name, transform, field)
+    return image_folder(root, transform, field)
 
 
 def _warn_of_neighbours(root: Path, split: str) -> None:
@@ -136,7 +139,7 @@ def _warn_of_neighbours(root: Path, split: str) -> None:
         log.warning("in %s only the folder %s is read; left out beside it: %d (%s)", root, split, len(others), _some(others))
 
 
-def image_folder(root: Path, transform: Callable) -> ImageFiles:
+def image_folder(root: Path, transform: Callable, field: str = "images") -> ImageFiles:
     """Opens a flat folder of images, or a folder with one subfolder per class.
 
     Raises:
@@ -153,7 +156,7 @@ def image_folder(root: Path, transform: Callable) -> ImageFiles:
         if paths:
             log.warning(f"{what}: %d (%s)", root, len(paths), _some(paths))
     if not found.paths:
-        raise InputError(f"there are no images in {root}: give `images` a folder with .jpg, .png or other image files")
+        raise InputError(f"there are no images in {root}: give `{field}` a folder with .jpg, .png or other image files")
     return ImageFiles(found.paths, found.labels if found.classes else None, found.classes, transform)
 
 

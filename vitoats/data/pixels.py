@@ -39,7 +39,7 @@ def _scaled(values: np.ndarray, smallest: float) -> np.ndarray:
     for most in (smallest, 255.0, float(MOST_16)):
         if low >= 0 and high <= most:
             return values / most
-    return (values - low) / (high - low)
+    return (values - low) / (high - low or 1)
 
 
 def _grey(values: np.ndarray) -> Image.Image:

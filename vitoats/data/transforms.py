@@ -55,7 +55,9 @@ class Preprocessing:
         }
         for name, fit in fits.items():
             if not fit:
-                raise InputError(f"this preprocessing cannot be: its {name} is {_brief(getattr(self, name))}")
+                raise InputError(
+                    f"this preprocessing cannot be, its {name} is {_brief(getattr(self, name))}: give another `{name}`"
+                )
 
     @classmethod
     def from_timm(cls, config: dict[str, Any]) -> "Preprocessing":
@@ -110,7 +112,8 @@ class Preprocessing:
         """The same preprocessing with another crop mode, and with those ``settings`` that are not None.
 
         Raises:
-            InputError: a value is invalid, or mean or std has neither one number nor one for each channel.
+            InputError: a value is invalid, or mean or std has neither one number nor one for each channel, or they are for
+                pixels in 0..255.
         """
         own = self if crop_mode is None else self.with_crop_mode(crop_mode)
         given = {name: value for name, value in settings.items() if value is not None}
@@ -118,6 +121,8 @@ class Preprocessing:
             values = given[name] if isinstance(given[name], Sequence) else [given[name]]
             if len(values) not in (1, self.channels):
                 raise InputError(f"`{name}` takes one number, or one for each of {self.channels} channels, not {len(values)}")
+            if name == "mean" and max(values) > 1:
+                raise InputError(f"a mean of {max(values):g} is for pixels in 0..255: divide `mean` and `std` by 255")
             given[name] = tuple(values) * (self.channels // len(values))
         return replace(own, **given)
 

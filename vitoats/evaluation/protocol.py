@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from vitoats.common import ranks
 from vitoats.common.errors import InputError
 from vitoats.data.images import SAMPLE, given_batches, stream_batches
 from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_classes_of_model, with_real_labels
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.accuracy import Accuracy, evaluate
-from vitoats.evaluation.distributed import World
+from vitoats.evaluation.distributed import share, total
 from vitoats.evaluation.target import Target
 
 
@@ -60,23 +61,22 @@ class TestSet:
     n_classes: int | None
     valid_labels: list[int] | None
 
-    def evaluate(self, target: Target, world: World, progress: Callable[[Accuracy], None]) -> Accuracy:
+    def evaluate(self, target: Target, progress: Callable[[Accuracy], None]) -> Accuracy:
         """Top-1 and top-5 over all processes.
 
         Raises:
             InputError: there are no images or no labels, or the model has no output for a label.
         """
-        return evaluate(target.predict, self.batches, self.n_classes, progress, self.valid_labels, world.total)
+        return evaluate(target.predict, self.batches, self.n_classes, progress, self.valid_labels, total)
 
 
-def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessing, world: World) -> TestSet:
+def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessing) -> TestSet:
     """Opens the images that a protocol names.
 
     Args:
         protocol: which images.
         target: the model that will see them.
         preprocessing: their preprocessing.
-        world: the processes that share them.
 
     Raises:
         InputError: there are no such images, or they do not suit the model.
@@ -97,7 +97,7 @@ def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessi
         dataset = with_classes_of_model(dataset, target.classes)
     n_classes = len(dataset.classes) or None
     if isinstance(dataset, StreamedImages):
-        if world.size > 1 or protocol.real_labels:
+        if ranks.size() > 1 or protocol.real_labels:
             raise InputError(f"{protocol.dataset} is a stream without an index: use one process, and leave `real_labels` out")
         return TestSet(stream_batches(dataset, protocol.batch_size, protocol.workers), 0, n_classes, valid_labels)
     order = list(range(len(dataset)))
@@ -105,7 +105,7 @@ def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessi
         dataset, order = with_real_labels(dataset, protocol.real_labels)
         n_classes = None
     order = spread(order, protocol.num_samples)
-    batches = given_batches(dataset, world.share(order, protocol.batch_size), protocol.workers)
+    batches = given_batches(dataset, share(order, protocol.batch_size), protocol.workers)
     return TestSet(batches, len(order), n_classes, valid_labels)
 
 

@@ -40,11 +40,15 @@ def _fuse(graph: ir.Graph, conv: ir.Node) -> None:
     assert of_weight is not None
     name = layer_name(conv)
     (rows, columns), (channels, height, width) = grid, weight.shape[1:]
+    batch = tokens.shape.dims[0]
+    split = [channels, rows, height, columns, width]
+    by_patch = [rows, columns, channels, height, width]
+    flat = [rows * columns, channels * height * width]
     patches = images
-    for step, op_type, argument in (
-        ("split", "Reshape", [0, channels, rows, height, columns, width]),
-        ("by_patch", "Transpose", [0, 2, 4, 1, 3, 5]),
-        ("patches", "Reshape", [0, rows * columns, channels * height * width]),
+    for step, op_type, argument, dimensions in (
+        ("split", "Reshape", [0, *split], split),
+        ("by_patch", "Transpose", [0, 2, 4, 1, 3, 5], by_patch),
+        ("patches", "Reshape", [0, *flat], flat),
     ):
         if op_type == "Reshape":
             shape = new_constant(graph, f"{name}.{step}.shape", np.array(argument))
@@ -54,14 +58,14 @@ def _fuse(graph: ir.Graph, conv: ir.Node) -> None:
         node.metadata_props.update(conv.metadata_props)
         graph.insert_before(conv, node)
         patches = node.outputs[0]
-        patches.type = images.type
+        patches.type, patches.shape = images.type, ir.Shape([batch, *dimensions])
     rounded, scale = round_rows(torch.from_numpy(weight.reshape(len(weight), -1).copy()))
     constants = [
         constant_instead(of_weight, f"{name}.weight", tiles.tiled(rounded.numpy())),
         new_constant(graph, f"{name}.scale", scale.numpy()),
         conv.inputs[2] if len(conv.inputs) > 2 else new_constant(graph, f"{name}.bias", bias),
     ]
-    attributes = {"in_features": channels * height * width}
+    attributes = {"in_features": flat[1]}
     product = ir.node(DENSE_INT8, [patches, *constants], attributes, domain=DOMAIN, version=NEWEST_DOMAIN_VERSION, name=name)
     old = [conv, reshape, transpose]
     ir.convenience.replace_nodes_and_values(graph, transpose, old, [product], [tokens], [product.outputs[0]])

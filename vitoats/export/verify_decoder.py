@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitoats.common.errors import RunError
+from vitoats.common.json_files import REMEDY
 from vitoats.format.int8_layers import to_int8
 from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.loading.loaded_text import LoadedLanguageModel
@@ -69,6 +71,7 @@ def verify_decoder(loaded: LoadedLanguageModel, decoder: Decoder, seed: int = 0)
 
     Raises:
         InputError: the torch model has no tokenizer.
+        RunError: a logit of the model or of the file is not finite.
     """
     model, generator = loaded.model, torch.Generator().manual_seed(seed)
     window = torch.randint(loaded.inputs.vocab_size, (1, WINDOW), generator=generator)
@@ -121,7 +124,10 @@ def _round_off(embedding: nn.Module, generator: torch.Generator) -> Iterator[Non
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    for logits, whose in ((expected, "the torch model"), (found, "the exported file")):
+        if not np.isfinite(logits).all():
+            raise RunError(f"logits of {whose} are not finite (NaN or Inf): {REMEDY}")
+    return float(np.abs(found - expected).max() / np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
 def as_stored(loaded: LoadedLanguageModel, float16: bool = False, int8: bool = False) -> LoadedLanguageModel:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitoats.common.errors import InputError
+from vitoats.common.sizes import ImageSize, sides
 from vitoats.data.pixels import MODES
 
 log = logging.getLogger("vitoats")
@@ -107,13 +108,42 @@ def shapes_of(model: Any) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _grid(shapes: Shapes, model: Any) -> int | None:
-    """The number of patches along a side for which there are positions; None if there is no such square."""
+def patches_of(shapes: Shapes, model: Any) -> int | None:
+    """The number of patches for which there are positions; None if there are none at all, or fewer than of other tokens.
+
+    Args:
+        shapes: the tensors of a file or a model.
+        model: the model; it may be on the meta device.
+    """
     shape = shapes.get(POSITIONS, ())
     if len(shape) != 3 or not hasattr(getattr(model, "patch_embed", None), "patch_size"):
         return None
-    n = shape[1] - (0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0))
-    grid = math.isqrt(max(n, 0))
+    others = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
+    return shape[1] - others if shape[1] > others else None
+
+
+def count_patches(model: Any, img_size: ImageSize) -> int | None:
+    """The number of patches of an image; None for a model without patches."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    return None if patch is None else math.prod(side // length for side, length in zip(sides(img_size), patch, strict=True))
+
+
+def check_numbers(source: str, held: Mapping[str, Any], model: Any) -> None:
+    """Refuses whole numbers in the place of floats, as weights have that were quantized without their scales.
+
+    Raises:
+        InputError: a tensor of the file is one of these.
+    """
+    own = model.state_dict()
+    whole = next((n for n, t in held.items() if n in own and own[n].is_floating_point() and not t.is_floating_point()), None)
+    if whole is not None:
+        raise InputError(f"{source} has whole numbers for the weight {whole}: give `checkpoint` weights that are not quantized")
+
+
+def _grid(shapes: Shapes, model: Any) -> int | None:
+    """The number of patches along a side for which there are positions; None if there is no such square."""
+    n = patches_of(shapes, model) or 0
+    grid = math.isqrt(n)
     return grid if grid > 0 and grid * grid == n else None
 
 

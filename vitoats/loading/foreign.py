@@ -1,6 +1,7 @@
 """Converts vision transformers that other libraries saved: names, fused q, k and v, and tokens.
 
 open_clip     its own image towers (visual.conv1, visual.transformer.resblocks, ...). Those of timm need no conversion.
+torchvision   ViT.
 transformers  ViT, DeiT, DINOv2 with and without registers, DINOv3, and the image towers of CLIP and SigLIP.
 """
 
@@ -81,6 +82,28 @@ def _from_open_clip(inside: Tensors, beside: Tensors, model: Any) -> Converted |
             name = name.replace(theirs, ours)
         shapes[name] = (1,) * (3 - len(shape)) + shape if name in ("cls_token", "pos_embed") else shape
     return Converted({"visual." + name: tensor for name, tensor in inside.items()}, shapes, list(beside))
+
+
+# ---- torchvision
+
+TORCHVISION = (
+    (r"^class_token$", "cls_token"), (r"^encoder\.pos_embedding$", "pos_embed"), (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."), (r"^encoder\.ln\.", "norm."), (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."), (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."), (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
+    (r"^heads\.(head\.)?(?=weight|bias)", "head."),
+)  # fmt: skip
+
+
+def _from_torchvision(inside: Tensors, beside: Tensors, model: Any) -> Converted | None:
+    if "class_token" not in inside or not any(name.startswith("encoder.layers.encoder_layer_") for name in inside):
+        return None
+    state = {}
+    for name, tensor in inside.items():
+        for theirs, ours in TORCHVISION:
+            name = re.sub(theirs, ours, name)
+        state[name] = tensor
+    return Converted(state, {name: tuple(tensor.shape) for name, tensor in state.items()}, list(beside))
 
 
 # ---- transformers: of each name, the first pattern that matches is replaced; in files, and in memory (version 5)
@@ -226,5 +249,6 @@ PATCH_EMBEDDINGS = tuple(
 )
 FORMATS = (
     Format("open_clip", ("conv1.weight",), _from_open_clip),
+    Format("torchvision", ("conv_proj.weight",), _from_torchvision),
     Format("transformers", PATCH_EMBEDDINGS, _from_transformers),
 )

@@ -12,7 +12,7 @@ from torch import nn
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.sizes import ImageSize
-from vitoats.loading.adaptations import PATCHES, POSITIONS, Shapes, shapes_of
+from vitoats.loading.adaptations import PATCHES, POSITIONS, Shapes, patches_of, shapes_of
 from vitoats.loading.names import HUB_NAMES
 from vitoats.loading.readings import Reading, some
 from vitoats.loading.timm_config import allowed_arguments, is_plain
@@ -89,6 +89,8 @@ def do_not_fit(
     kwargs = _arguments(reading.shapes, shapes_of(model))
     if kwargs and _fits(reading.shapes, architecture, {**arguments, **kwargs}):
         return f"{said}; add `model_kwargs` {' '.join(f'{key}={value}' for key, value in kwargs.items())}"
+    if (patches := patches_of(reading.shapes, model)) is not None and not _is_square((1, patches, 0)):
+        return f"{said}; their {patches} positions are for no square image: give `img_size` as height x width"
     models = _models(reading.shapes, architecture)
     return f"{said}; {'they would fit ' + ' or '.join(models) if models else 'use the model they were made for'}"
 
@@ -113,6 +115,8 @@ def _other_names(held: Shapes, own: Shapes) -> str:
 def _arguments(held: Shapes, own: Shapes) -> dict[str, Any]:
     """timm's arguments that the names and shapes of a file stand for, if they are not those of the model."""
     found: dict[str, Any] = {}
+    if _depth(held) != _depth(own) and _depth(held):
+        found["depth"] = _depth(held)
     if "fc_norm.weight" in held and "fc_norm.weight" not in own:
         found |= {"fc_norm": True} if "norm.weight" in held else {"global_pool": "avg"}
     if "fc_norm.weight" in own and "fc_norm.weight" not in held:
@@ -136,6 +140,12 @@ def _arguments(held: Shapes, own: Shapes) -> dict[str, Any]:
     if len(patch) == len(size) == 4 and patch[-1] != size[-1]:
         found["patch_size"] = patch[-1]
     return found
+
+
+def _depth(shapes: Shapes) -> int:
+    """The number of blocks, if they are numbered without gaps; else 0."""
+    numbers = {int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))}
+    return len(numbers) if numbers == set(range(len(numbers))) else 0
 
 
 def _is_square(positions: tuple[int, ...]) -> bool:

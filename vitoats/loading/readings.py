@@ -3,25 +3,28 @@
 Training scripts put weights below state_dict, model, teacher, ema, ..., and wrap models, so that names begin with module.,
 model., backbone., ... Every level and every prefix is a reading of the file. The one whose names and shapes have most in common
 with the model's is taken, and what it leaves out is said. Of two that fit alike, averaged weights (EMA, a teacher's) are taken,
-as timm does.
+as timm does. A classifier may have another name than timm's, and stand beside the backbone.
 """
 
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vitoats.loading.adaptations import Shapes, shapes_of
+from vitoats.loading.adaptations import PATCHES, Shapes, shapes_of
 from vitoats.loading.foreign import FORMATS
 
 log = logging.getLogger("vitoats")
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")  # at any depth
 AVERAGED = re.compile(r"(^|[._])(ema|teacher|momentum|averaged|swa)([._]|$)|_ema|ema_", re.IGNORECASE)
+CHUNK = re.compile(r"(?<=blocks\.)\d+\.(?=\d+\.)")  # DINOv2's training shards blocks in chunks: blocks.1.3. is block 3
+CLASSIFIER = re.compile(r"(.*\.)?(head|classifier|fc|linear|clf|cls_head|linear_head|logits)\.weight")
 BESIDE = re.compile(r"(decoder\w*|dino_head|ibot_head|projector|projection_head|predictor|criterion|loss\w*|n_averaged)(\.|$)")
 DEEPEST = 6  # levels of dictionaries, and parts of a prefix
 FEW = 3  # names shown
@@ -39,7 +42,8 @@ class Reading:
         left_out: names of the other tensors of the dictionary.
         head: weight [n_classes, d] and bias of a classifier on other features than the model's own (``models.heads``).
         kind: the format that the tensors were converted from; "" if they have timm's names.
-        wrappers: parts that were stripped from anywhere in the names.
+        wrappers: parts that were stripped from anywhere in the names, in words.
+        classifier: the name of the classifier's weight, if the model has another name for it.
     """
 
     place: str
@@ -50,6 +54,7 @@ class Reading:
     head: tuple[Tensor, Tensor] | None = None
     kind: str = ""
     wrappers: tuple[str, ...] = ()
+    classifier: str = ""
 
     @property
     def where(self) -> str:
@@ -93,6 +98,8 @@ def count_tensors(content: Any) -> int:
 def levels(content: Any, place: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every dictionary with tensors by name, with its place; each once."""
     seen = set() if seen is None else seen
+    if isinstance(content, (list, tuple)):
+        content = {str(i): value for i, value in enumerate(content) if isinstance(value, (Mapping, list, tuple))}
     if not isinstance(content, Mapping) or id(content) in seen or len(place) > DEEPEST:
         return
     seen.add(id(content))
@@ -106,16 +113,19 @@ def levels(content: Any, place: tuple[str, ...] = (), seen: set[int] | None = No
 
 def _readings(place: str, tensors: dict[str, Tensor], expected: Shapes, model: nn.Module) -> Iterator[Reading]:
     """The readings of one dictionary: the best prefixes for the model's own names, and for each foreign format."""
-    cleaned = {_without_wrappers(name, expected): tensor for name, tensor in tensors.items()}
+    chunked = any(CHUNK.search(name) for name in tensors) and not any(CHUNK.search(name) for name in expected)
+    cleaned = {_without_wrappers(name, expected, chunked): tensor for name, tensor in tensors.items()}
     if len(cleaned) < len(tensors):
-        cleaned = tensors
+        cleaned, chunked = tensors, False
     wrappers = tuple(part for part in WRAPPERS if any(part in name.split(".") for name in tensors.keys() - cleaned.keys()))
+    wrappers = (*map(repr, wrappers), *(["the numbers of chunks"] if chunked else []))
     for prefix in {"": 0} | dict(_prefixes(cleaned, expected).most_common(DEEPEST)):
         state = {name[len(prefix) :]: tensor for name, tensor in cleaned.items() if name.startswith(prefix)}
         extra = [name for name in state if BESIDE.match(name) and name not in expected]
         left_out = [*(name for name in cleaned if not name.startswith(prefix)), *extra]
         state = {name: tensor for name, tensor in state.items() if name not in extra}
-        yield Reading(place, prefix, state, _shapes(state), tuple(left_out), wrappers=wrappers)
+        reading = Reading(place, prefix, state, _shapes(state), tuple(left_out), wrappers=wrappers)
+        yield _with_classifier(reading, cleaned, expected, model)
     for form in FORMATS:
         for prefix in form.prefixes(cleaned):
             inside = {name[len(prefix) :]: tensor for name, tensor in cleaned.items() if name.startswith(prefix)}
@@ -125,8 +135,29 @@ def _readings(place: str, tensors: dict[str, Tensor], expected: Shapes, model: n
                 yield Reading(place, prefix, made.state, made.shapes, tuple(made.left_out), made.head, form.name, wrappers)
 
 
-def _without_wrappers(name: str, expected: Shapes) -> str:
-    return name if name in expected else ".".join(part for part in name.split(".") if part not in WRAPPERS)
+def _without_wrappers(name: str, expected: Shapes, chunked: bool) -> str:
+    if name in expected:
+        return name
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    return CHUNK.sub("", name, count=1) if chunked else name
+
+
+def _with_classifier(reading: Reading, tensors: dict[str, Tensor], expected: Shapes, model: Any) -> Reading:
+    """The reading with the only classifier on the model's features, if that has another name than the model's own."""
+    ours = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    if not isinstance(ours, str) or f"{ours}.weight" in reading.state or PATCHES not in reading.state:
+        return reading
+    width = expected.get(f"{ours}.weight", (0, model.num_features))[-1]
+    called = [name for name in tensors if CLASSIFIER.fullmatch(name) and name.removeprefix(reading.prefix) not in expected]
+    if len(called) != 1 or tensors[called[0]].ndim != 2 or tensors[called[0]].shape[1] != width:
+        return reading
+    stem = called[0].removesuffix("weight")
+    taken = {name for name in (f"{stem}weight", f"{stem}bias") if name in tensors}
+    state = {name: tensor for name, tensor in reading.state.items() if reading.prefix + name not in taken}
+    state |= {f"{ours}.bias": torch.zeros(len(tensors[called[0]]))}
+    state |= {f"{ours}.{name.removeprefix(stem)}": tensors[name] for name in taken}
+    left_out = tuple(name for name in reading.left_out if name not in taken)
+    return replace(reading, state=state, shapes=_shapes(state), left_out=left_out, classifier=called[0])
 
 
 def _prefixes(tensors: Mapping[str, Tensor], expected: Shapes) -> Counter[str]:
@@ -158,7 +189,9 @@ def _as_timm(held: dict[str, dict[str, Tensor]], other: Reading) -> Reading:
 def _say(source: str, reading: Reading, alike: list[Reading]) -> None:
     said = [f"are {reading.where}"] if reading.where else []
     if reading.wrappers:
-        said.append(f"lose {' and '.join(map(repr, reading.wrappers))} in their names")
+        said.append(f"lose {' and '.join(reading.wrappers)} in their names")
+    if reading.classifier:
+        said.append(f"have {reading.classifier} as their classifier")
     if reading.kind:
         said.append(f"are converted from {reading.kind}")
     if reading.left_out:

@@ -20,6 +20,9 @@ from vitoats.loading.adaptations import (
     Shapes,
     channels,
     check_channels,
+    check_numbers,
+    count_patches,
+    patches_of,
     say_changes,
     say_channels,
     size_of_weights,
@@ -80,7 +83,8 @@ def load_timm(
         if random_weights:
             model = _with_random_weights(timm_name, config, kwargs)
         elif checkpoint is not None:
-            model, reading = _with_weights_of(name, timm_name, config, checkpoint, img_size, kwargs)
+            fitting = img_size if pos_resample is None else None
+            model, reading = _with_weights_of(name, timm_name, config, checkpoint, img_size, kwargs, fitting)
             head = reading.head
             if way != "timm" and img_size is not None:
                 _check_positions(checkpoint, reading, model)
@@ -99,8 +103,8 @@ def load_timm(
     if way != "timm" and img_size is not None:
         if getattr(model, "pos_embed", None) is None or not hasattr(model, "no_embed_class"):
             raise InputError(f"{name} has no position embedding of its own to resize: leave `pos_resample` out")
-        set_image_size(model, img_size, way)
-        weights += f", positions resized as in {way}"
+        if set_image_size(model, img_size, way):
+            weights += f", positions resized as in {way}"
     if named:
         preprocessing = _preprocessing(model, {"img_size": img_size, "crop_pct": named.crop_pct})
     else:
@@ -179,12 +183,18 @@ def _own_size(source: str, shapes: Shapes, outline: nn.Module, img_size: ImageSi
 
 
 def _with_weights_of(
-    name: str, timm_name: str, config: TimmConfig | None, file: Path, img_size: ImageSize | None, kwargs: dict[str, Any]
+    name: str,
+    timm_name: str,
+    config: TimmConfig | None,
+    file: Path,
+    img_size: ImageSize | None,
+    kwargs: dict[str, Any],
+    fitting: ImageSize | None = None,
 ) -> tuple[nn.Module, Reading]:
     """Loads the weights of a file, which timm converts like pretrained weights of the architecture.
 
     The number of classes is that of the file's classifier, or 0 if it has none. The image size, if none is asked for, is that
-    of the file's position embedding.
+    of the file's position embedding. If this is for the size ``fitting`` already, the model is built for that.
 
     Raises:
         InputError: the file has no weights, or they do not fit the model.
@@ -203,6 +213,7 @@ def _with_weights_of(
     if reading is None:
         raise no_weights(file)
     check_stored(file, reading.state)
+    check_numbers(str(file), reading.state, outline)
     reading = replace(reading, state=without_zero_biases(file, reading.state, outline))
     reading, n_classes = _classes_of(timm_name, file, reading, pretrained_cfg.get("classifier") or "head")
     usual, wanted = arguments.get("num_classes", pretrained_cfg.get("num_classes")), kwargs.get("num_classes")
@@ -219,6 +230,8 @@ def _with_weights_of(
     if (held := channels(reading.shapes, outline)) is not None and "input_size" in pretrained_cfg:
         pretrained_cfg["input_size"] = (held, *pretrained_cfg["input_size"][1:])  # timm adapts the first layer from these
     arguments |= _own_size(str(file), reading.shapes, outline, img_size)
+    if fitting is not None and patches_of(reading.shapes, outline) == count_patches(outline, fitting):
+        arguments["img_size"] = fitting
     architecture = config.architecture if config is not None else timm_name
     try:
         model = timm.create_model(

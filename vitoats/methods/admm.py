@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitoats.common.ranks import row_by_row
+
 FIRST_STEPS = 16  # subspace iterations from a random start
 LOOK_EVERY = 3  # iterations between two checks of the support
 SETTLED_AFTER = 30  # iterations before a settled support may stop ADMM
@@ -109,7 +111,7 @@ def admm(
     Returns:
         B [d_out, d_in] and the number of iterations.
     """
-    W0A = W0 @ A
+    W0A, work = W0 @ A, W0.numel() * len(A)
     if penalty.short:
         low_rank.fit(W0, FIRST_STEPS)
     B = low_rank.removed_from(W0)
@@ -120,7 +122,7 @@ def admm(
     size = int(support.sum())
     for step in range(1, iterations + 1):
         target = torch.addmm(W0A, low_rank.U, low_rank.VA, alpha=-1) if low_rank.rank else W0A  # (W0 - L) A
-        B = solve(target - V + rho * D)
+        B = row_by_row(solve, target - V + rho * D, work=work)
         Z = B + V / rho
         D = torch.where(keep(Z.abs()), Z, 0)
         V = V + rho * (B - D)

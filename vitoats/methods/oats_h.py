@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError
+from vitoats.common.ranks import row_by_row
 from vitoats.methods.admm import FIRST_STEPS, PENALTIES, LowRank, admm, conjugate_gradients
 from vitoats.methods.budget import SparseLowRankConfig, check_iterations
 from vitoats.methods.hessian import DAMPING, check_damping
@@ -144,11 +145,15 @@ def refit(
     Returns:
         the S [d_out, d_in], U [d_out, r] and V [r, d_in] with the smallest damped error.
     """
+
+    def conjugate(S: Tensor, W0: Tensor, mask: Tensor) -> Tensor:
+        return conjugate_gradients(S, W0, A, mask, config.refit_iterations)
+
     best = float("inf"), S, low_rank.U, low_rank.V
     for turn in range(config.refit_rounds):
         if turn:
             low_rank.fit(W - S, REFIT_STEPS)
-        S = conjugate_gradients(S, low_rank.removed_from(W), A, mask, config.refit_iterations)
+        S = row_by_row(conjugate, S, low_rank.removed_from(W), mask, work=config.refit_iterations * W.numel() * len(A))
         E = low_rank.removed_from(W) - S
         error = ((E @ A) * E).sum().item()
         if error < best[0]:

@@ -56,13 +56,18 @@ def resample(
     return torch.cat([own, patches.flatten(2).transpose(1, 2).to(own.dtype)], dim=1)
 
 
-def set_image_size(model: Any, img_size: ImageSize, way: str) -> None:
-    """Sets the image size of a timm ViT with loaded weights, and resizes its position embedding in the given way."""
+def set_image_size(model: Any, img_size: ImageSize, way: str) -> bool:
+    """Sets the image size of a timm ViT with loaded weights, and resizes its position embedding in the given way.
+
+    Returns:
+        whether the position embedding was resized.
+    """
     native, before = model.pos_embed.detach(), model.patch_embed.grid_size
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     model.set_input_size(sides(img_size))
     grid = model.patch_embed.grid_size
     model.pos_embed = nn.Parameter(resample(native, before, grid, way, prefix=prefix, registers=model.reg_token is not None))
+    return grid != before
 
 
 def free_image_size(model: Any) -> int:

@@ -9,7 +9,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 _AVX2 = ("avx2", "fma", "f16c", "bmi1", "bmi2", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
-_AVX512_VNNI = (*_AVX512, "avx512_vnni", "avx512_vbmi2")
+_AVX512_VNNI = (*_AVX512, "avx512_vnni", "avx512vbmi", "avx512_vbmi2")
 NEEDED = {  # the flags that a kernel needs, as Linux names them in /proc/cpuinfo; best first
     "x86_64": {
         "amx": (*_AVX512_VNNI, "amx_tile", "amx_int8", "amx_bf16"),

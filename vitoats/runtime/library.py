@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnxruntime as ort
 
 from vitoats.common.errors import InputError
 
-LIBRARY = "libvitoats_ops.so"
+LIBRARY = "libvitoats_ops.dll" if sys.platform == "win32" else "libvitoats_ops.so"
 ISA_VARIABLE = "VITOATS_ISA"  # forces the kernels of one instruction set, for tests and comparisons
 
 

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     from vitoats.benchmark.generated_model import LlamaSize
 
-    parser = flags.parser("benchmark decode", "language models, token by token")
+    parser = flags.parser("benchmark decode", __doc__)
     parser.add_argument("--model", default="smollm2", metavar="NAME", help="as for compress, or generated")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="make the files there, and use those that are there")
     parser.add_argument("--make-only", action="store_true", help="make the files, and time nothing")

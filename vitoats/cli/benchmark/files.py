@@ -1,8 +1,9 @@
 """Times exported files in turns, and compares them with the first file.
 
-python tools/export_onnx.py dinov2s_derived -o dense.onnx
-python tools/export_onnx.py runs/fast -o fast.onnx
-python tools/benchmark.py files dense.onnx fast.onnx --batch 1 --batch 8 --threads 1 --threads 2
+    python tools/benchmark.py files dense.onnx fast.onnx
+    python tools/benchmark.py files dense.onnx fast.onnx --batch 1 --batch 8 --threads 1 --threads 2
+
+The times are those of one run, in which the files take turns.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from vitoats.common.machine import cores, processor
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
-    parser = flags.parser("benchmark files", "exported files against the first of them")
+    parser = flags.parser("benchmark files", __doc__)
     several: dict[str, Any] = {"action": "append", "metavar": "X", "type": flags.positive}
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="ONNX files, the dense one first")
     parser.add_argument("--batch", **several, help="images at a time; 1")

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flags.parser("benchmark layers", "what single matrices lose by several methods")
+    parser = flags.parser("benchmark layers", __doc__)
     flags.add_model_flags(parser, required=False)
     flags.add_data_flags(parser, batch_size=64)
     flags.add_compute_flags(parser, device=False)

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flags.parser("benchmark model", "whole models: dense, int8, OATS")
+    parser = flags.parser("benchmark model", __doc__)
     several: dict[str, Any] = {"action": "append", "metavar": "X"}
     parser.add_argument("--model", **several, help=f"as for compress; {' and '.join(MODELS)}")
     parser.add_argument("--batch", type=flags.positive, **several, help="images at a time; 1 and 8")

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flags.parser("benchmark op", "one sparse product against dense and int8")
+    parser = flags.parser("benchmark op", __doc__)
     several: dict[str, Any] = {"action": "append", "metavar": "X"}
     parser.add_argument("--shape", type=_shape, **several, help="outputs x inputs, such as 768x3072; those of ViT-S, B and L")
     parser.add_argument("--tokens", type=_tokens, **several, help=f"such as 197, or 8x197 for a batch; {', '.join(TOKENS)}")

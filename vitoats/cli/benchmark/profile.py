@@ -1,7 +1,7 @@
 """Where the time of an exported file goes, by kind of node: the linear layers, and what is left beside them.
 
-python tools/export_onnx.py runs/fast -o fast.onnx
-python tools/benchmark.py profile fast.onnx --threads 1
+    python tools/benchmark.py profile fast.onnx
+    python tools/benchmark.py profile fast.onnx --threads 1
 
 ONNX Runtime's own profile is read; writing it takes a little time for each node, so the sum is more than a run takes otherwise.
 """
@@ -17,7 +17,7 @@ from vitoats.common.machine import cores, processor
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
-    parser = flags.parser("benchmark profile", "where the time of an exported file goes")
+    parser = flags.parser("benchmark profile", __doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
     parser.add_argument("--batch", type=flags.positive, default=1, metavar="N", help="images at a time; 1")
     parser.add_argument("--threads", type=flags.positive, metavar="N", help="CPU threads; all cores")

@@ -10,10 +10,12 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
+#if defined(__x86_64__)
+#include "x86.h"
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace vitoats {
@@ -128,19 +130,17 @@ void dpbusd() {
   });
 }
 
-#elif defined(__x86_64__) && defined(__linux__)
+#elif defined(__x86_64__)
 
 // Whether the processor has AMX with int8 and bfloat16, and the system lets this process use it. Linux wants to be asked; the
-// permission then holds for all threads.
+// permission then holds for all threads. Other systems are not known to hand it out.
 inline bool available() {
-  constexpr unsigned kOsxsave = 1u << 27, kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kTileState = 3u << 17;
+#if defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
-  unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kOsxsave)) return false;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
-  unsigned low, high;
-  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (low & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 // Configures the tiles of this thread, with zeros in them, and gives them back.

@@ -18,6 +18,10 @@
 #include "attention.h"
 #include "isa.h"
 
+#if defined(__x86_64__)
+#include "x86.h"
+#endif
+
 namespace vitoats {
 #if defined(__x86_64__)
 extern const AttentionKernels kAttentionBf16;
@@ -32,7 +36,7 @@ std::vector<const vitoats::AttentionKernels*> rows() {
   for (const char* const* isa = vitoats::supported_isas(); *isa; ++isa)
     for (const bool bfloat16 : {true, false}) found.push_back(&vitoats::attention_row(bfloat16, *isa));
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512bf16")) found.push_back(&vitoats::kAttentionBf16);
+  if (vitoats::has_avx512_bf16()) found.push_back(&vitoats::kAttentionBf16);
 #endif
   std::sort(found.begin(), found.end());
   found.erase(std::unique(found.begin(), found.end()), found.end());

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #if defined(__x86_64__)
-#include <cpuid.h>
+#include "x86.h"
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -26,19 +26,11 @@ struct Supported {
       if (supported) list[n++] = isa;
     };
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
-    unsigned a = 0, b, c, d;
-    const bool avx_vnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
-    add(vnni && amx_available(), "amx");
-    add(vnni, "avx512_vnni");
-    add(avx512, "avx512");
-    add(avx_vnni, "avx_vnni");
-    add(avx2, "avx2");
+    add(has_avx512_vnni() && amx_available(), "amx");
+    add(has_avx512_vnni(), "avx512_vnni");
+    add(has_avx512(), "avx512");
+    add(has_avx_vnni(), "avx_vnni");
+    add(has_avx2(), "avx2");
 #elif defined(__aarch64__)
 #if defined(__linux__)
     const bool dotprod = getauxval(AT_HWCAP) >> 20 & 1, i8mm = getauxval(AT_HWCAP2) >> 13 & 1;

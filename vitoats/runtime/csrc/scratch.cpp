@@ -1,13 +1,17 @@
 #include "scratch.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <new>
 #include <utility>
 
 namespace vitoats {
+namespace {
 
-void ScratchPool::Free::operator()(float* p) const { std::free(p); }
+constexpr std::align_val_t kAlignment{64};
+
+}  // namespace
+
+void ScratchPool::Free::operator()(float* p) const { ::operator delete(p, kAlignment); }
 
 std::shared_ptr<ScratchPool> ScratchPool::shared() {
   static std::mutex mutex;
@@ -35,8 +39,7 @@ ScratchPool::Buffer ScratchPool::take(size_t bytes) {
   if (buffer.bytes >= bytes) return buffer;
   buffer.data.reset();
   buffer.bytes = (bytes + 63) / 64 * 64;
-  buffer.data.reset(static_cast<float*>(std::aligned_alloc(64, buffer.bytes)));
-  if (!buffer.data) throw std::bad_alloc();
+  buffer.data.reset(static_cast<float*>(::operator new(buffer.bytes, kAlignment)));
   return buffer;
 }
 

@@ -4,6 +4,10 @@
 #include "isa.h"
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include "x86.h"
+#endif
+
 namespace vitoats {
 
 #if defined(__x86_64__)
@@ -48,8 +52,7 @@ constexpr const AttentionKernels* kAttention[] = {
 // AVX512-BF16 is no part of the instruction set avx512_vnni. On Intel's processors it has half the speed of float32.
 bool fast_bf16() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel");
+  return has_avx512_bf16() && !is_intel();
 #else
   return false;
 #endif

@@ -1,0 +1,141 @@
+"""Two processes that torchrun starts compress as one does; one that is killed ends both, and the run resumes."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.conftest import write_image
+from tests.several import finished, torchrun
+from vitoats.loading.load import load_model
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="torchrun with gloo")
+
+MOMENTS = """
+import sys
+import torch
+from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.calibration.moments import input_statistics
+from vitoats.calibration.targets import calibration_for
+from vitoats.common import ranks
+from vitoats.loading.load import load_model
+from vitoats.models.adapter import adapt
+
+model, output = sys.argv[1:]
+with ranks.joined():
+    loaded = load_model(model)
+    adapter = adapt(loaded.backbone, loaded.inputs)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(13, 3, 32, 32, generator=generator) + torch.linspace(0, 3, 13).view(-1, 1, 1, 1)
+    found = {}
+    for target in ("block", "residual"):
+        hidden = HiddenStates.collect(adapter, iter(images.split(4)), 13, 4)
+        calibration = calibration_for(target, hidden, "full", keep=True)
+        block = adapter.blocks[0]
+        calibration.enter(block, block.linears)
+        for layer in block.linears:
+            statistics, error = calibration.measure(layer)
+            found |= {f"{target} {layer.name} H": statistics.H, f"{target} {layer.name} mean": statistics.mean}
+            if error:
+                found |= {f"{target} {layer.name} cross": error.cross, f"{target} {layer.name} e": error.mean}
+            calibration.finish(layer)
+    if ranks.is_first():
+        torch.save(found, output)
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    for i in range(40):
+        write_image(root / f"{i}.png", i)
+    return root
+
+
+def compress(processes, tiny_folder, images, output, *flags):
+    settings = "--nsamples 20 --batch-size 8 --threads 1 --iterations 6 --fused-qkv"
+    given = ["--model", f"local-dir:{tiny_folder}", "--data-dir", images, "--output", output, *settings.split(), *flags]
+    return torchrun(processes, "tools/compress.py", *given, cache=output.with_name(f"cache of {output.name}"))
+
+
+def about(folder):
+    return json.loads((folder / "vitoats.json").read_text())
+
+
+def supports(folder):
+    tensors = safetensors.torch.load_file(str(folder / "model.safetensors"))
+    return torch.cat([x.flatten() for name, x in sorted(tensors.items()) if name.endswith("S.mask")])
+
+
+def differing(a, b):
+    """Number of bits in which two masks differ, relative to the number of bits."""
+    return sum(int(x).bit_count() for x in (a ^ b).tolist()) / (8 * len(a))
+
+
+def test_moments_of_two_processes_are_those_of_one(tiny_folder, tmp_path):
+    """13 images, whose means differ, shared unevenly."""
+    (tmp_path / "script.py").write_text(MOMENTS)
+    for n in (1, 2):
+        finished(torchrun(n, tmp_path / "script.py", f"local-dir:{tiny_folder}", tmp_path / str(n), cache=tmp_path))
+    one, two = (torch.load(tmp_path / str(n), weights_only=True) for n in (1, 2))
+    assert len(one) == len(two) > 0
+    for name, exact in one.items():
+        scale = one[name.replace("cross", "H")].abs().max() if "cross" in name else exact.abs().max()
+        assert (two[name] - exact).abs().max() <= 1e-6 * max(scale, exact.abs().max()), name
+
+
+@pytest.mark.parametrize("method", ["oats", pytest.param("oats-h", marks=pytest.mark.slow)])
+def test_two_processes_compress_as_one(tiny_folder, images, tmp_path, method):
+    """Target "block", whose layers are shared out; and "residual" with measured budgets, where rows are."""
+    for n in (1, 2):
+        stdout, _ = finished(compress(n, tiny_folder, images, tmp_path / str(n), "--method", method, "--quiet"))
+        assert len(stdout.splitlines()) == 1  # the first process alone speaks
+    one, two = (about(tmp_path / str(n)) for n in (1, 2))
+    assert one["calibration"] == two["calibration"]
+    assert one["n_images"] == two["n_images"] == 20
+    for a, b in zip(one["layers"], two["layers"], strict=True):
+        assert b["relative_error"] == pytest.approx(a["relative_error"], rel=1e-3)
+    assert differing(supports(tmp_path / "1"), supports(tmp_path / "2")) < 1e-3
+    assert load_model(str(tmp_path / "2"))
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("cache")) == ["1", "2"]
+
+
+def worker(process, rank):
+    """The id of one of torchrun's processes."""
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == process.pid and f"\0RANK={rank}\0" in (folder / "environ").read_text():
+                return int(folder.name)
+        except (OSError, ValueError, IndexError):
+            continue
+    raise AssertionError(f"there is no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_run_which_resumes(tiny_folder, images, tmp_path, rank):
+    whole = tmp_path / "whole"
+    finished(compress(2, tiny_folder, images, whole, "--method", "oats", "--quiet"))
+    output = tmp_path / "out"
+    process = compress(2, tiny_folder, images, output, "--method", "oats")
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("out.partial/block_*.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(worker(process, rank), signal.SIGKILL)
+    _, stderr = finished(process, status=1)
+    lines = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "--resume" in lines[0]
+    assert not output.exists()
+    finished(compress(2, tiny_folder, images, output, "--method", "oats", "--resume"))
+    for name in ("model.safetensors", "vitoats.json"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "out.partial").exists()
