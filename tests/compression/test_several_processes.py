@@ -89,20 +89,41 @@ def test_moments_of_two_processes_are_those_of_one(tiny_folder, tmp_path):
         assert (two[name] - exact).abs().max() <= 1e-6 * max(scale, exact.abs().max()), name
 
 
-@pytest.mark.parametrize("method", ["oats", pytest.param("oats-h", marks=pytest.mark.slow)])
-def test_two_processes_compress_as_one(tiny_folder, images, tmp_path, method):
-    """Target "block", whose layers are shared out; and "residual" with measured budgets, where rows are."""
+def both(tiny_folder, images, tmp_path, method):
+    """What one process and two write of a model."""
     for n in (1, 2):
         stdout, _ = finished(compress(n, tiny_folder, images, tmp_path / str(n), "--method", method, "--quiet"))
         assert len(stdout.splitlines()) == 1  # the first process alone speaks
     one, two = (about(tmp_path / str(n)) for n in (1, 2))
     assert one["calibration"] == two["calibration"]
     assert one["n_images"] == two["n_images"] == 20
+    assert load_model(str(tmp_path / "2"))
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("cache")) == ["1", "2"]
+    return one, two
+
+
+def test_two_processes_compress_as_one(tiny_folder, images, tmp_path):
+    """Target "block", whose layers are shared out."""
+    one, two = both(tiny_folder, images, tmp_path, "oats")
     for a, b in zip(one["layers"], two["layers"], strict=True):
         assert b["relative_error"] == pytest.approx(a["relative_error"], rel=1e-3)
     assert differing(supports(tmp_path / "1"), supports(tmp_path / "2")) < 1e-3
-    assert load_model(str(tmp_path / "2"))
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("cache")) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_two_processes_run_oats_h_as_one_does(tiny_folder, images, tmp_path):
+    """Target "residual" with measured budgets, where rows are shared. ADMM takes another path from the last bits on, as it does
+    with another batch size, so that only the first layer, which has the same inputs, is the same."""
+    one, two = both(tiny_folder, images, tmp_path, "oats-h")
+    budgets = [{name: budget["compression"] for name, budget in found["budgets"].items()} for found in (one, two)]
+    assert budgets[0] == pytest.approx(budgets[1], abs=0.011)  # two steps
+    errors = [(a["relative_error"], b["relative_error"]) for a, b in zip(one["layers"], two["layers"], strict=True)]
+    assert errors[0][1] == pytest.approx(errors[0][0], rel=1e-3)
+    assert [b for _, b in errors] == pytest.approx([a for a, _ in errors], rel=0.1)
+    masks = [
+        safetensors.torch.load_file(str(tmp_path / n / "model.safetensors"))["blocks.0.attn.qkv.S.mask"].flatten() for n in "12"
+    ]
+    assert differing(*masks) < 1e-3
 
 
 def worker(process, rank):
