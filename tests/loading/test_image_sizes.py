@@ -35,6 +35,11 @@ def test_a_size_that_does_not_fit(name, wrong, right, monkeypatch):
     assert load_model(name, random_weights=True, img_size=64).preprocessing.img_size == 64
 
 
+def test_no_multiples_are_named_that_the_published_size_is_not():
+    with pytest.raises(InputError, match=r"give `img_size` 240$"):  # whose branches have other patch sizes
+        load_model("crossvit_tiny_240", random_weights=True, img_size=64)
+
+
 def test_a_model_in_memory_that_was_made_for_another_size():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, **VIT).eval()
     with pytest.raises(InputError, match=r"requires .32, 32"):

@@ -55,6 +55,7 @@ def _failure(model: Any, inputs: ImageInputs) -> Exception | None:
 def _remedy(model: Any, size: ImageSize, published: set[ImageSize]) -> str:
     usual = " or ".join(map(in_words, sorted(published, key=sides))) or "its own size"
     step = max((level["reduction"] for level in getattr(model, "feature_info", []) if "reduction" in level), default=1)
-    if any(side % step for side in sides(size)):
+    suits = not any(side % step for one in published for side in sides(one))  # some architectures state a wrong reduction
+    if suits and any(side % step for side in sides(size)):
         return f"give `img_size` a multiple of {step}, or {usual}"
     return f"give `img_size` {usual}"
