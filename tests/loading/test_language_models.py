@@ -209,8 +209,10 @@ def test_the_hub_is_not_asked_when_offline(monkeypatch):
 
 
 def test_a_gguf_file_is_refused(folder, tmp_path):
-    with pytest.raises(InputError, match=r"is a GGUF file, .*give `model` a folder of safetensors"):
-        api.compress(f"local-dir:{folder / 'model.gguf'}", [PROSE])
+    name = f"local-dir:{folder / 'model.gguf'}"
+    for use in (lambda: api.compress(name, [PROSE]), lambda: load_language_model(name), lambda: load.load(name)):
+        with pytest.raises(InputError, match=r"is a GGUF file, .*give `model` a folder of safetensors"):
+            use()
     copied = shutil.copytree(folder, tmp_path / "copy")
     (copied / "model.safetensors").rename(copied / "model.gguf")
     with pytest.raises(InputError, match=r"holds no model.safetensors"):

@@ -56,8 +56,6 @@ def make_job(
     """
     if images is None and model in (EMBEDDED, EMBEDDED_LANGUAGE_MODEL):
         images = SAMPLE
-    if model.endswith(".gguf"):
-        raise InputError(f"{model} is a GGUF file, of which only smollm2's own is read: give `model` a folder of safetensors")
     text = is_language_model(model, look_at_hub=True) if text is None else text
     name, seed = settings.pop("method", METHOD), settings.pop("seed", 42)
     resources = {"batch_size": TEXT_BATCH_SIZE if text else BATCH_SIZE} | _taken(settings, RESOURCES)

@@ -37,12 +37,21 @@ def is_language_model(name: str, look_at_hub: bool = False) -> bool:
     Args:
         name: as ``--model`` takes it.
         look_at_hub: fetch the configuration of a repository on the Hub; otherwise those are no language models.
+
+    Raises:
+        InputError: it is a GGUF file.
     """
+    _refuse_gguf(name)
     if name == NAME:
         return True
     if name.startswith(HUB):
         return look_at_hub and _on_hub(name)
     return _is_transformers(Path(name.removeprefix(LOCAL)))
+
+
+def _refuse_gguf(name: str) -> None:
+    if name.endswith(".gguf"):
+        raise InputError(f"{name} is a GGUF file, of which only smollm2's own is read: give `model` a folder of safetensors")
 
 
 def _on_hub(name: str) -> bool:
@@ -74,6 +83,7 @@ def load_language_model(name: str, seq_len: int | None = None, run_from_disk: st
     Raises:
         InputError: there is no such model, it is no causal decoder, or its files are damaged or missing.
     """
+    _refuse_gguf(name)
     need_transformers()
     if name == NAME:
         return _from_folder(name, smollm2_folder(), WEIGHTS, seq_len, run_from_disk)
