@@ -18,8 +18,9 @@ from torch import Tensor
 
 from vitoats.common.files import atomic_write
 from vitoats.common.fingerprint import json_sha256, tensors_sha256
-from vitoats.common.json_files import parse_json
+from vitoats.common.json_files import LARGEST, parse_json
 from vitoats.common.tensor_files import save_tensors
+from vitoats.common.whole_files import check_regular, read_text
 
 
 class UnfitError(ValueError):
@@ -46,7 +47,7 @@ def read_values(path: Path, key: str) -> Any:
         UnfitError: the file was not written under this key, or is damaged.
     """
     try:
-        held = parse_json(path.read_text())
+        held = parse_json(read_text(path, LARGEST))
         if held["sha256"] != json_sha256([key, held["values"]]):
             raise UnfitError("it is not what was written under this name")
         return held["values"]
@@ -75,6 +76,7 @@ def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
         UnfitError: the file was not written under this key, or is damaged.
     """
     try:
+        check_regular(path)
         with safetensors.safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata = file.metadata() or {}

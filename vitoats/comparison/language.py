@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitoats.common.errors import InputError, RunError
+from vitoats.common.errors import InputError, RunError, one_line
 from vitoats.common.fingerprint import json_sha256
-from vitoats.common.json_files import parse_json, to_json
+from vitoats.common.json_files import LARGEST, parse_json, to_json
 from vitoats.common.progress import Progress, silent
+from vitoats.common.whole_files import read_text
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.run import prepare
 from vitoats.compression.run import run as compress
@@ -230,7 +231,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = read_text(path, LARGEST).splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({one_line(error, 100)}): give another `output`") from None
     for number, line in enumerate(lines, 1):
         try:
             row = parse_json(line)

@@ -12,6 +12,7 @@ from torch import nn
 import vitoats.common.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.json_files import read_json
+from vitoats.common.whole_files import check_regular
 from vitoats.loading.hub import fetch_transformers_folder, reachable_config
 from vitoats.loading.language_checkpoint import load_compressed
 from vitoats.loading.language_on_disk import ModelOnDisk, open_on_disk
@@ -28,6 +29,8 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 SEQ_LEN = 2048  # tokens of a window, unless the model has fewer positions
 ABOUT = "vitoats.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+READ = (".json", ".model", ".txt", ".jinja")  # what transformers reads beside weights
+LARGEST_TEXT = 2**28  # bytes; the largest tokenizers take 35 MB
 REMEDY = "use a decoder (docs/language-models.md)"
 
 
@@ -118,6 +121,7 @@ def language_model_in_memory(
 
 
 def _from_folder(name: str, folder: Path, weights: str, seq_len: int | None, run_from_disk: str | None) -> LoadedLanguageModel:
+    _check_files(folder)
     config = read_transformers_config(folder)
     tokenizer = read_tokenizer(folder)
     if (folder / ABOUT).is_file() and not name.startswith(LOCAL):
@@ -200,6 +204,16 @@ def check_config(config: Any, name: str) -> None:
         raise InputError(f"{name} is a {config.model_type}, which is no causal language model: {REMEDY}")
     if getattr(config, "quantization_config", None):
         raise InputError(f"{name} is quantized already: use the model from which it was made")
+
+
+def _check_files(folder: Path) -> None:
+    """Raises InputError if something that transformers may read from a folder is no file, or too large."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if path.suffix in READ:
+                check_regular(path, LARGEST_TEXT)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({one_line(error, 100)}): copy the folder again") from None
 
 
 def _check_headers(folder: Path) -> None:
