@@ -51,7 +51,7 @@ def read_values(path: Path, key: str) -> Any:
         if held["sha256"] != json_sha256([key, held["values"]]):
             raise UnfitError("it is not what was written under this name")
         return held["values"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unfit(error) from None
