@@ -3,6 +3,7 @@
 Each function takes a ``random.Random``, so that a seed names a case.
 """
 
+import copy
 import io
 import json
 import os
@@ -55,7 +56,7 @@ def json_text(text: str, rng: random.Random) -> str:
             inside = inside[key]
         way = rng.random()
         if way < 0.5:
-            inside[last] = rng.choice(VALUES)
+            inside[last] = copy.deepcopy(rng.choice(VALUES))
         elif way < 0.65:
             inside[last] = nearby(inside[last], value, found, rng)
         elif way < 0.8:
@@ -65,7 +66,7 @@ def json_text(text: str, rng: random.Random) -> str:
         elif way < 0.9:
             inside[rng.choice(KEYS)] = inside.pop(last)
         else:
-            inside[rng.choice(KEYS)] = rng.choice(VALUES)
+            inside[rng.choice(KEYS)] = copy.deepcopy(rng.choice(VALUES))
     changed = json.dumps(value)
     for word, raw in RAW.items():
         changed = changed.replace(f'"{word}"', raw)

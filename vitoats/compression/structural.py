@@ -210,9 +210,8 @@ def _prune_blocks(
     """
     rows: list[ModuleRow] = []
     dense = config.compensation == "dense"
-    for index, (block, modules) in enumerate(
-        zip(adapter.blocks if dense else walk(adapter.blocks, hidden), found, strict=True)
-    ):
+    blocks = adapter.blocks if dense else walk(adapter.blocks, hidden)
+    for index, (block, modules) in enumerate(zip(blocks, found, strict=True)):
         masks = [next(kept) for _ in modules]
         finished = store.read(BLOCK, index, partial(_refitted, modules)) if store else None
         statistics: dict[str, InputStatistics] = {}
@@ -223,14 +222,9 @@ def _prune_blocks(
         if finished:
             tensors, of_block = finished
             for units, mask in zip(modules, masks, strict=True):
-                keep_units(adapter.model, units, mask.nonzero().flatten().to(linear(adapter.model, units.output).weight.device))
-                linear(adapter.model, units.output).load_state_dict(
-                    {
-                        name.removeprefix(f"{units.output}."): x
-                        for name, x in tensors.items()
-                        if name.startswith(f"{units.output}.")
-                    }
-                )
+                output, inside = linear(adapter.model, units.output), f"{units.output}."
+                keep_units(adapter.model, units, mask.nonzero().flatten().to(output.weight.device))
+                output.load_state_dict({k.removeprefix(inside): x for k, x in tensors.items() if k.startswith(inside)})
         else:
             of_block = []
             for units, mask in zip(modules, masks, strict=True):
