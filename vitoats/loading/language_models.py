@@ -30,6 +30,7 @@ SEQ_LEN = 2048  # tokens of a window, unless the model has fewer positions
 ABOUT = "vitoats.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 READ = (".json", ".model", ".txt", ".jinja")  # what transformers reads beside weights
+COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 LARGEST_TEXT = 2**28  # bytes; the largest tokenizers take 35 MB
 REMEDY = "use a decoder (docs/language-models.md)"
 
@@ -161,6 +162,8 @@ def window_of(positions: int | None, seq_len: int | None) -> int:
     Raises:
         InputError: fewer than 2 tokens are asked for.
     """
+    if positions is not None and not (type(positions) is int and positions >= 2):
+        raise InputError(f"the model says that it has {positions!r:.50} positions: correct its config.json")
     if seq_len is not None and seq_len < 2:
         raise InputError(f"a window of {seq_len} tokens predicts nothing: give `seq_len` 2 or more")
     if positions and seq_len and seq_len > positions:
@@ -202,6 +205,9 @@ def check_config(config: Any, name: str) -> None:
         raise InputError(f"{name} has an encoder and a decoder, of which only decoders alone can be compressed: {REMEDY}")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"{name} is a {config.model_type}, which is no causal language model: {REMEDY}")
+    for key in COUNTS:
+        if (value := getattr(config, key, None)) is not None and not (type(value) is int and value > 0):
+            raise InputError(f"{name} says that its {key} is {value!r:.50}: correct its config.json")
     if getattr(config, "quantization_config", None):
         raise InputError(f"{name} is quantized already: use the model from which it was made")
 
