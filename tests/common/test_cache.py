@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import asdict
 
 import numpy as np
@@ -195,6 +196,12 @@ def test_no_change_of_rows_changes_budgets(folder, data):
         if data.draw(st.booleans()):
             row[data.draw(st.sampled_from(["parameters", "without_rank"]))] = data.draw(number)
     (folder / "k.json").write_text(json.dumps(held))
+    assert budgets_of(Measurement(ROWS)) == BUDGETS
+
+
+def test_a_pipe_in_the_place_of_a_kept_file_keeps_nobody_waiting(folder):
+    folder.mkdir()
+    os.mkfifo(folder / "k.json")
     assert budgets_of(Measurement(ROWS)) == BUDGETS
 
 

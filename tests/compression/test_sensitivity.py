@@ -9,7 +9,9 @@ import torch
 from tests.calibration.states import collect
 from tests.in_place import compress_in_place, job_of
 from vitoats.allocation.sensitivity import RATES
+from vitoats.common import unfinished
 from vitoats.common.errors import InputError
+from vitoats.common.unfinished import Unfinished
 from vitoats.compression.sensitivity import measure_sensitivities
 from vitoats.evaluation.fidelity import relative_error
 from vitoats.methods.oats_h import OATSHConfig
@@ -60,3 +62,25 @@ def test_one_image_gives_no_budgets(tiny):
         measure_sensitivities(adapter, hidden, OATSHConfig())
     found = measure_sensitivities(*collect(tiny, torch.randn(2, 3, 32, 32)), OATSHConfig())
     assert np.isfinite([s.errors for s in found]).all()
+
+
+def test_an_interrupted_measurement_goes_on_and_gives_the_same(tiny, monkeypatch):
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    images = torch.randn(12, 3, 32, 32)
+    whole = measure_sensitivities(*collect(tiny, images), OATSHConfig())
+    measured = []
+
+    def stop(block, what):
+        measured.append((block, what))
+        if (block, what) == (1, "blocks.1.mlp.fc1"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_sensitivities(*collect(tiny, images), OATSHConfig(), progress=stop, unfinished=Unfinished("s"))
+    measured.clear()
+    again = measure_sensitivities(
+        *collect(tiny, images), OATSHConfig(), progress=lambda *step: measured.append(step), unfinished=Unfinished("s")
+    )
+    assert again == whole
+    assert (0, "resuming") in measured
+    assert {block for block, what in measured if what != "resuming"} == {1, 2}

@@ -16,6 +16,7 @@ from vitoats.cli import common
 from vitoats.cli.compress import main as compress_command
 from vitoats.cli.export_onnx import main as export_command
 from vitoats.common.errors import InputError
+from vitoats.compression.resume import RunFolder
 from vitoats.compression.structural import prune
 from vitoats.methods.numerical import NumericalConfig, compensated, cut, numerical
 from vitoats.methods.oats import OATSConfig
@@ -275,7 +276,6 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("flags", "said"),
         [
-            ("--resume", "leave --resume out"),
             ("--fused-qkv", "leave --fused-qkv out"),
             ("--format dense", "leave --format out"),
             ("--pattern row", "takes no --pattern"),
@@ -289,3 +289,29 @@ class TestCommand:
         assert said in err
         assert len(err.splitlines()) == 1
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("int8", "options"), [(False, {"compensation": "dense"}), (True, {})])
+def test_a_run_that_stops_anywhere_goes_on_and_gives_the_same(tmp_path, int8, options):
+    images, config = torch.randn(8, 3, 32, 32), NumericalConfig(compression=0.4, **options)
+
+    def pruned(store=None, stop_at=None):
+        model, steps = create("vit_tiny_patch16_224", 32, patch_size=8), []
+
+        def progress(done, _n, what):
+            steps.append((done, what))
+            if len(steps) == stop_at:
+                raise KeyboardInterrupt
+
+        job = job_of("numerical", config, int8=int8)
+        prune(adapt(model, ImageInputs(32)), job, iter(images.split(3)), len(images), None, progress, store)
+        return model.state_dict(), steps
+
+    whole, steps = pruned()
+    for stop_at in range(2, len(steps) + 1):
+        with pytest.raises(KeyboardInterrupt):
+            pruned(RunFolder(tmp_path / "kept", "k", resume=True), stop_at)
+    found, again = pruned(RunFolder(tmp_path / "kept", "k", resume=True))
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert "pruning" not in dict(again).values()

@@ -319,3 +319,22 @@ def test_classes_without_test_images_are_trained_but_not_tested(places, trained,
     assert (tmp_path / "h.safetensors").read_bytes() == trained[0].read_bytes()
     found = call(capsys, eval_imagenet, *flags[:2], "--head", tmp_path / "h.safetensors", tmp_path / "data", "-j", "0")
     assert found["top1"] == said["top1"]
+
+
+def test_features_that_are_interrupted_go_on_at_the_last_piece(tmp_path):
+    computed = []
+
+    def compute(order, stop_at=10**9):
+        if order[0] >= stop_at:
+            raise KeyboardInterrupt
+        computed.append(order)
+        return Features(torch.tensor(order, dtype=torch.float32).view(-1, 1, 1), torch.tensor(order))
+
+    order = [*range(10)]
+    with pytest.raises(KeyboardInterrupt):
+        features.cached(tmp_path, "k", order, lambda some: compute(some, stop_at=6), piece=3)
+    assert computed == [[0, 1, 2], [3, 4, 5]]
+    found = features.cached(tmp_path, "k", order, compute, piece=3)
+    assert computed == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert found.labels.tolist() == found.tokens.flatten().tolist() == order
+    assert [file.name for file in tmp_path.iterdir()] == ["features-k.safetensors"]

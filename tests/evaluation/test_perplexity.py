@@ -8,8 +8,9 @@ import torch
 
 from tests.language_models import PROSE, VOCABULARY, make_model, make_tokenizer, save_folder
 from vitoats.cli.eval_perplexity import main as eval_perplexity
+from vitoats.common import unfinished
 from vitoats.common.errors import InputError
-from vitoats.evaluation.perplexity import perplexity, read_test_text
+from vitoats.evaluation.perplexity import perplexity, read_test_text, unfinished_perplexity
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,25 @@ def test_the_command_measures_against_a_dense_model(succeed, tmp_path):
     assert line["log_difference"] == 0
     assert line["perplexity"] == line["against_perplexity"]
     assert json.dumps(line)
+
+
+def test_an_interrupted_measurement_goes_on_and_gives_the_same(model, monkeypatch):
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    read = text(200)
+    whole = perplexity(model, read, 16, 8, batch_size=3)
+    for stop_at in (3, 12):
+        seen = []
+
+        def stop(done, _n, seen=seen, stop_at=stop_at):
+            seen.append(done)
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            perplexity(model, read, 16, 8, 3, stop, unfinished_perplexity("digest", read, 16, 8, 3))
+        assert seen[-1] == stop_at
+    again = perplexity(model, read, 16, 8, 3, unfinished=unfinished_perplexity("digest", read, 16, 8, 3))
+    assert torch.equal(again.nll, whole.nll)
+    assert torch.equal(again.scored, whole.scored)
+    assert len(seen) == 3  # windows 4 to 12, after the first three
+    assert not unfinished_perplexity("another model", read, 16, 8, 3).parts

@@ -236,3 +236,11 @@ def test_a_gguf_file_that_is_cut_short_is_named(tmp_path, monkeypatch):
         packaged_file(*wanted)
     (tmp_path / "x.gguf").write_bytes(whole)
     assert packaged_file(*wanted) == tmp_path / "x.gguf"
+
+
+@pytest.mark.parametrize(
+    "config", [{"max_position_embeddings": -5}, {"num_hidden_layers": -1}, {"num_attention_heads": 0}, {"vocab_size": "x"}]
+)
+def test_counts_that_are_none_are_refused(folder, tmp_path, config):
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_language_model(f"local-dir:{changed(folder, tmp_path, **config)}")

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from vitoats.common.errors import InputError
-from vitoats.common.json_files import parse_json
+from vitoats.common.json_files import LARGEST, parse_json
 from vitoats.common.plain_values import item, number, rows, text, whole
+from vitoats.common.whole_files import read_text
 from vitoats.format import bitmask
 from vitoats.methods.sparsity import Pattern
 from vitoats.models.shapes import LayerShape
@@ -198,7 +199,7 @@ class CostTable:
             InputError: the file is unreadable, or holds something else.
         """
         try:
-            return cls.from_json(parse_json(path.read_text()), int8)
+            return cls.from_json(parse_json(read_text(path, LARGEST)), int8)
         except OSError as error:
             raise InputError(f"the cost table {path} cannot be read ({error.strerror}): {_remedy(path)}") from None
         except UnicodeDecodeError:

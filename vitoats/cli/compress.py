@@ -106,11 +106,9 @@ def make_job(args: Namespace) -> "CompressionJob":
     from vitoats.loading.language_models import is_language_model
     from vitoats.methods.registry import StructuralMethod, find_method
 
-    if isinstance(find_method(args.method), StructuralMethod):
-        if args.resume:
-            raise InputError(f"{args.method} starts anew each time, for it keeps no finished blocks: leave --resume out")
-        if args.format != "factored" and not is_language_model(args.model):
-            raise InputError(f"{args.method} writes smaller dense matrices, which timm does not open: leave --format out")
+    structural = isinstance(find_method(args.method), StructuralMethod)
+    if structural and args.format != "factored" and not is_language_model(args.model):
+        raise InputError(f"{args.method} writes smaller dense matrices, which timm does not open: leave --format out")
     job = make_job(args.model, args.data_dir, **settings(args))
     if job.limit and args.format == "dense":
         raise InputError(

@@ -18,8 +18,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = config_file.parse(make_parser(), argv)
 
     from vitoats.common.devices import check_device, set_threads
+    from vitoats.common.unfinished import Unfinished
     from vitoats.evaluation.language_target import LanguageTarget, language_target
-    from vitoats.evaluation.perplexity import Perplexity, measure_perplexity, read_test_text
+    from vitoats.evaluation.perplexity import Perplexity, measure_perplexity, read_test_text, unfinished_perplexity
     from vitoats.loading.language_models import is_language_model
     from vitoats.runtime.decoder import is_decoder
 
@@ -33,9 +34,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     text = read_test_text(args.data_dir, target.need_tokenizer(), target.vocab_size, args.max_tokens)
 
     def measure(of: LanguageTarget, title: str) -> Perplexity:
+        unfinished.append(unfinished_perplexity(of.digest(), text, context, stride, args.batch_size))
         with common.Bar(title, args.quiet) as bar:
-            return measure_perplexity(of.logits_of, of.vocab_size, text, context, stride, args.batch_size, bar.update)
+            update, kept = bar.update, unfinished[-1]
+            return measure_perplexity(of.logits_of, of.vocab_size, text, context, stride, args.batch_size, update, kept)
 
+    unfinished: list[Unfinished] = []
     found = measure(target, "perplexity")
     result = {"model": args.model, "data_dir": args.data_dir, "context": context, "stride": stride, **found.to_dict()}
     if args.against is not None:
@@ -47,6 +51,8 @@ def main(argv: list[str]) -> dict[str, Any]:
             "log_difference": round(difference, 6),
             "log_difference_se": round(error, 6),
         }
+    for each in unfinished:
+        each.remove()
     if not args.quiet:
         print(f"perplexity {found.per_token:.3f} +- {found.standard_error:.3f} per token, {found.per_word:.2f} per word")
     return result

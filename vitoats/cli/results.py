@@ -7,7 +7,8 @@ from typing import Any
 
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.files import atomic_write
-from vitoats.common.json_files import read_json
+from vitoats.common.json_files import LARGEST, parse_json, read_json
+from vitoats.common.whole_files import read_text
 
 
 def write_results(path: Path, kind: str | None, result: dict[str, Any], line: str) -> None:
@@ -42,17 +43,22 @@ def read_results(path: Path) -> list[Any]:
         InputError: the file does not exist or is damaged.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGEST)
         if not text.lstrip().startswith(("{", "[")):
-            return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(text.splitlines())]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            return [_values(row) for row in csv.DictReader(text.splitlines())]
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}): write it again with --results-file") from None
     return [read_json(path)]
 
 
-def _value(text: str | None) -> Any:
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a row by column; those beyond the columns are left out."""
+    return {name: _value(cell) for name, cell in row.items() if isinstance(name, str)}
+
+
+def _value(cell: str | None) -> Any:
     """A cell of a CSV file: a number, a list or an object as JSON, None if it is empty, or text."""
     try:
-        return json.loads(text) if text else None
+        return parse_json(cell) if cell else None
     except ValueError:
-        return text
+        return cell

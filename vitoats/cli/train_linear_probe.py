@@ -166,18 +166,20 @@ def features_of(frozen: "Frozen", args: Namespace, images: DrawnImages) -> "Feat
     """The features of images, computed or read from the cache."""
     from vitoats.common.fingerprint import json_sha256
     from vitoats.data.images import batches, digest
-    from vitoats.evaluation.features import cached, extract
+    from vitoats.evaluation.features import PIECE, cached, extract
 
-    def compute() -> "Features":
-        with common.Bar(f"features ({images.split})", args.quiet) as bar:
-            stream = batches(images.dataset, images.order, args.batch_size, args.workers)
-            return extract(frozen.tokens, stream, lambda done: bar.update(done, len(images.order)))
+    place = {index: i for i, index in enumerate(images.order)}
 
-    key = ""
-    if args.cache:
+    def compute(order: list[int]) -> "Features":
+        stream = batches(images.dataset, order, args.batch_size, args.workers)
+        return extract(frozen.tokens, stream, lambda done: bar.update(place[order[0]] + done, len(images.order)))
+
+    with common.Bar(f"features ({images.split})", args.quiet) as bar:
+        if args.cache is None:
+            return compute(images.order)
         about = {"preprocessing": frozen.preprocessing.to_dict(), "images": digest(images.dataset, images.order)}
         key = json_sha256([about, frozen.digest()])
-    return cached(args.cache, key, compute)
+        return cached(args.cache, key, images.order, compute, PIECE * args.batch_size)
 
 
 def print_candidates(candidates: list[Any]) -> None:

@@ -16,6 +16,11 @@ T = TypeVar("T")
 log = logging.getLogger("vitoats")
 
 
+def cache_file(name: str) -> Path:
+    """The file of a measurement in the user's cache folder."""
+    return user_cache_path("vitoats", appauthor=False) / f"{name}.json"
+
+
 def cached(name: str, read: Callable[[Any], T], make: Callable[[], Any]) -> T:
     """Returns a measurement from the user's cache folder; takes it and stores it there if it is missing or invalid.
 
@@ -26,7 +31,7 @@ def cached(name: str, read: Callable[[Any], T], make: Callable[[], Any]) -> T:
         read: converts plain values to the measurement; raises ValueError if ``make`` could not have returned them.
         make: takes the measurement; returns plain values, for JSON.
     """
-    path = user_cache_path("vitoats", appauthor=False) / f"{name}.json"
+    path = cache_file(name)
 
     def load() -> Any:
         """Of several processes, the first reads, and all make what it does not find."""

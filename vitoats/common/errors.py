@@ -18,6 +18,7 @@ class _ArgumentError(Exception):
 
     def __init__(self, message: str, field: str | None = None):
         """``field`` defaults to the first argument that the message names."""
+        message = "".join(c if c.isprintable() else "?" for c in message)  # a name in a file may have anything in it
         super().__init__(message)
         named = ARGUMENT.search(message)
         self.field = field or (named["name"] if named else None)

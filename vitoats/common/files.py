@@ -8,6 +8,7 @@ killed run from the output of a running one. The next writer cleans up leftovers
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def hold(place: Path, wait: bool = False, remedy: str = REMEDY) -> Iterator[None
     lock = FileLock(path, is_singleton=True)  # counts how often this process holds it
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place.parent):  # where no file can be, the lock would be awaited for ever
+            pass
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise InputError(f"another run is writing to {place}: wait until it has ended, or give another `output`") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.common.errors import InputError, RunError, one_line
+from vitoats.common.whole_files import read_text
 
 LARGEST = 2**24  # bytes of a file; label descriptions of 21,000 classes take 2 MB
 DEEPEST = 32  # levels of nested lists and objects
@@ -49,11 +50,7 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or damaged, or breaks the rules of this module.
     """
     try:
-        if not path.is_file():
-            raise ValueError("it is not there" if not path.exists() else "it is no regular file")
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST:,} bytes")
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path, LARGEST))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({one_line(error, 100)}): copy or make the folder again") from None
 

@@ -16,10 +16,12 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from vitoats.common.errors import RunError
 from vitoats.common.files import atomic_write
 from vitoats.common.fingerprint import json_sha256, tensors_sha256
-from vitoats.common.json_files import parse_json
+from vitoats.common.json_files import LARGEST, parse_json
 from vitoats.common.tensor_files import save_tensors
+from vitoats.common.whole_files import check_regular, read_text
 
 
 class UnfitError(ValueError):
@@ -34,6 +36,7 @@ def write_values(path: Path, key: str, values: Any) -> None:
         ValueError: a value is NaN or infinite.
     """
     text = json.dumps({"sha256": json_sha256([key, values]), "values": values}, allow_nan=False)
+    _check_place(path)
     with atomic_write(path) as partial:
         partial.write_text(text)
 
@@ -46,11 +49,11 @@ def read_values(path: Path, key: str) -> Any:
         UnfitError: the file was not written under this key, or is damaged.
     """
     try:
-        held = parse_json(path.read_text())
+        held = parse_json(read_text(path, LARGEST))
         if held["sha256"] != json_sha256([key, held["values"]]):
             raise UnfitError("it is not what was written under this name")
         return held["values"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unfit(error) from None
@@ -63,6 +66,7 @@ def write_tensors(path: Path, key: str, tensors: Mapping[str, Tensor], values: A
         RunError: the file cannot be written; ``remedy`` is the advice in its message.
     """
     metadata = {"sha256": _sha256(key, tensors, values), "values": json.dumps(values)}
+    _check_place(path)
     with atomic_write(path, remedy) as partial:
         save_tensors(partial, tensors, metadata)
 
@@ -75,6 +79,7 @@ def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
         UnfitError: the file was not written under this key, or is damaged.
     """
     try:
+        check_regular(path)
         with safetensors.safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata = file.metadata() or {}
@@ -86,6 +91,12 @@ def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
         raise
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise _unfit(error) from None
+
+
+def _check_place(path: Path) -> None:
+    """Raises RunError if something else than a file is in the way, such as a pipe, to which a write would wait."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is no regular file: delete it")
 
 
 def _sha256(key: str, tensors: Mapping[str, Tensor], values: Any) -> str:

@@ -4,24 +4,29 @@ import copy
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitoats.common.errors import InputError, RunError
-from vitoats.common.fingerprint import json_sha256
-from vitoats.common.json_files import parse_json, to_json
+from vitoats.common.errors import InputError, RunError, one_line
+from vitoats.common.files import atomic_write, hold
+from vitoats.common.fingerprint import json_sha256, tensors_sha256
+from vitoats.common.json_files import LARGEST, parse_json, to_json
 from vitoats.common.progress import Progress, silent
+from vitoats.common.unfinished import Unfinished
+from vitoats.common.whole_files import read_text
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.run import prepare
 from vitoats.compression.run import run as compress
 from vitoats.compression.settings import make_job
-from vitoats.evaluation.perplexity import Perplexity, TestText, perplexity, read_test_text
+from vitoats.evaluation.perplexity import Perplexity, TestText, perplexity, read_test_text, unfinished_perplexity
 from vitoats.format.int4 import round_groups
 from vitoats.format.layers import parameter_count
 from vitoats.loading.language_models import load_language_model
-from vitoats.loading.loaded_text import LoadedLanguageModel
+from vitoats.loading.loaded_text import LoadedLanguageModel, untied_state
 from vitoats.models.adapter import adapt
 
 log = logging.getLogger("vitoats")
@@ -129,6 +134,12 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
     rows = plan(comparison)
     if not rows:
         raise InputError("there is nothing to compare: give `methods` some, with `compressions`")
+    with hold(comparison.output):
+        return _make_rows(comparison, rows, progress)
+
+
+def _make_rows(comparison: LanguageComparison, rows: list[Row], progress: Progress) -> dict[str, Any]:
+    """Measures the missing rows; returns the result."""
     found = _read(comparison.output)
     first = rows[0].job
     prepare(first.resources)
@@ -138,15 +149,17 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
         Path(name).stem: read_test_text(name, tokenizer, inputs.vocab_size, comparison.test_tokens) for name in comparison.tests
     }
 
+    unfinished: list[Unfinished] = []  # the dense model's, too, until all rows are there
+
     def measure(model: Any, what: str) -> dict[str, Perplexity]:
         model.to(first.resources.device)
-        return {
-            name: perplexity(
-                model, text, inputs.seq_len, comparison.stride, first.resources.batch_size,
-                lambda i, n, name=name: progress(f"{what} on {name}", i, n, ""),  # type: ignore[misc]
-            )
-            for name, text in tests.items()
-        }  # fmt: skip
+        digest, found = tensors_sha256(untied_state(model)), {}
+        windows = (inputs.seq_len, comparison.stride, first.resources.batch_size)
+        for name, text in tests.items():
+            unfinished.append(unfinished_perplexity(digest, text, *windows))
+            update = partial(_update, progress, f"{what} on {name}")
+            found[name] = perplexity(model, text, *windows, update, unfinished[-1])
+        return found
 
     measured_on = json_sha256([_described(tests), inputs.seq_len, comparison.stride])
     dense = measure(loaded.model, "dense")
@@ -161,7 +174,8 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
             continue
         log.info("[%d/%d] %s", i, len(rows), name)
         try:
-            model, made = _made(row, replace(loaded, model=copy.deepcopy(loaded.model)), progress)
+            kept = comparison.output.with_name(f"{comparison.output.name}.{row.key[:16]}.partial")
+            model, made = _made(row, replace(loaded, model=copy.deepcopy(loaded.model)), kept, progress)
             figures = {
                 "method": row.method,
                 "pattern": row.pattern,
@@ -176,6 +190,9 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
             failed.append(name)
             continue
         _append(comparison.output, figures)
+        shutil.rmtree(kept, ignore_errors=True)
+    for each in unfinished:
+        each.remove()
     if failed:
         raise RunError(
             f"failed: {', '.join(failed)}; the other rows are in {comparison.output}, and the same command tries again"
@@ -188,13 +205,17 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
     }
 
 
-def _made(row: Row, loaded: LoadedLanguageModel, progress: Progress) -> tuple[Any, dict[str, Any]]:
-    """The model of a row, and figures of it; ``loaded`` is changed in place."""
+def _update(progress: Progress, stage: str, done: int, total: int) -> None:
+    progress(stage, done, total, "")
+
+
+def _made(row: Row, loaded: LoadedLanguageModel, kept: Path, progress: Progress) -> tuple[Any, dict[str, Any]]:
+    """The model of a row, and figures of it; ``loaded`` is changed in place, and finished blocks are in the folder ``kept``."""
     if row.method == INT4:
         for layer in adapt(loaded.model, loaded.inputs).linears:
             layer.module.weight.data = round_groups(layer.module.weight.data)
         return loaded.model, {"compression": 0.0, "parameters": parameter_count(loaded.model)}
-    compressed = compress(row.job, loaded=loaded, progress=progress)
+    compressed = compress(row.job, loaded=loaded, partial_folder=kept, resume=True, progress=progress)
     return compressed.model, {
         "compression": round(compressed.report.compression, 5),
         "parameters": parameter_count(compressed.model),
@@ -230,7 +251,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = read_text(path, LARGEST).splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({one_line(error, 100)}): give another `output`") from None
     for number, line in enumerate(lines, 1):
         try:
             row = parse_json(line)
@@ -243,10 +267,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    line = to_json(row)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = [json.dumps(kept) for kept in _read(path)]
-        path.write_text("\n".join([*whole, line]) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): give another `output`") from None
+    """Appends a row; a last line that is cut short goes. The file is written whole or not at all."""
+    lines = [*map(json.dumps, _read(path)), to_json(row)]
+    with atomic_write(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -98,9 +98,9 @@ def int8_row(bench: Bench, output: Path, reference: Row | None) -> Row:
 
 def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: Row | None) -> Row:
     """The row of a compressed model; ``keep`` keeps its folder in ``output``."""
-    folder = output / "models" / run.name
+    folder, kept = output / "models" / run.name, output / "models" / f"{run.name}.partial"
     try:
-        compressed = compress(run.job, scratch=folder.parent, progress=bench.progress)
+        compressed = compress(run.job, scratch=folder.parent, partial_folder=kept, resume=True, progress=bench.progress)
         loaded = compressed.vision_model
         row, arrays = figures(bench, logits_and_features(loaded, bench.device), run.name, reference)
         compressed.save(folder, overwrite=True)
@@ -114,6 +114,7 @@ def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: 
             "bytes": weight_bytes(folder),
             "flops": count_flops(loaded.model, loaded.inputs),
         }
+        shutil.rmtree(kept, ignore_errors=True)
     finally:
         if not keep:
             _remove(folder)

@@ -12,6 +12,7 @@ from vitoats.calibration.targets import FROM_DENSE_PATH
 from vitoats.common.cache import cached
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.progress import Progress
+from vitoats.common.unfinished import Unfinished
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.outliers import outlier_shares
 from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities, sensitivity_work
@@ -102,7 +103,10 @@ def _sensitivities(
         "rates": [RATES, feature_images, without_rank],
     }
 
+    name = f"sensitivity_{fingerprint(loaded.dense_tensors(), settings)[:32]}"
+
     def make() -> list[dict[str, Any]]:
+        unfinished = Unfinished(name)
         found = measure_sensitivities(
             adapter,
             _hidden_states(job, adapter, images),
@@ -110,15 +114,17 @@ def _sensitivities(
             job.recipe.refit_bias,
             without_rank,
             feature_images,
-            progress=lambda i, what: progress("allocation: block", i, len(adapter.blocks), what),
+            lambda i, what: progress("allocation: block", i, len(adapter.blocks), what),
+            unfinished,
         )
+        unfinished.remove()
         return [dataclasses.asdict(row) for row in found]
 
     def read(values: Any) -> list[Sensitivity]:
         layers = [(x.name, x.module.weight.numel()) for block in adapter.blocks for x in block.linears]
         return read_sensitivities(values, layers, without_rank)
 
-    return cached(f"sensitivity_{fingerprint(loaded.dense_tensors(), settings)[:32]}", read, make)
+    return cached(name, read, make)
 
 
 def _measurement(job: CompressionJob) -> tuple[OATSHConfig, bool, int]:

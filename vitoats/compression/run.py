@@ -147,10 +147,10 @@ def run(
     before, flops_before = count(loaded.dense_tensors(), not_parameters=buffers), count_flops(model, inputs)
     settings = described(job, loaded, drawn, None if constraint is None else constraint.to_dict())
     store = None
-    if partial_folder is not None and plan is not None:
+    if partial_folder is not None:
         depends_on = {"job": job.to_dict(), "preprocessing": settings["preprocessing"], "goal": settings["goal"]}
         digest = fingerprint(loaded.dense_tensors(), depends_on | {"images": drawn.digests()})
-        store = BlockStore(partial_folder, digest, resume, plan.types)
+        store = BlockStore(partial_folder, digest, resume, plan.types if plan else None)
     elif plan is not None and plan.disk:
         folder = ranks.from_first(lambda: tempfile.mkdtemp(prefix="vitoats-", dir=scratch))
         store = BlockStore(Path(folder), "", types=plan.types, temporary=True)
@@ -166,7 +166,7 @@ def run(
         stream = drawn.batches(job.resources.batch_size, job.resources.workers)
         report: CompressionReport | PruningReport
         if plan is None:
-            report = prune(adapter, job, stream, drawn.nsamples, scratch, stage)
+            report = prune(adapter, job, stream, drawn.nsamples, scratch, stage, store)
         else:
             report = compress(plan, stream, store, stage)
     except BaseException:

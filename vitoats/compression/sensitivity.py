@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common import ranks
 from vitoats.common.errors import InputError
+from vitoats.common.unfinished import Unfinished
 from vitoats.compression.layer import LayerProblem
 from vitoats.evaluation.effect import effect_on
 from vitoats.methods.oats_h import OATSHConfig, oats_h
@@ -34,6 +35,7 @@ def measure_sensitivities(
     without_rank: bool = False,
     feature_images: int = FEATURE_IMAGES,
     progress: Callable[[int, str], None] = lambda *_: None,
+    unfinished: Unfinished | None = None,
 ) -> list[Sensitivity]:
     """Measures every layer, compressed by the cheap solver of OATS-H.
 
@@ -45,6 +47,7 @@ def measure_sensitivities(
         without_rank: also measure each layer without a low-rank term.
         feature_images: the features are measured on at least this many of the images.
         progress: called with the block's index and what is being done.
+        unfinished: the layers that an interrupted measurement has finished; further ones are added.
 
     Raises:
         InputError: no two images have different features.
@@ -54,8 +57,13 @@ def measure_sensitivities(
         raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
     cheap = _cheap_configs(config, without_rank)
     effect = effect_on(adapter, _behind(adapter.blocks, hidden.of_images(every)))
+    known = {row["name"]: Sensitivity.from_json(row) for row in unfinished.parts} if unfinished else {}
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
+        if block.linears and all(layer.name in known for layer in block.linears):
+            progress(index, "resuming")
+            found += [known[layer.name] for layer in block.linears]
+            continue
         progress(index, "calibrating")
         statistics = input_statistics(hidden, block, "full")
         images = hidden.of_images(every).clone()
@@ -80,6 +88,8 @@ def measure_sensitivities(
             of_layer = errors[i * len(cheap) : (i + 1) * len(cheap)]
             measured, rest = tuple(of_layer[: len(RATES)]), of_layer[len(RATES) :]
             found.append(Sensitivity(layer.name, layer.module.weight.numel(), measured, *rest))
+        if unfinished:
+            unfinished.add(asdict(row) for row in found[len(found) - len(block.linears) :])
     return found
 
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ from vitoats.calibration.moments import input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common import ranks
 from vitoats.common.errors import InputError
+from vitoats.common.kept_files import UnfitError
 from vitoats.common.progress import StageProgress
 from vitoats.compression.estimates import MemoryEstimate, WorkEstimate, estimate_memory
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.layer import int8_linear
 from vitoats.compression.outlook import Outlook, speed
 from vitoats.compression.plan import plan_memory
+from vitoats.compression.resume import BLOCK, NORM, RunFolder
 from vitoats.compression.smoothing import smooth
+from vitoats.format import factored
 from vitoats.format.layers import replace_module
 from vitoats.methods.numerical import compensated, cut
 from vitoats.methods.registry import STRUCTURAL, StructuralMethod
@@ -44,6 +48,7 @@ from vitoats.models.units import Units, find_units, keep_units, linear, why_not
 
 log = logging.getLogger("vitoats")
 
+SCORES, ROUNDED = "scores", "rounded"  # stages of a run, beside that of a finished block
 UNKNOWN = "its heads or neurons are not known"  # why a layer stays unchanged
 TRIAL_IMAGES = 2  # images used to check that a block's units can be removed
 
@@ -104,6 +109,7 @@ def prune(
     n_images: int,
     scratch: Path | None = None,
     progress: StageProgress = lambda *_: None,
+    store: RunFolder | None = None,
 ) -> PruningReport:
     """Prunes a model in place.
 
@@ -114,6 +120,7 @@ def prune(
         n_images: maximum number of these images.
         scratch: a folder with room for the hidden states, used if the estimate is above the memory limit.
         progress: called with blocks done in all walks, their number, and what is being done.
+        store: keeps what is finished of each block, and returns that of an interrupted run.
 
     Raises:
         InputError: the model's heads or neurons cannot be removed, or too few would be left.
@@ -127,14 +134,18 @@ def prune(
     progress(0, steps, "reading images")
     hidden = HiddenStates.collect(adapter, images, n_images, resources.batch_size, spill_to)
     found, skipped = _removable(adapter, hidden.of_images(count=TRIAL_IMAGES))
-    scores = _scores(adapter, hidden.copy(spill_to), found, method, config, lambda index, what: progress(index, steps, what))
+    scores = _scores(
+        adapter, hidden.copy(spill_to), found, method, config, store, lambda index, what: progress(index, steps, what)
+    )
     flat = [units for modules in found for units in modules]
     kept = iter(cut(scores, [units.weights for units in flat], config))
 
     again = hidden.copy(spill_to) if job.int8 else None
-    rows = _prune_blocks(adapter, hidden, found, kept, config, lambda index, what: progress(n_blocks + index, steps, what))
+    rows = _prune_blocks(
+        adapter, hidden, found, kept, config, store, lambda index, what: progress(n_blocks + index, steps, what)
+    )
     if again is not None:
-        _round_blocks(adapter, again, found, lambda index, what: progress(2 * n_blocks + index, steps, what))
+        _round_blocks(adapter, again, found, store, lambda index, what: progress(2 * n_blocks + index, steps, what))
     progress(steps, steps, "done")
     total = sum(units.count * units.weights for units in flat)
     return PruningReport(
@@ -183,6 +194,7 @@ def _prune_blocks(
     found: list[list[Units]],
     kept: Iterator[Tensor],
     config: Any,
+    store: RunFolder | None,
     progress: Callable[[int, str], None],
 ) -> list[ModuleRow]:
     """Shrinks all modules, and refits their output layers on inputs behind pruned blocks, or behind dense ones.
@@ -193,26 +205,56 @@ def _prune_blocks(
         found: the units of each block.
         kept: for each module in order, which of its n units stay, [n].
         config: the method's config.
+        store: keeps the output layers of finished blocks.
         progress: called with the block's index and what is being done.
     """
     rows: list[ModuleRow] = []
-    if config.compensation == "dense":
-        for index, (block, modules) in enumerate(zip(adapter.blocks, found, strict=True)):
-            progress(index, "pruning")
-            statistics = _output_inputs(hidden, block, modules)
+    dense = config.compensation == "dense"
+    blocks = adapter.blocks if dense else walk(adapter.blocks, hidden)
+    for index, (block, modules) in enumerate(zip(blocks, found, strict=True)):
+        masks = [next(kept) for _ in modules]
+        finished = store.read(BLOCK, index, partial(_refitted, modules)) if store else None
+        statistics: dict[str, InputStatistics] = {}
+        progress(index, "resuming" if finished else "pruning")
+        if dense:
+            statistics = {} if finished else _output_inputs(hidden, block, modules)
             hidden.advance(block)  # before the block is changed
-            rows += [_shrink(adapter.model, units, next(kept), statistics, config) for units in modules]
-        return rows
-    for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
-        progress(index, "pruning")
-        for units in modules:
-            statistics = _output_inputs(hidden, block, [units])
-            rows.append(_shrink(adapter.model, units, next(kept), statistics, config))
+        if finished:
+            tensors, of_block = finished
+            for units, mask in zip(modules, masks, strict=True):
+                output, inside = linear(adapter.model, units.output), f"{units.output}."
+                keep_units(adapter.model, units, mask.nonzero().flatten().to(output.weight.device))
+                output.load_state_dict({k.removeprefix(inside): x for k, x in tensors.items() if k.startswith(inside)})
+        else:
+            of_block = []
+            for units, mask in zip(modules, masks, strict=True):
+                moments = statistics if dense else _output_inputs(hidden, block, [units])
+                of_block.append(_shrink(adapter.model, units, mask, moments, config))
+            tensors = {
+                f"{units.output}.{name}": x
+                for units in modules
+                for name, x in linear(adapter.model, units.output).state_dict().items()
+            }
+            if store:
+                store.write(BLOCK, index, tensors, [asdict(row) for row in of_block])
+        rows += of_block
     return rows
 
 
+def _refitted(modules: list[Units], tensors: dict[str, Tensor], values: Any) -> tuple[dict[str, Tensor], list[ModuleRow]]:
+    """The output layers and the figures of a pruned block that was kept."""
+    rows = [ModuleRow(**value) for value in values]
+    if [row.name for row in rows] != [units.module for units in modules]:
+        raise UnfitError("it has other modules")
+    return tensors, rows
+
+
 def _round_blocks(
-    adapter: ModelAdapter, hidden: HiddenStates, found: list[list[Units]], progress: Callable[[int, str], None]
+    adapter: ModelAdapter,
+    hidden: HiddenStates,
+    found: list[list[Units]],
+    store: RunFolder | None,
+    progress: Callable[[int, str], None],
 ) -> None:
     """Rounds the layers of all modules to int8, one after another, each for what it gets from those before.
 
@@ -220,16 +262,42 @@ def _round_blocks(
         adapter: the pruned model.
         hidden: the hidden states before the first block; advanced in place.
         found: the units of each block.
+        store: keeps the layers of finished blocks, and their norms.
         progress: called with the block's index and what is being done.
     """
     for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
         progress(index, "rounding")
-        smooth(block, hidden, [name for units in modules for name in units.inputs])
+        names = [name for units in modules for name in (*units.inputs, units.output)]
+        finished = store.read(ROUNDED, index, partial(_rounded, adapter.model, names)) if store else None
+        if finished:
+            layers, norms = finished
+            for name, norm in norms.items():
+                adapter.model.get_parameter(name).data.copy_(norm)
+            for name, layer in layers.items():
+                replace_module(adapter.model, name, layer.to(hidden.device))
+            continue
+        norms = smooth(block, hidden, [name for units in modules for name in units.inputs])
+        layers = {}
         for units in modules:
-            for names in (units.inputs, (units.output,)):
-                statistics = input_statistics(hidden, block, "full", list(names), int8=True)
-                for name in names:
-                    replace_module(adapter.model, name, int8_linear(linear(adapter.model, name), statistics[name]))
+            for together in (units.inputs, (units.output,)):
+                statistics = input_statistics(hidden, block, "full", list(together), int8=True)
+                for name in together:
+                    layers[name] = int8_linear(linear(adapter.model, name), statistics[name])
+                    replace_module(adapter.model, name, layers[name])
+        if store:
+            tensors = {NORM + name: norm for name, norm in norms.items()}
+            for name, layer in layers.items():
+                tensors |= factored.pack(name, layer)
+            store.write(ROUNDED, index, tensors, None)
+
+
+def _rounded(
+    model: nn.Module, names: list[str], tensors: dict[str, Tensor], _values: Any
+) -> tuple[dict[str, factored.Layer], dict[str, Tensor]]:
+    """The int8 layers, and the changed parameters of norms, of a rounded block that was kept."""
+    sizes = {name: (linear(model, name).out_features, linear(model, name).in_features) for name in names}
+    layers = {name: factored.unpack(name, tensors, [(d_out, 0)], d_in) for name, (d_out, d_in) in sizes.items()}
+    return layers, {name.removeprefix(NORM): tensor for name, tensor in tensors.items() if name.startswith(NORM)}
 
 
 @torch.inference_mode()
@@ -272,18 +340,30 @@ def _scores(
     found: list[list[Units]],
     method: StructuralMethod,
     config: Any,
+    store: RunFolder | None,
     progress: Callable[[int, str], None],
 ) -> list[Tensor]:
     """Scores all units of the model on its dense activations, module by module; advances ``hidden`` in place."""
-    scores = []
+    scores: list[Tensor] = []
     for index, (block, modules) in enumerate(zip(walk(adapter.blocks, hidden), found, strict=True)):
         progress(index, "scoring")
-        statistics = _output_inputs(hidden, block, modules)
-        for units in modules:
-            weight = linear(adapter.model, units.output).weight.detach()
-            moments = statistics[units.output].to(weight.device)
-            scores.append(method.score(weight, moments, units.width, config))
+        of_block = store.read(SCORES, index, partial(_scored, modules)) if store else None
+        if of_block is None:
+            statistics = _output_inputs(hidden, block, modules)
+            of_block = []
+            for units in modules:
+                weight = linear(adapter.model, units.output).weight.detach()
+                moments = statistics[units.output].to(weight.device)
+                of_block.append(method.score(weight, moments, units.width, config))
+            if store:
+                store.write(SCORES, index, {u.module: score for u, score in zip(modules, of_block, strict=True)}, None)
+        scores += of_block
     return scores
+
+
+def _scored(modules: list[Units], tensors: dict[str, Tensor], _values: Any) -> list[Tensor]:
+    """The scores of a block that were kept."""
+    return [tensors[units.module] for units in modules]
 
 
 def _output_inputs(hidden: HiddenStates, block: Block, modules: list[Units]) -> dict[str, InputStatistics]:

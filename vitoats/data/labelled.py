@@ -6,7 +6,6 @@ image. Only ``hfds/``, ``hfids/``, ``tfds/`` and ``wds/`` may download anything,
 
 import importlib.util
 import itertools
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, one_line
+from vitoats.common.json_files import LARGEST, parse_json
+from vitoats.common.whole_files import read_text
 from vitoats.data.images import SAMPLE, ImageDataset, ImageFiles, Unreadable, image_folder, open_images
 
 from timm.data import IterableImageDataset, create_dataset  # isort: skip
@@ -261,7 +262,7 @@ def with_real_labels(dataset: Any, path: Path) -> tuple[Relabelled, list[int]]:
         InputError: the file is not such a list, or has no entry for one of the images.
     """
     try:
-        labels = json.loads(_read(path, "real_labels"))
+        labels = parse_json(_read(path, "real_labels"))
         assert isinstance(labels, list)
         assert all(isinstance(row, list) and all(isinstance(i, int) for i in row) for row in labels)
     except (ValueError, AssertionError):
@@ -278,7 +279,7 @@ def with_real_labels(dataset: Any, path: Path) -> tuple[Relabelled, list[int]]:
 
 def _read(path: Path, field: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        return read_text(path, LARGEST)
+    except (OSError, ValueError) as error:
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else one_line(error, 100)
         raise InputError(f"{path} cannot be read ({reason}): give `{field}` another file") from None

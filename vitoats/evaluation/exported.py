@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, RunError, one_line
 from vitoats.common.finite import finite_outputs
+from vitoats.common.plain_values import text, whole
 from vitoats.common.sizes import ImageSize, in_words, sides
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.features import MOST_LAYERS
@@ -36,9 +37,16 @@ class Exported:
     preprocessing: Preprocessing
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
-        """The outputs for images [b, channels, h, w], by name."""
+        """The outputs for images [b, channels, h, w], by name.
+
+        Raises:
+            RunError: ONNX Runtime cannot compute them.
+        """
         names = [output.name for output in self.session.get_outputs()]
-        found = self.session.run(None, {self.session.get_inputs()[0].name: images.numpy()})
+        try:
+            found = self.session.run(None, {self.session.get_inputs()[0].name: images.numpy()})
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise RunError(f"{self.path} fails in ONNX Runtime ({one_line(error)}): export it again") from None
         return {name: torch.from_numpy(np.asarray(output)) for name, output in zip(names, found, strict=True)}
 
 
@@ -55,7 +63,7 @@ def open_exported(path: str, threads: int, img_size: ImageSize | None = None) ->
     """
     opened = session(path, threads)
     try:
-        described = metadata(opened)
+        described = _checked(metadata(opened))
         preprocessing = Preprocessing.from_dict(described["preprocessing"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} does not say how its images are preprocessed: export it with tools/export_onnx.py") from None
@@ -63,6 +71,19 @@ def open_exported(path: str, threads: int, img_size: ImageSize | None = None) ->
         _check_size(path, img_size, preprocessing, described.get("img_size_multiple_of"))
         preprocessing = replace(preprocessing, img_size=img_size)
     return Exported(path, opened, described, preprocessing)
+
+
+def _checked(described: dict[str, Any]) -> dict[str, Any]:
+    """The metadata, if what is used of it can be.
+
+    Raises:
+        ValueError: a value is of another type.
+    """
+    for key, least in (("n_classes", 0), ("blocks", 0), ("img_size_multiple_of", 1)):
+        whole(described.get(key, least), key, least)
+    for word in (described.get("model", ""), *described.get("classes", ())):
+        text(word, "a name")
+    return described
 
 
 def _check_size(path: str, img_size: ImageSize, own: Preprocessing, step: int | None) -> None:

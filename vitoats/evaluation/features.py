@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from vitoats.common.finite import finite_outputs
 from vitoats.models import heads
 
 MOST_LAYERS = 4  # as in DINOv2's linear evaluation
+PIECE = 16  # batches after which features are kept on disk
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,29 @@ def tokens_of(backbone: nn.Module) -> Callable[[Tensor], Tensor]:
     return tokens
 
 
-def cached(folder: Path | None, key: str, compute: Callable[[], Features]) -> Features:
-    """Reads the features of a key from ``folder``, or computes them and stores them there."""
-    if folder is None:
-        return compute()
+def cached(folder: Path, key: str, order: list[int], compute: Callable[[list[int]], Features], piece: int) -> Features:
+    """Reads the features of images from a folder; computes what is not there, and stores it there.
 
-    def make() -> dict[str, Tensor]:
-        found = compute()
+    Until all are there, each piece has a file, from which an interrupted computation goes on.
+
+    Args:
+        folder: the folder.
+        key: identifies everything that the features depend on.
+        order: indices of the images.
+        compute: computes the features of some of these.
+        piece: images of a piece.
+    """
+
+    def of_piece(start: int) -> dict[str, Tensor]:
+        found = compute(order[start : start + piece])
         return {"tokens": found.tokens.contiguous(), "labels": found.labels}
 
-    return Features(**cached_tensors(folder / f"features-{key[:20]}.safetensors", make))
+    def make() -> dict[str, Tensor]:
+        files = {start: folder / f"features-{key[:20]}-{start}.safetensors" for start in range(0, len(order), piece)}
+        found = [cached_tensors(file, partial(of_piece, start)) for start, file in files.items()]
+        return {name: torch.cat([tensors[name] for tensors in found]) for name in ("tokens", "labels")}
+
+    whole = Features(**cached_tensors(folder / f"features-{key[:20]}.safetensors", make))
+    for file in folder.glob(f"features-{key[:20]}-*.safetensors"):
+        file.unlink(missing_ok=True)
+    return whole

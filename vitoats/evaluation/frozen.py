@@ -1,6 +1,5 @@
 """A frozen backbone that linear heads are trained on: a torch model, or an exported file that gives tokens."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError
-from vitoats.common.fingerprint import tensors_sha256
+from vitoats.common.fingerprint import files_sha256, tensors_sha256
 from vitoats.common.sizes import ImageSize
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.exported import REMEDY, FileBackbone, open_exported
@@ -64,9 +63,6 @@ def frozen_file(path: str, threads: int, img_size: ImageSize | None) -> Frozen:
         return backbone.features(images, backbone.depth).reshape(len(images), backbone.depth + 1, -1)
 
     def digest() -> str:
-        found = hashlib.sha256()
-        for part in (Path(path), data_file(Path(path))):
-            found.update(part.read_bytes() if part.is_file() else b"")
-        return found.hexdigest()
+        return files_sha256(Path(path), data_file(Path(path)))
 
     return Frozen(file.described.get("model", ""), file.preprocessing, backbone.depth, torch.no_grad()(tokens), digest)

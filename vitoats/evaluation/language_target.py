@@ -1,16 +1,19 @@
 """A language model whose perplexity is measured: in torch, or in ONNX."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, one_line
+from vitoats.common.fingerprint import files_sha256, tensors_sha256
 from vitoats.evaluation.perplexity import LogitsOf, torch_logits
 from vitoats.loading.language_models import load_language_model, read_tokenizer, window_of
-from vitoats.runtime.decoder import Decoder, is_decoder
-from vitoats.runtime.inference import metadata
+from vitoats.loading.loaded_text import untied_state
+from vitoats.runtime.decoder import MODEL, Decoder, is_decoder
+from vitoats.runtime.inference import data_file, metadata
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class LanguageTarget:
         vocab_size: number of tokens that it knows.
         seq_len: tokens of a window.
         tokenizer: its transformers tokenizer; None if there is none.
+        digest: computes a SHA-256 of its weights.
     """
 
     name: str
@@ -30,6 +34,7 @@ class LanguageTarget:
     vocab_size: int
     seq_len: int
     tokenizer: Any
+    digest: Callable[[], str]
 
     def need_tokenizer(self) -> Any:
         """The tokenizer.
@@ -56,7 +61,11 @@ def language_target(name: str, context: int | None, device: str, threads: int) -
     """
     if is_decoder(name) or name.endswith(".onnx"):
         decoder = Decoder(Path(name), threads)
-        usual = metadata(decoder.session).get("seq_len")
+        file = decoder.folder / MODEL
+        try:
+            usual = metadata(decoder.session).get("seq_len")
+        except ValueError as error:
+            raise InputError(f"the metadata of {file} is damaged ({one_line(error, 100)}): export it again") from None
         length = window_of(decoder.context_length, context or (usual if isinstance(usual, int) else None))
         return LanguageTarget(
             name,
@@ -64,7 +73,15 @@ def language_target(name: str, context: int | None, device: str, threads: int) -
             decoder.vocab_size,
             length,
             read_tokenizer(decoder.folder),
+            lambda: files_sha256(file, data_file(file)),
         )
     loaded = load_language_model(name, context)
     model = loaded.model.to(device)
-    return LanguageTarget(name, torch_logits(model), loaded.inputs.vocab_size, loaded.preprocessing.seq_len, loaded.tokenizer)
+    return LanguageTarget(
+        name,
+        torch_logits(model),
+        loaded.inputs.vocab_size,
+        loaded.preprocessing.seq_len,
+        loaded.tokenizer,
+        lambda: tensors_sha256(untied_state(model)),
+    )

@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitoats.common.errors import InputError, RunError
+from vitoats.common.fingerprint import json_sha256
 from vitoats.common.json_files import REMEDY
+from vitoats.common.unfinished import Unfinished
 from vitoats.data.text import documents, token_stream
 from vitoats.evaluation.paired import paired_difference
 from vitoats.models.text_inputs import LOGITS_AT_A_TIME
@@ -148,10 +150,17 @@ def perplexity(
     stride: int,
     batch_size: int = 4,
     progress: Callable[[int, int], None] = lambda *_: None,
+    unfinished: Unfinished | None = None,
 ) -> Perplexity:
     """Measures the perplexity of a transformers model, on its device; see ``measure_perplexity``."""
     vocab_size = model.config.get_text_config().vocab_size
-    return measure_perplexity(torch_logits(model), vocab_size, text, context, stride, batch_size, progress)
+    return measure_perplexity(torch_logits(model), vocab_size, text, context, stride, batch_size, progress, unfinished)
+
+
+def unfinished_perplexity(digest: str, text: TestText, context: int, stride: int, batch_size: int) -> Unfinished:
+    """The windows that an interrupted measurement has finished; ``digest`` is the model's."""
+    measured = [digest, json_sha256(text.tokens.tolist()), context, stride, batch_size]
+    return Unfinished(f"perplexity_{json_sha256(measured)[:32]}")
 
 
 @torch.inference_mode()
@@ -163,6 +172,7 @@ def measure_perplexity(
     stride: int,
     batch_size: int = 4,
     progress: Callable[[int, int], None] = lambda *_: None,
+    unfinished: Unfinished | None = None,
 ) -> Perplexity:
     """Measures a model's perplexity.
 
@@ -174,6 +184,7 @@ def measure_perplexity(
         stride: tokens by which the window moves, at most ``context``.
         batch_size: windows at a time.
         progress: called with windows done and their number.
+        unfinished: the windows that an interrupted measurement has finished; further ones are added.
 
     Raises:
         InputError: context or stride is out of range.
@@ -184,24 +195,24 @@ def measure_perplexity(
     n = len(text.tokens)
     known = max(1, context - stride)  # tokens of a window that are not scored
     starts = [0, *(start for start in range(stride, n, stride) if start + known < n)]
-    start_time = time.perf_counter()
-    nll: list[float] = []
-    scored: list[int] = []
-    i = 0
-    while i < len(starts):
+    done: list[tuple[float, int, float]] = [tuple(part) for part in unfinished.parts] if unfinished else []
+    while (i := len(done)) < len(starts):
+        start_time = time.perf_counter()
         whole = [s for s in starts[i : i + batch_size] if s + context <= n] or starts[i : i + 1]
         windows = torch.stack([text.tokens[s : s + context] for s in whole])
         losses = _losses(logits_of, vocab_size, windows)
-        for s, loss in zip(whole, losses, strict=True):
-            new = loss if s == 0 else loss[known - 1 :]
-            nll.append(new.double().mean().item())
-            scored.append(len(new))
-        i += len(whole)
-        progress(i, len(starts))
-    if not all(map(math.isfinite, nll)):
-        raise RunError(f"the model's outputs are not finite (NaN or Inf): {REMEDY}")
-    seconds = time.perf_counter() - start_time
-    return Perplexity(torch.tensor(nll, dtype=torch.float64), torch.tensor(scored), text.words, seconds)
+        new = [loss if s == 0 else loss[known - 1 :] for s, loss in zip(whole, losses, strict=True)]
+        nll = [loss.double().mean().item() for loss in new]
+        if not all(map(math.isfinite, nll)):
+            raise RunError(f"the model's outputs are not finite (NaN or Inf): {REMEDY}")
+        seconds = (time.perf_counter() - start_time) / len(new)
+        parts = [(mean, len(loss), seconds) for mean, loss in zip(nll, new, strict=True)]
+        done += parts
+        if unfinished:
+            unfinished.add(parts)
+        progress(len(done), len(starts))
+    means, scored, times = zip(*done, strict=True)
+    return Perplexity(torch.tensor(means, dtype=torch.float64), torch.tensor(scored), text.words, sum(times))
 
 
 def _losses(logits_of: LogitsOf, vocab_size: int, windows: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import numpy as np
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
 from vitoats.common.fingerprint import json_sha256
-from vitoats.common.json_files import parse_json, to_json
+from vitoats.common.json_files import LARGEST, parse_json, to_json
 from vitoats.common.kept_files import UnfitError
+from vitoats.common.whole_files import check_regular, read_text
 
 log = logging.getLogger("vitoats")
 
@@ -62,7 +63,7 @@ class RowStore:
         if not path.is_file():
             return None
         try:
-            found = parse_json(path.read_text())
+            found = parse_json(read_text(path, LARGEST))
             if found["sha256"] != _sha256(name, found["settings"], found["row"], arrays_path):
                 raise UnfitError("its digest is another")
             with np.load(arrays_path, allow_pickle=False) as arrays:
@@ -95,7 +96,7 @@ class RowStore:
 
 def _settings_of(about: Path) -> dict[str, Any]:
     try:
-        found = parse_json(about.read_text())
+        found = parse_json(read_text(about, LARGEST))
         if not isinstance(found, dict):
             raise UnfitError("it holds no settings")
         return found
@@ -104,6 +105,7 @@ def _settings_of(about: Path) -> dict[str, Any]:
 
 
 def _sha256(name: str, settings: dict[str, Any], row: dict[str, Any], arrays: Path) -> str:
+    check_regular(arrays)
     with arrays.open("rb") as file:
         return json_sha256([name, settings, row, hashlib.file_digest(file, "sha256").hexdigest()])
 

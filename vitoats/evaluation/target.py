@@ -112,7 +112,10 @@ def onnx_target(path: str, threads: int, img_size: ImageSize | None = None, head
     else:
 
         def predict(images: torch.Tensor) -> torch.Tensor:
-            return next(iter(file.run(images).values()))
+            logits = next(iter(file.run(images).values()))
+            if logits.shape != (len(images), described["n_classes"]):
+                raise InputError(f"{path} does not give {described['n_classes']} logits for each image: export it again")
+            return logits
 
     return Target(
         predict,

@@ -33,7 +33,7 @@ def check_image_size(loaded: LoadedModel) -> None:
     model = loaded.timm_model
     sizes = [model.pretrained_cfg[key] for key in ("input_size", "test_input_size") if model.pretrained_cfg.get(key)]
     published = {image_size(*chw[1:]) for chw in sizes}
-    if (size in published and loaded.preprocessing.channels in {chw[0] for chw in sizes}) or loaded.about:
+    if size in published and loaded.preprocessing.channels in {chw[0] for chw in sizes}:
         return
     error = _failure(model, loaded.inputs)
     if error is not None:

@@ -12,6 +12,7 @@ from torch import nn
 import vitoats.common.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.json_files import read_json
+from vitoats.common.whole_files import check_regular
 from vitoats.loading.hub import fetch_transformers_folder, reachable_config
 from vitoats.loading.language_checkpoint import load_compressed
 from vitoats.loading.language_on_disk import ModelOnDisk, open_on_disk
@@ -28,6 +29,9 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 SEQ_LEN = 2048  # tokens of a window, unless the model has fewer positions
 ABOUT = "vitoats.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+READ = (".json", ".model", ".txt", ".jinja")  # what transformers reads beside weights
+COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+LARGEST_TEXT = 2**28  # bytes; the largest tokenizers take 35 MB
 REMEDY = "use a decoder (docs/language-models.md)"
 
 
@@ -118,6 +122,7 @@ def language_model_in_memory(
 
 
 def _from_folder(name: str, folder: Path, weights: str, seq_len: int | None, run_from_disk: str | None) -> LoadedLanguageModel:
+    _check_files(folder)
     config = read_transformers_config(folder)
     tokenizer = read_tokenizer(folder)
     if (folder / ABOUT).is_file() and not name.startswith(LOCAL):
@@ -157,6 +162,8 @@ def window_of(positions: int | None, seq_len: int | None) -> int:
     Raises:
         InputError: fewer than 2 tokens are asked for.
     """
+    if positions is not None and not (type(positions) is int and positions >= 2):
+        raise InputError(f"the model says that it has {positions!r:.50} positions: correct its config.json")
     if seq_len is not None and seq_len < 2:
         raise InputError(f"a window of {seq_len} tokens predicts nothing: give `seq_len` 2 or more")
     if positions and seq_len and seq_len > positions:
@@ -198,8 +205,21 @@ def check_config(config: Any, name: str) -> None:
         raise InputError(f"{name} has an encoder and a decoder, of which only decoders alone can be compressed: {REMEDY}")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"{name} is a {config.model_type}, which is no causal language model: {REMEDY}")
+    for key in COUNTS:
+        if (value := getattr(config, key, None)) is not None and not (type(value) is int and value > 0):
+            raise InputError(f"{name} says that its {key} is {value!r:.50}: correct its config.json")
     if getattr(config, "quantization_config", None):
         raise InputError(f"{name} is quantized already: use the model from which it was made")
+
+
+def _check_files(folder: Path) -> None:
+    """Raises InputError if something that transformers may read from a folder is no file, or too large."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if path.suffix in READ:
+                check_regular(path, LARGEST_TEXT)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({one_line(error, 100)}): copy the folder again") from None
 
 
 def _check_headers(folder: Path) -> None:

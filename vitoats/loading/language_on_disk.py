@@ -171,8 +171,14 @@ def open_on_disk(folder: Path, config: Any, device: str) -> ModelOnDisk | None:
         held |= kinds
         files |= dict.fromkeys(kinds, path)
     n_bytes = sum(path.stat().st_size for path in set(files.values()))
-    with no_more_than(2 * len(held) + UNSAVED, GROWTH * n_bytes + ALWAYS, folder / CONFIG), parameters_on_meta():
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    try:
+        with no_more_than(2 * len(held) + UNSAVED, GROWTH * n_bytes + ALWAYS, folder / CONFIG), parameters_on_meta():
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # transformers and torch raise various errors on sizes and names that cannot be
+        reason = one_line(error, 100)
+        raise InputError(f"{folder / CONFIG} describes no model that can be built ({reason}): copy the folder again") from None
     model.eval().requires_grad_(False)
     shapes = {
         name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys

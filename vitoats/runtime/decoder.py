@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, one_line
 from vitoats.common.json_files import read_json
+from vitoats.common.plain_values import item, whole
 from vitoats.runtime.inference import Session, session
 from vitoats.runtime.sampling import Sampler, greedy
 
@@ -55,17 +56,22 @@ class Decoder:
         try:
             config = read_json(self.folder / CONFIG)["model"]
             decoder = config["decoder"]
-            self._heads, self._width = int(decoder["num_key_value_heads"]), int(decoder["head_size"])
-            self.context_length, self.vocab_size = int(config["context_length"]), int(config["vocab_size"])
+            self._heads, self._width = (whole(item(decoder, x), x, 1) for x in ("num_key_value_heads", "head_size"))
+            self.context_length, self.vocab_size = (whole(item(config, x), x, 1) for x in ("context_length", "vocab_size"))
             end = config.get("eos_token_id")
+            ends = end if isinstance(end, list) else [] if end is None else [end]
+            self.end_tokens = tuple(whole(token, "eos_token_id") for token in ends)
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.folder / CONFIG} does not describe a model ({error}): export it again") from None
-        self.end_tokens: tuple[int, ...] = tuple(end) if isinstance(end, list) else () if end is None else (end,)
+            reason = one_line(error, 100)
+            raise InputError(f"{self.folder / CONFIG} does not describe a model ({reason}): export it again") from None
         self.session: Session = session(self.folder / MODEL, threads, native)
         self._inputs = {each.name for each in self.session.get_inputs()}
         self._cached = sorted(name.removeprefix(PAST) for name in self._inputs if name.startswith(PAST))
         if not self._cached or not {TOKENS, MASK} <= self._inputs:
             raise InputError(f"{self.folder / MODEL} has no key-value cache: export it again")
+        shapes = [each.shape for each in self.session.get_inputs() if each.name.startswith(PAST)]
+        if any(len(shape) != 4 or [shape[1], shape[3]] != [self._heads, self._width] for shape in shapes):
+            raise InputError(f"{self.folder / CONFIG} has other heads than {MODEL}: export it again")
 
     def logits(self, windows: np.ndarray) -> np.ndarray:
         """The logits [b, t, vocab_size] of windows of tokens [b, t], without a cache."""

@@ -1,7 +1,6 @@
 """Opens an ONNX file as a session of ONNX Runtime on the CPU, with the native operator; reads the metadata of vitoats."""
 
 import contextlib
-import json
 import logging
 import mmap
 from collections.abc import Callable
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from vitoats.common.errors import InputError
+from vitoats.common.errors import InputError, one_line
+from vitoats.common.json_files import parse_json
 from vitoats.common.sizes import from_json, sides
 from vitoats.format.operator import ATTENTION, DENSE_INT8, NAME, NEWEST_DOMAIN_VERSION
 from vitoats.runtime import library
@@ -94,16 +94,17 @@ def _had_sparse_nodes(opened: Session) -> bool:
     """Whether a file had sparse nodes when it was exported; what its metadata should be is checked by those who use them."""
     try:
         return bool(metadata(opened).get("sparse_nodes"))
-    except (ValueError, AttributeError):  # not JSON, or no table
+    except ValueError:
         return False
 
 
 def _open(model: str | bytes, options: ort.SessionOptions, path: Path) -> Session:
     try:
         with library.Watch() as watch:
-            opened = Session(model, options, providers=["CPUExecutionProvider"])
+            # without its fallback, which prints, and tries the same again
+            opened = Session(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's errors share no public base class
-        raise InputError(f"{path} does not run in ONNX Runtime ({str(error).splitlines()[0]}): export it again") from None
+        raise InputError(f"{path} does not run in ONNX Runtime ({one_line(error)}): export it again") from None
     opened.native_nodes = tuple(watch.nodes)
     return opened
 
@@ -125,8 +126,15 @@ def stored_bytes(path: Path) -> int:
 
 
 def metadata(opened: ort.InferenceSession) -> dict[str, Any]:
-    """The metadata that vitoats wrote: preprocessing, class count, compression, versions; empty for other files."""
-    return json.loads(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+    """The metadata that vitoats wrote: preprocessing, class count, compression, versions; empty for other files.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    found = parse_json(opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    return found
 
 
 def image_shape(opened: ort.InferenceSession) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.json_files import LARGEST, parse_json
+from vitoats.common.whole_files import read_text
 from vitoats.loading.checkpoint import ABOUT, is_checkpoint, read_about
 from vitoats.runtime.inference import stored_bytes
 
@@ -229,9 +230,7 @@ def _results_in(folder: Path) -> Iterator[Results]:
 
 def _results(file: Path, strict: bool = True) -> Results | None:
     try:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST:,} bytes")
-        words = file.read_text(encoding="utf-8")
+        words = read_text(file, LARGEST)
         if file.suffix == ".csv":
             said: Any = [{k: _value(v) for k, v in row.items() if k} for row in csv.DictReader(words.splitlines())]
         elif file.suffix == ".jsonl":

@@ -1,0 +1,62 @@
+"""The finished parts of a long measurement, in the user's cache, so that the same measurement goes on after an interruption."""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from vitoats.common import ranks
+from vitoats.common.cache import cache_file
+from vitoats.common.errors import RunError
+from vitoats.common.kept_files import UnfitError, read_values, write_values
+
+log = logging.getLogger("vitoats")
+
+SECONDS = 5.0  # between writes
+
+
+class Unfinished:
+    """Parts of a measurement, plain values, in the order in which they are made.
+
+    They are written now and then, and removed once the measurement is complete. A file that does not fit is ignored. Of several
+    processes, the first one writes and reads.
+
+    Attributes:
+        parts: what has been made so far.
+    """
+
+    def __init__(self, name: str):
+        """Reads what an interrupted measurement has left.
+
+        Args:
+            name: identifies everything that the parts depend on.
+        """
+        self._path, self._written = cache_file(f"{name}.unfinished"), time.monotonic()
+        self.parts: list[Any] = ranks.from_first(self._read)
+        if self.parts and ranks.is_first():
+            log.info("going on with an interrupted measurement: %d parts of it are in %s", len(self.parts), self._path)
+
+    def _read(self) -> list[Any]:
+        try:
+            return list(read_values(self._path, self._path.name))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except UnfitError as error:
+            log.warning("%s does not fit and is made anew: %s", self._path, error)
+            return []
+
+    def add(self, parts: Iterable[Any]) -> None:
+        """Appends parts, and writes all of them if the last time was ``SECONDS`` ago."""
+        self.parts += parts
+        if not ranks.is_first() or time.monotonic() - self._written < SECONDS:
+            return
+        try:
+            write_values(self._path, self._path.name, self.parts)
+        except (RunError, ValueError) as error:  # a cache that cannot be written is no reason to stop
+            log.warning("not kept: %s", error)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Removes the file, since the measurement is complete."""
+        if ranks.is_first():
+            self._path.unlink(missing_ok=True)
