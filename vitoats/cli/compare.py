@@ -27,9 +27,9 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def execute(args: Namespace) -> dict[str, Any]:
     """Runs the missing rows, writes and prints the results; returns the JSON line."""
-    from vitoats.common.outputs import check_parents
+    from vitoats.common.outputs import check_folder
 
-    check_parents(args.output / "any")
+    check_folder(args.output)
     report_page.check(args.report)
     comparison = make_comparison(args)
     for line in comparison.skipped:
