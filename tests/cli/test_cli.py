@@ -21,7 +21,7 @@ from vitoats.cli.train_linear_probe import main as train_linear_probe
 from vitoats.common.errors import RunError
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
+FILES = ["README.md", "config.json", "model.safetensors", "run.json", "run.log", "vitoats.json"]
 
 
 # ---- what success looks like
@@ -179,7 +179,7 @@ def test_an_onnx_file_that_exists_is_kept(succeed, refuse, plain, tmp_path):
     result = succeed(export_onnx, plain, "-o", tmp_path / "m.onnx", "--overwrite")
     assert result["sparse_nodes"] == 12
     assert (tmp_path / "m.onnx").stat().st_size > 10_000
-    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.run.json", "m.onnx.run.log"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--float16"], ["--inline"]])

@@ -17,7 +17,7 @@ import timm  # isort: skip
 
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
+FILES = ["README.md", "config.json", "model.safetensors", "run.json", "run.log", "vitoats.json"]
 
 
 # ---- what the flags do

@@ -9,7 +9,7 @@ from tests.jobs import without
 from vitoats.cli.compress import main as compress
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
+FILES = ["README.md", "config.json", "model.safetensors", "run.json", "run.log", "vitoats.json"]
 
 
 # ---- --config

@@ -18,7 +18,7 @@ from vitoats.cli import compress as compress_command
 from vitoats.cli.compress import main as compress
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ["README.md", "config.json", "model.safetensors", "vitoats.json"]
+FILES = ["README.md", "config.json", "model.safetensors", "run.json", "run.log", "vitoats.json"]
 
 
 # ---- --output, --overwrite, --resume

@@ -138,15 +138,16 @@ def _set_up_logging(quiet: bool) -> None:
     )
     if not stderr.is_terminal:
         handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_InFlags("%(message)s"))
+    handler.setFormatter(InFlags("%(message)s"))
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.INFO)
     logging.getLogger("timm").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-class _InFlags(logging.Formatter):
+class InFlags(logging.Formatter):
     """Formats messages with arguments written as flags."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -11,7 +11,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli import common, config_file, flags, report_page
+from vitoats.cli import common, config_file, flags, record, report_page
 from vitoats.cli import compress as compress_command
 from vitoats.cli.method_flags import SHARED, settings
 from vitoats.common.errors import InputError
@@ -22,7 +22,11 @@ SET_HERE = ("method", "method_options", "compression", "pattern", "config", "out
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, runs the missing rows, writes and prints the results; returns the JSON line."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("compare", config_file.parse(make_parser(), argv), argv, execute)
+
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Runs the missing rows, writes and prints the results; returns the JSON line."""
     from vitoats.common.outputs import check_folder
 
     check_folder(args.output)

@@ -11,15 +11,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, record
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot", "alps", "mrp", "dass", "oats", "oats-h", "int8", "4-bit")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, compares, prints the table; returns the JSON line."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("compare_lm", config_file.parse(make_parser(), argv), argv, execute)
 
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Compares, adds the rows to the file; returns the JSON line."""
     from vitoats.common.outputs import check_output_file
 
     check_output_file(args.output, overwrite=True)  # rows are added to it

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags, report_page
+from vitoats.cli import common, config_file, flags, record, report_page
 from vitoats.cli.method_flags import add_method_flags, settings
 from vitoats.common.errors import InputError
 from vitoats.common.files import hold
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, compresses, writes the folder, prints the table of layers; returns the JSON line."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("compress", config_file.parse(make_parser(), argv), argv, execute)
+
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Compresses, writes the folder and the page of --report; returns the JSON line."""
     from vitoats.common.outputs import check_parents
 
     check_parents(args.output)

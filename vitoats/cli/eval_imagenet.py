@@ -13,7 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags, report_page
+from vitoats.cli import common, config_file, flags, record, report_page
 from vitoats.common.errors import InputError
 from vitoats.common.machine import cores
 from vitoats.common.sizes import image_size
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, evaluates; returns the JSON line with timm's columns."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("eval_imagenet", config_file.parse(make_parser(), argv), argv, execute)
+
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Evaluates; returns the JSON line."""
     if args.data and args.data_dir:
         raise InputError("the images are named twice: give the folder itself, or --data-dir, not both")
     args.data_dir = args.data or args.data_dir
@@ -124,7 +128,8 @@ def run(args: Namespace) -> dict[str, Any]:
 def run_against(args: Namespace) -> dict[str, Any]:
     """Compares the features of two ONNX files; returns the JSON line."""
     from vitoats.common.devices import set_threads
-    from vitoats.data.images import batches, open_images
+    from vitoats.common.noted import note
+    from vitoats.data.images import batches, digest, open_images
     from vitoats.evaluation.exported import open_exported
     from vitoats.evaluation.feature_error import feature_errors
     from vitoats.evaluation.protocol import spread
@@ -143,6 +148,7 @@ def run_against(args: Namespace) -> dict[str, Any]:
     file, dense = (open_exported(path, threads, args.img_size) for path in (args.model, args.against))
     dataset = open_images(args.data_dir, "test", chosen(file.preprocessing, args).transform())
     order = spread(list(range(len(dataset))), args.num_samples)
+    note(lambda: {"test images": digest(dataset, order)})
     with common.Bar("images", args.quiet) as bar:
         stream = batches(dataset, order, args.batch_size, args.workers)
         errors = feature_errors(file, dense, stream, lambda done: bar.update(done, len(order)))

@@ -7,16 +7,20 @@
 the same tokens.
 """
 
+from argparse import Namespace
 from typing import Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, record
 from vitoats.common.errors import InputError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, measures; returns the JSON line."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("eval_perplexity", config_file.parse(make_parser(), argv), argv, execute)
 
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Measures; returns the JSON line."""
     from vitoats.common.devices import check_device, set_threads
     from vitoats.common.unfinished import Unfinished
     from vitoats.evaluation.language_target import LanguageTarget, language_target

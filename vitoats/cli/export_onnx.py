@@ -16,7 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, export_decoder, flags
+from vitoats.cli import common, config_file, export_decoder, flags, record
 from vitoats.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,40 +25,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, exports; returns the JSON line."""
-    parser = flags.parser("export_onnx", __doc__)
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="a folder that compress wrote (or use --model)")
-    flags.add_model_flags(parser, required=False)
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .onnx file, or folder, to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
-    forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--inline", action="store_true", help="standard operators only, for other runtimes")
-    forms.add_argument("--matmul", action="store_true", help="low-rank terms as MatMul nodes beside the sparse ones; slower")
-    forms.add_argument("--dense", action="store_true", help="fold S + UV into plain weights")
-    parser.add_argument("--float16", action="store_true", help="store S, U and V as float16; the arithmetic stays float32")
-    parser.add_argument(
-        "--int8", action="store_true", help="int8 weights: compressed layers', or all of a dense model's blocks"
-    )
-    parser.add_argument(
-        "--features",
-        metavar="KIND",
-        help="tokens instead of logits: cls, patches, all, layers=4 (the last four) or layers=2,5,8,11 (counted from 0)",
-    )
-    parser.add_argument(
-        "--dynamic-img-size",
-        action="store_true",
-        help="free height and width, multiples of the patch size: positions are interpolated in the file",
-    )
-    parser.add_argument("--external-data", action="store_true", help="weights in FILE.data; always so above 2 GB")
-    parser.add_argument(
-        "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
-    )
-    parser.add_argument(
-        "--genai-library", action="store_true", help="language models: copy the native library for ONNX Runtime GenAI"
-    )
-    flags.add_data_flags(parser, batch_size=50)
-    parser.add_argument("--num-samples", type=flags.positive, metavar="N", help="verify on the first N images only")
-    parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
-    args = config_file.parse(parser, argv)
+    return record.recorded("export_onnx", config_file.parse(make_parser(), argv), argv, execute)
+
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Exports and verifies; returns the JSON line."""
     name = args.folder or args.model
     if name is None or (args.folder and args.model):
         raise InputError("name one model to export: a folder, or --model NAME")
@@ -120,12 +91,17 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def images_to_verify(loaded: "LoadedModel", args: Namespace) -> Any:
     """The images of --data-dir, or those of the embedded model; None if there are none."""
-    from vitoats.data.images import SAMPLE, open_images
+    from vitoats.common.noted import note
+    from vitoats.data.images import SAMPLE, digest, open_images
     from vitoats.loading.names import EMBEDDED
 
     own = SAMPLE if loaded.n_classes and loaded.source == EMBEDDED else None
     found = args.data_dir or own
-    return None if found is None else open_images(found, "test", loaded.preprocessing.transform())
+    if found is None:
+        return None
+    dataset = open_images(found, "test", loaded.preprocessing.transform())
+    note(lambda: {"images to verify": digest(dataset, range(len(dataset))[: args.num_samples])})
+    return dataset
 
 
 def verified(loaded: "LoadedModel", dataset: Any, args: Namespace) -> dict[str, Any]:
@@ -161,3 +137,41 @@ def verified(loaded: "LoadedModel", dataset: Any, args: Namespace) -> dict[str, 
         "logit_error": agreement.logit_error,
         "differing": [{"image": name, "margin": margin} for name, margin in zip(names, margins, strict=True)],
     }
+
+
+def make_parser() -> flags.ArgumentParser:
+    """The flags of export_onnx."""
+    parser = flags.parser("export_onnx", __doc__)
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="a folder that compress wrote (or use --model)")
+    flags.add_model_flags(parser, required=False)
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the .onnx file, or folder, to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--inline", action="store_true", help="standard operators only, for other runtimes")
+    forms.add_argument("--matmul", action="store_true", help="low-rank terms as MatMul nodes beside the sparse ones; slower")
+    forms.add_argument("--dense", action="store_true", help="fold S + UV into plain weights")
+    parser.add_argument("--float16", action="store_true", help="store S, U and V as float16; the arithmetic stays float32")
+    parser.add_argument(
+        "--int8", action="store_true", help="int8 weights: compressed layers', or all of a dense model's blocks"
+    )
+    parser.add_argument(
+        "--features",
+        metavar="KIND",
+        help="tokens instead of logits: cls, patches, all, layers=4 (the last four) or layers=2,5,8,11 (counted from 0)",
+    )
+    parser.add_argument(
+        "--dynamic-img-size",
+        action="store_true",
+        help="free height and width, multiples of the patch size: positions are interpolated in the file",
+    )
+    parser.add_argument("--external-data", action="store_true", help="weights in FILE.data; always so above 2 GB")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the file with torch, on noise and on --data-dir's images"
+    )
+    parser.add_argument(
+        "--genai-library", action="store_true", help="language models: copy the native library for ONNX Runtime GenAI"
+    )
+    flags.add_data_flags(parser, batch_size=50)
+    parser.add_argument("--num-samples", type=flags.positive, metavar="N", help="verify on the first N images only")
+    parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
+    return parser

@@ -21,6 +21,7 @@ COMMANDS = {
     "compare_lm": "methods on a language model: perplexity",
     "report": "one HTML page about compressed models and their measurements",
     "front": "accuracy against milliseconds and bytes of exported files",
+    "repeat": "do a recorded run again, and compare the results",
     "train_linear_probe": "train a linear head on frozen features",
     "demo": "the main job on embedded weights and images",
     "methods": "the methods, their settings and defaults",

@@ -13,6 +13,7 @@ from typing import Any
 
 from vitoats.cli import config_file, flags
 from vitoats.common.errors import InputError, RunError, one_line
+from vitoats.common.manifest import is_record
 
 UPLOADED = (".json", ".safetensors", "README.md")  # nothing else that may lie in the folder
 
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise InputError(f"{args.repo!r} is no name of the Hub: use OWNER/NAME") from error
     if args.repo.count("/") != 1:
         raise InputError(f"{args.repo!r} is no name of the Hub: use OWNER/NAME")
-    files = sorted(file.name for file in args.folder.iterdir() if file.is_file() and file.name.endswith(UPLOADED))
+    found = (file.name for file in args.folder.iterdir() if file.is_file() and file.name.endswith(UPLOADED))
+    files = sorted(name for name in found if not is_record(name))  # those tell of this machine's folders
     megabytes = sum((args.folder / name).stat().st_size for name in files) / 1e6
     for name in files:
         log.info("%10.2f MB  %s", (args.folder / name).stat().st_size / 1e6, name)

@@ -8,16 +8,20 @@ The whole model is in memory.
 """
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, record
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, samples, writes the file; returns the JSON line."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("sample_lm", config_file.parse(make_parser(), argv), argv, execute)
 
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Samples, writes the file; returns the JSON line."""
     from vitoats.common.outputs import check_output_file
 
     check_output_file(args.output, args.overwrite)

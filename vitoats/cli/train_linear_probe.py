@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, record
 from vitoats.common.errors import InputError
 from vitoats.common.files import atomic_write
 
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, trains, writes the head file; returns the JSON line."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("train_linear_probe", config_file.parse(make_parser(), argv), argv, execute)
+
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Trains, writes the head file; returns the JSON line."""
     if args.data_dir is None:
         raise InputError("there are no images to train on: give --data-dir a folder with one subfolder for each class")
     from vitoats.common.outputs import check_output_file
@@ -37,6 +41,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     import torch
 
     from vitoats.common.devices import set_threads
+    from vitoats.common.noted import note
+    from vitoats.data.images import digest
     from vitoats.evaluation.features import MOST_LAYERS
     from vitoats.evaluation.knn import knn_predict
     from vitoats.evaluation.probe import LEARNING_RATES, Schedule, accuracy, pick, train_again, try_heads
@@ -62,6 +68,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     training = drawn_images(frozen, args, "train", args.nsamples)
     classes = training.dataset.classes
     testing = drawn_images(frozen, args, "test", args.test_samples, classes)
+    note(lambda: {f"{images.split} images": digest(images.dataset, images.order) for images in (training, testing)})
     if training.paths & testing.paths:
         common.log.warning("%s has no test images of its own: the accuracy is that on training images", args.data_dir)
     if not 0 < round(args.held_out * len(training.order)) < len(training.order):

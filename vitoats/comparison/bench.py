@@ -11,6 +11,7 @@ from torch import Tensor
 import vitoats
 from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import tensors_sha256
+from vitoats.common.noted import note
 from vitoats.common.progress import Progress
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.run import HELD_OUT
@@ -80,6 +81,9 @@ def open_bench(job: CompressionJob, num_samples: int | None, ood_dir: Path | Non
         raise InputError("one test image cannot tell methods apart: raise `num_samples`, or add images")
     crops = Crops(dense.preprocessing, OOD_CROPS, data.seed)
     ood = None if ood_dir is None else open_images(str(ood_dir), "test", crops, field="ood_dir")
+    note(lambda: {"test images": digest(test, order)})
+    if ood is not None:
+        note(lambda: {"out-of-domain images": digest(ood, range(len(ood)))})
     size, workers = resources.batch_size, resources.workers
     settings = {
         "model": job.model.name,

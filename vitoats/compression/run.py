@@ -15,6 +15,7 @@ from vitoats.common.errors import InputError
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.machine import cores
 from vitoats.common.memory import never_keep_freed_memory, reuse_freed_memory
+from vitoats.common.noted import note
 from vitoats.common.outputs import check_output_folder
 from vitoats.common.progress import Progress, silent
 from vitoats.compression.budgets import make_budgets
@@ -217,7 +218,9 @@ def _begin(
         if job.resources.memory_limit is None:
             reuse_freed_memory()
     adapter = adapt(loaded.backbone, loaded.inputs)
-    return method, loaded, adapter, draw_images(job, loaded, images)
+    drawn = draw_images(job, loaded, images)
+    note(lambda: {f"calibration data ({name})": digest for name, digest in drawn.digests().items()})
+    return method, loaded, adapter, drawn
 
 
 def _planned(

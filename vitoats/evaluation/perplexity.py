@@ -12,6 +12,7 @@ The standard error comes from the windows' mean negative log-likelihoods, taken 
 times the perplexity. Two models on the same windows are compared by the difference of these means, window by window.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from torch import Tensor
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.fingerprint import json_sha256
 from vitoats.common.json_files import REMEDY
+from vitoats.common.noted import note
 from vitoats.common.unfinished import Unfinished
 from vitoats.data.text import documents, token_stream
 from vitoats.evaluation.paired import paired_difference
@@ -130,6 +132,7 @@ def read_test_text(source: Any, tokenizer: Any, vocab_size: int, max_tokens: int
             f"the tokenizer gives token {int(tokens.max())}, but the model knows {vocab_size}: "
             "put the tokenizer that belongs to the model in its folder"
         )
+    note(lambda: {f"tokens of {source}": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()})
     kept = len(tokens) if max_tokens is None else min(max_tokens, len(tokens))
     return TestText(tokens[:kept], max(1, round(words * kept / len(tokens))))
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vitoats.common import ranks
 from vitoats.common.errors import InputError
-from vitoats.data.images import SAMPLE, given_batches, stream_batches
+from vitoats.common.noted import note
+from vitoats.data.images import SAMPLE, digest, given_batches, stream_batches
 from vitoats.data.labelled import StreamedImages, open_labelled, read_valid_labels, with_classes_of_model, with_real_labels
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.accuracy import Accuracy, evaluate
@@ -100,11 +101,13 @@ def open_test_set(protocol: Protocol, target: Target, preprocessing: Preprocessi
         if ranks.size() > 1 or protocol.real_labels:
             raise InputError(f"{protocol.dataset} is a stream without an index: use one process, and leave `real_labels` out")
         return TestSet(stream_batches(dataset, protocol.batch_size, protocol.workers), 0, n_classes, valid_labels)
-    order = list(range(len(dataset)))
+    order, labelled = list(range(len(dataset))), dataset
     if protocol.real_labels is not None:
         dataset, order = with_real_labels(dataset, protocol.real_labels)
         n_classes = None
     order = spread(order, protocol.num_samples)
+    if hasattr(labelled, "content"):
+        note(lambda: {"test images": digest(labelled, order)})
     batches = given_batches(dataset, share(order, protocol.batch_size), protocol.workers)
     return TestSet(batches, len(order), n_classes, valid_labels)
 

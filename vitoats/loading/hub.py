@@ -8,6 +8,7 @@ from pathlib import Path
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
+from vitoats.common.noted import files_sha256, note
 from vitoats.loading.names import ON_HUB, NamedModel
 from vitoats.loading.shards import INDEX, shard_names
 
@@ -84,6 +85,7 @@ def hub_folder(name: str) -> Path | None:
         folder = snapshot_download(repo, revision=revision, allow_patterns=list(COMPRESSED), local_files_only=from_cache)
     except (EntryNotFoundError, HfHubHTTPError):
         return None
+    _note(name, Path(folder))
     return Path(folder)
 
 
@@ -104,7 +106,12 @@ def fetch_transformers_folder(name: str) -> Path:
         raise WeightsUnavailableError(
             f"{repo} cannot be fetched ({reason or one_line(error, 150)}): give `model` a transformers folder, local-dir:PATH"
         ) from None
+    _note(name, Path(folder))
     return Path(folder)
+
+
+def _note(name: str, folder: Path) -> None:
+    note(lambda: {f"files of {name}": files_sha256(file for file in folder.iterdir() if file.is_file())})
 
 
 def fetch_config(name: str) -> Path:

@@ -1,10 +1,10 @@
 """Finds files in installed packages that are never imported, and checks them."""
 
-import hashlib
 import importlib.metadata
 from pathlib import Path
 
 from vitoats.common.errors import InputError
+from vitoats.common.noted import file_sha256, note
 
 
 def packaged_file(model: str, package: str, version: str, file: str, sha256: str) -> Path:
@@ -26,8 +26,8 @@ def packaged_file(model: str, package: str, version: str, file: str, sha256: str
         raise InputError(f"the weights of {model} come with the package {package}, which is not installed: {remedy}") from None
     if not path.is_file():
         raise InputError(f"the package {package} lacks {file}: {remedy}")
-    with open(path, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = file_sha256(path)
     if digest != sha256:
         raise InputError(f"{path} is not the file of {package} {version} (its sha256 is {digest[:12]}...): {remedy}")
+    note(lambda: {f"{file} of {package} {version}": digest})
     return path

@@ -16,6 +16,7 @@ from platformdirs import user_cache_path
 import vitoats.common.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.files import whole_folder
+from vitoats.common.noted import note
 from vitoats.loading.packaged import packaged_file
 
 log = logging.getLogger("vitoats")
@@ -34,6 +35,7 @@ def smollm2_folder() -> Path:
         InputError: the package is missing or altered, or one that reads its file is not installed.
         RunError: the folder cannot be written.
     """
+    note(lambda: {f"{GGUF_FILE} of {PACKAGE} {PACKAGE_VERSION}": GGUF_SHA256})
     folder = user_cache_path("vitoats", appauthor=False) / f"{NAME}_{GGUF_SHA256[:12]}"
     if not folder.is_dir():
         gguf = packaged_file(NAME, PACKAGE, PACKAGE_VERSION, GGUF_FILE, GGUF_SHA256)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
+from vitoats.common.fingerprint import json_sha256, tensors_sha256
+from vitoats.common.noted import note
 from vitoats.common.sizes import ImageSize, image_size, in_words, sides
 from vitoats.data.transforms import Preprocessing
 from vitoats.loading.adaptations import (
@@ -111,10 +113,17 @@ def load_timm(
     else:
         preprocessing = resolved_preprocessing(model, img_size)
     loaded = LoadedModel(name, model, preprocessing, weights)
+    note(lambda: {f"weights of {name}": _digest(loaded)})
     if head is not None:
         check_class_tokens(model, 1)
         loaded.model = LinearHeadClassifier(model, *head, HeadInfo(name, preprocessing.img_size))
     return loaded
+
+
+def _digest(loaded: LoadedModel) -> str:
+    """A digest of weights and preprocessing; positions are left out, which resizing rounds anew on each processor."""
+    weights = {key: tensor for key, tensor in loaded.timm_model.state_dict().items() if POSITIONS not in key}
+    return json_sha256([loaded.preprocessing.to_dict(), tensors_sha256(weights)])
 
 
 def _with_random_weights(timm_name: str, config: TimmConfig | None, kwargs: dict[str, Any]) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vitoats.common.errors import InputError, one_line
 from vitoats.common.json_files import LARGEST, parse_json
+from vitoats.common.manifest import is_record
 from vitoats.common.whole_files import read_text
 from vitoats.loading.checkpoint import ABOUT, is_checkpoint, read_about
 from vitoats.runtime.inference import stored_bytes
@@ -216,7 +217,8 @@ def _layer(row: dict[str, Any]) -> Layer:
 
 def _results_in(folder: Path) -> Iterator[Results]:
     """The results in a folder; a row of a table beside its own JSON is not read twice."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.is_file() and file.name != ABOUT)
+    of_kind = (file for file in folder.iterdir() if file.suffix in ENDINGS and file.is_file())
+    files = sorted(file for file in of_kind if file.name != ABOUT and not is_record(file.name))
     texts = [file for file in files if file.suffix in (".json", ".jsonl")]
     found = [read for file in texts if (read := _results(file, strict=False))]
     if not found:
