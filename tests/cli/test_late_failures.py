@@ -48,7 +48,7 @@ def _no_work(monkeypatch):
 def test_an_output_below_a_file_is_refused_first(command, flags, tmp_path, refuse):
     (tmp_path / "file").write_text("")
     name = {export_onnx: "x.onnx", train_linear_probe: "x.safetensors"}.get(command, "x")
-    assert "cannot be written" in refuse(command, *flags, tmp_path / "file" / name)
+    assert f"{tmp_path / 'file' / name} cannot be written" in refuse(command, *flags, tmp_path / "file" / name)
 
 
 @pytest.mark.usefixtures("_no_work")

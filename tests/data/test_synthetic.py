@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import write_image
 from vitoats.common.errors import InputError
-from vitoats.data.calibration import calibration_images, shares
+from vitoats.data.calibration import calibration_images, split
 from vitoats.data.synthetic import SPECTRAL_EXPONENTS, SyntheticImages, coloured_noise, synthetic_image
 from vitoats.data.transforms import Preprocessing
 
@@ -56,25 +58,36 @@ def test_noise_falls_with_frequency():
     assert max(slopes) < SPECTRAL_EXPONENTS[1] + 0.1
 
 
-def test_shares_add_up():
-    assert shares(12, 1) == [12]
-    assert shares(13, 2) == [7, 6]
-    assert shares(14, 3) == [5, 5, 4]
+@given(st.integers(0, 3000), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_a_total_is_split_in_proportion(total, weights):
+    parts = split(total, {str(i): weight for i, weight in enumerate(weights)})
+    assert sum(parts.values()) == total
+    for part, weight in zip(parts.values(), weights, strict=True):
+        assert abs(part - total * weight / sum(weights)) < 1
 
 
-def test_half_of_the_images_are_the_users(flat_images):
+def test_two_thirds_of_the_images_are_the_users(flat_images):
     images = mix(flat_images, nsamples=12)
     batches = torch.cat(list(images.batches(5, 0)))
     assert len(batches) == images.nsamples == 12
-    alone = torch.cat(list(mix(flat_images, "none", nsamples=6).batches(5, 0)))
-    assert torch.equal(batches[:6], alone)
+    alone = torch.cat(list(mix(flat_images, "none", nsamples=8).batches(5, 0)))
+    assert torch.equal(batches[:8], alone)
     series = {tuple(SyntheticImages(12, PREPROCESSING, 0)[i][0].flatten()[:8].tolist()) for i in range(12)}
-    assert all(tuple(image.flatten()[:8].tolist()) in series for image in batches[6:])
+    assert all(tuple(image.flatten()[:8].tolist()) in series for image in batches[8:])
+    few = images.at_most(3)
+    assert few.shares == {"own": 2, "synthetic": 1}
+    assert torch.equal(torch.cat(list(few.batches(5, 0))), batches[[0, 1, 8]])
 
 
-def test_a_third_each(flat_images, image_tree):
+def test_where_the_user_has_few_images_all_of_them_are_drawn(flat_images):
+    images = mix(flat_images, nsamples=90)
+    assert images.shares == {"own": len(images.sources["own"]), "synthetic": 30}
+    assert sum(len(b) for b in images.batches(8, 0)) == images.nsamples
+
+
+def test_both_other_kinds_have_half_as_many_images_as_the_user(flat_images, image_tree):
     images = mix(flat_images, "both", nsamples=12, general=str(image_tree))
-    assert list(images.sources) == ["own", "general", "synthetic"]
+    assert images.shares == {"own": 6, "general": 3, "synthetic": 3}
     assert sum(len(b) for b in images.batches(4, 0)) == 12
     assert set(images.held_out) == {"own", "general", "synthetic"}
 

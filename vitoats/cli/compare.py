@@ -23,9 +23,9 @@ SET_HERE = ("method", "method_options", "compression", "pattern", "config", "out
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, runs the missing rows, writes and prints the results; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
-    from vitoats.common.outputs import check_parents
+    from vitoats.common.outputs import check_folder
 
-    check_parents(args.output / "any")
+    check_folder(args.output)
     report_page.check(args.report)
     comparison = make_comparison(args)
     for line in comparison.skipped:

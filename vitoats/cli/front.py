@@ -20,9 +20,9 @@ from vitoats.common.errors import InputError
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, makes the missing files, measures all; returns the JSON line."""
     args = config_file.parse(make_parser(), argv)
-    from vitoats.common.outputs import check_parents
+    from vitoats.common.outputs import check_folder
 
-    check_parents(args.output / "any")
+    check_folder(args.output)
     front = make_front(args)
 
     from vitoats.comparison.front import measure_front

@@ -1,6 +1,7 @@
 """Checks that an output can be written, before the work starts."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from vitoats.common.errors import InputError
@@ -66,11 +67,27 @@ def check_parents(output: Path, field: str = "output") -> None:
     Raises:
         InputError: the output cannot be created there.
     """
-    for parent in output.absolute().parents:
-        if parent.exists():
-            if not _takes_files(parent):
-                raise InputError(f"{output} cannot be written, {parent} is no folder to write to: give another `{field}`")
-            return
+    _check_writable(output, output.absolute().parents, field)
+
+
+def check_folder(folder: Path, field: str = "output") -> None:
+    """Refuses a folder to write into that is none, or whose nearest existing parent is none.
+
+    Args:
+        folder: exists, or will be made.
+        field: the argument that names it.
+
+    Raises:
+        InputError: no files can be written there.
+    """
+    _check_writable(folder, (folder.absolute(), *folder.absolute().parents), field)
+
+
+def _check_writable(output: Path, places: Sequence[Path], field: str) -> None:
+    """Refuses ``output`` where the first of ``places`` that exists takes no files."""
+    place = next(place for place in places if place.exists())
+    if not _takes_files(place):
+        raise InputError(f"{output} cannot be written, {place} is no folder to write to: give another `{field}`")
 
 
 def _takes_files(folder: Path) -> bool:

@@ -59,8 +59,7 @@ def make_budgets(
     if ":" in getattr(config, "pattern", ""):
         return config, None  # N:M fixes what each layer keeps
     text = isinstance(adapter.inputs, TextInputs)
-    most = ALLOCATION_WINDOWS if text else ALLOCATION_IMAGES
-    some = dataclasses.replace(images, nsamples=min(images.nsamples, most))
+    some = images.at_most(ALLOCATION_WINDOWS if text else ALLOCATION_IMAGES)
     if allocation == "owl":
         hidden = _hidden_states(job, adapter, some)
         n_blocks = len(adapter.blocks)

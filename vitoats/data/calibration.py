@@ -1,7 +1,7 @@
 """Calibration images: the user's own, optionally mixed with others so that features stay accurate on other images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from vitoats.data.synthetic import SyntheticImages
 from vitoats.data.transforms import Preprocessing
 
 Mix = Literal["none", "synthetic", "general", "both"]
+OWN_WEIGHT = 2  # images of the user for each of another source; docs/oats-h.md, "Schedule, mix and rank ratio"
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,25 @@ class CalibrationImages:
     """Calibration images and held-out images.
 
     Attributes:
-        sources: image sets by name, used in equal shares: "own", and "general" and "synthetic" if mixed in.
+        sources: image sets by name: "own", and "general" and "synthetic" if mixed in.
+        shares: number of images that each source gives.
         held_out: images that are not used for calibration, by name of their source; empty sets are left out.
-        nsamples: total number of calibration images, at most.
         seed: seed of the draw.
     """
 
     sources: dict[str, Any]
+    shares: dict[str, int]
     held_out: dict[str, Any]
-    nsamples: int
     seed: int
+
+    @property
+    def nsamples(self) -> int:
+        """Total number of calibration images."""
+        return sum(self.shares.values())
+
+    def at_most(self, nsamples: int) -> "CalibrationImages":
+        """The same with at most ``nsamples`` images in all, the first that are drawn of each source."""
+        return replace(self, shares=split(min(nsamples, self.nsamples), self.shares))
 
     def batches(self, batch_size: int, workers: int) -> Iterator[Tensor]:
         """Yields calibration batches [b, 3, h, w], one source after the other.
@@ -43,24 +53,25 @@ class CalibrationImages:
                 "all calibration images are copies of one, which tells too little about a layer's inputs: "
                 "give `images` different ones, or add synthetic ones with `calibration_mix='synthetic'`"
             )
-        for source, share in zip(self.sources.values(), shares(self.nsamples, len(self.sources)), strict=True):
-            if share:
-                yield from calibration_batches(source, share, self.seed, batch_size, workers)
+        for name, source in self.sources.items():
+            if self.shares[name]:
+                yield from calibration_batches(source, self.shares[name], self.seed, batch_size, workers)
 
     def digests(self) -> dict[str, str]:
         """A digest of each source's images: those used for calibration, and the held-out ones drawn after them."""
         found = {}
-        for (name, source), share in zip(self.sources.items(), shares(self.nsamples, len(self.sources)), strict=True):
+        for name, source in self.sources.items():
             if isinstance(source, SyntheticImages):
-                found[name] = f"{share} of {source}"
+                found[name] = f"{self.shares[name]} of {source}"
             else:
-                found[name] = digest(source, shuffled(source, self.seed)[: share + len(self.held_out.get(name, []))])
+                drawn = self.shares[name] + len(self.held_out.get(name, []))
+                found[name] = digest(source, shuffled(source, self.seed)[:drawn])
         return found
 
     def are_copies(self) -> bool:
         """Whether all images of the user that are drawn are copies of one; False if only one is asked for."""
         own = self.sources["own"]
-        drawn = shuffled(own, self.seed)[: shares(self.nsamples, len(self.sources))[0]]
+        drawn = shuffled(own, self.seed)[: self.shares["own"]]
         return len(drawn) > 1 and all(own.content(i) == own.content(drawn[0]) for i in drawn[1:])
 
 
@@ -80,7 +91,7 @@ def calibration_images(
             (``data.in_memory``).
         general_images: a folder of varied images, for the mixes "general" and "both".
         mix: the images that are mixed in: "none", "synthetic" (``vitoats.data.synthetic``), "general", or "both". Each kind
-            gets the same share as the user's images.
+            has half as many images as the user's.
         nsamples: total number of calibration images.
         held_out: number of images of each kind to hold out, if that many are left.
         seed: seed of the draws and of the synthetic images.
@@ -101,15 +112,18 @@ def calibration_images(
         sources["general"] = open_images(general_images, "train", transform, field="general_images")
     if mix in ("synthetic", "both"):
         sources["synthetic"] = SyntheticImages(nsamples, preprocessing, seed)
+    weights = {name: OWN_WEIGHT if name == "own" else 1 for name in sources}
+    taken = {name: min(share, len(sources[name])) for name, share in split(nsamples, weights).items()}
     rest: dict[str, Any] = {}
-    for (name, source), share in zip(sources.items(), shares(nsamples, len(sources)), strict=True):
+    for name, source in sources.items():
         if name != "synthetic":
-            rest[name] = Subset(source, shuffled(source, seed)[share : share + held_out])
+            rest[name] = Subset(source, shuffled(source, seed)[taken[name] : taken[name] + held_out])
     rest["synthetic"] = SyntheticImages(held_out, preprocessing, seed, first=nsamples)
-    total = sum(min(share, len(s)) for s, share in zip(sources.values(), shares(nsamples, len(sources)), strict=True))
-    return CalibrationImages(sources, {k: v for k, v in rest.items() if len(v)}, total, seed)
+    return CalibrationImages(sources, taken, {name: some for name, some in rest.items() if len(some)}, seed)
 
 
-def shares(nsamples: int, sources: int) -> list[int]:
-    """Splits ``nsamples`` as evenly as possible; the remainder goes to the first sources."""
-    return [nsamples // sources + (i < nsamples % sources) for i in range(sources)]
+def split(total: int, weights: dict[str, int]) -> dict[str, int]:
+    """Splits ``total`` in proportion to ``weights``: rounded down, and one more each for the first until nothing remains."""
+    parts = {name: total * weight // sum(weights.values()) for name, weight in weights.items()}
+    rest = total - sum(parts.values())
+    return {name: part + (i < rest) for i, (name, part) in enumerate(parts.items())}

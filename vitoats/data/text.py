@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from vitoats.common.errors import InputError, one_line
-from vitoats.data.calibration import CalibrationImages, shares
+from vitoats.data.calibration import CalibrationImages, split
 from vitoats.data.images import FEWEST_IMAGES, SAMPLE, shuffled
 
 log = logging.getLogger("vitoats")
@@ -172,19 +172,19 @@ def calibration_text(
     Raises:
         InputError: as for ``open_text``; or a source has too few windows.
     """
-    opened, rest, drawn = {}, {}, 0
-    for i, (source, share) in enumerate(zip(sources, shares(nsamples, len(sources)), strict=True)):
-        name = "own" if len(sources) == 1 else source_name(source, i)
-        windows = open_text(source, tokenizer, seq_len, vocab_size)
+    named = {"own" if len(sources) == 1 else source_name(source, i): source for i, source in enumerate(sources)}
+    opened, taken, rest = {}, {}, {}
+    for name, share in split(nsamples, dict.fromkeys(named, 1)).items():
+        windows = open_text(named[name], tokenizer, seq_len, vocab_size)
         if len(windows) < min(share, FEWEST_IMAGES):
             raise InputError(
                 f"{name} has {len(windows)} windows of {seq_len} tokens, too few to calibrate on: "
                 "give `images` more text, or lower `seq_len`"
             )
-        opened[name], drawn = windows, drawn + min(share, len(windows))
+        opened[name], taken[name] = windows, min(share, len(windows))
         rest[name] = Subset(windows, shuffled(windows, seed)[share : share + held_out])
         log.info("text %s: %d windows of %d tokens", name, len(windows), seq_len)
-    return CalibrationImages(opened, {name: some for name, some in rest.items() if len(some)}, drawn, seed)
+    return CalibrationImages(opened, taken, {name: some for name, some in rest.items() if len(some)}, seed)
 
 
 def source_name(source: Any, index: int) -> str:

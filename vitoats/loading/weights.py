@@ -122,7 +122,7 @@ def check_header(path: Path) -> None:
         with zipfile.ZipFile(path) as packed:
             names = packed.namelist()
             if any(name.endswith(".npy") for name in names):
-                raise ValueError("it holds arrays of NumPy")
+                raise ValueError("it holds arrays of NumPy; timm.create_model(checkpoint_path=...) opens those of JAX")
             if any(name.endswith("/constants.pkl") for name in names):
                 raise ValueError("it is TorchScript: save its state_dict()")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in packed.infolist()):
