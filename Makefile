@@ -23,9 +23,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(PROCESSES) --dist worksteal -m 'not slow'
 
-# the tests of a file stay together, since some share a build of the native library
+# in the order of tests/conftest.py; those that share a build of the native library stay together
 test-slow: setup
-	$(BIN)/python -m pytest $(PROCESSES) --dist loadfile -m slow
+	$(BIN)/python -m pytest $(PROCESSES) --dist loadgroup --no-loadscope-reorder -m slow
 
 lint: setup
 	$(BIN)/ruff check .

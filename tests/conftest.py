@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -21,7 +22,16 @@ from timm.models import save_for_hf  # isort: skip
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 4}
 
 
-torch.set_num_threads(1)  # the matrices here are small, and threads that wait for each other cost more than they save
+# The matrices here are small, and threads that wait for each other cost more than they save; in the processes of tests, too.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONGEST = ("test_slow.py::test_demo", "test_slow_native.py", "test_shipping.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests come first, or one process would end with them while the others have nothing left to do."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

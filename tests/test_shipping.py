@@ -43,6 +43,7 @@ def sources(tmp_path_factory):
 
 
 @slow
+@pytest.mark.xdist_group("sdist")
 @pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
 def test_a_wheel_of_the_source_distribution_runs_without_a_compiler(sources, tmp_path):
     """In an empty environment: the doctor finds kernels, and a product is that of NumPy."""
@@ -75,6 +76,7 @@ numpy.save("y.npy", opened.run(None, {"x": numpy.load("x.npy")})[0])
 
 
 @slow
+@pytest.mark.xdist_group("sdist")
 def test_the_source_distribution_holds_the_sources_only(sources):
     with tarfile.open(sources) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -57,7 +57,7 @@ import torch
 from vitoats.common import ranks
 
 with ranks.joined():
-    assert ranks.total(1) == 2
+    assert ranks.total(1) == 6
 """
 
 
@@ -112,5 +112,5 @@ def test_an_error_is_reported_once(tmp_path, who):
 def test_no_process_aborts_at_its_end(tmp_path):
     """Without an end of the process group, gloo's threads ended some runs in "terminate called without an active exception"."""
     path = script(tmp_path, EMPTY)
-    for _ in range(50):
-        assert "terminate called" not in finished(torchrun(2, path, cache=tmp_path))[1]
+    for _ in range(4):
+        assert "terminate called" not in finished(torchrun(6, path, cache=tmp_path))[1]

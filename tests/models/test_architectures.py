@@ -20,6 +20,7 @@ import timm  # isort: skip
 
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 ROTARY = {**VIT, "num_heads": 2}  # a head's width is a multiple of 4
+ONE = {"depth": 1}  # tracing takes the time, and FAST shows what passes from block to block
 STAGES = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 
 # (timm name, arguments, linear layers that are compressed)
@@ -40,28 +41,28 @@ FAST = [
     ("hiera_tiny_224", {"img_size": 32, "embed_dim": 24, "num_heads": 1, "stages": (1, 1), "q_pool": 1}, 9),
 ]
 SLOW = [
-    ("deit_tiny_distilled_patch16_224", {"img_size": 32, **VIT}, 8),
-    ("vit_giant_patch14_reg4_dinov2", {"img_size": 28, **VIT}, 8),
-    ("eva_giant_patch14_224", {"img_size": 28, **VIT}, 8),
-    ("vit_base_patch16_224", {"img_size": 32, **VIT}, 8),
-    ("deit_tiny_patch16_224", {"img_size": 32, **VIT}, 8),
-    ("vit_small_patch14_dinov2", {"img_size": 28, **VIT}, 8),
-    ("vit_small_patch14_reg4_dinov2", {"img_size": 28, **VIT}, 8),
-    ("vit_small_patch16_dinov3", {"img_size": 32, **ROTARY}, 8),
-    ("vit_base_patch16_siglip_gap_224", {"img_size": 32, **VIT}, 8),
-    ("vit_pe_core_tiny_patch16_384", {"img_size": 32, **ROTARY}, 8),
-    ("vit_so150m_patch16_reg4_gap_256", {"img_size": 32, **VIT}, 8),
-    ("vit_small_patch16_18x2_224", {"img_size": 32, **VIT}, 16),
-    ("vit_relpos_small_patch16_224", {"img_size": 32, **VIT}, 8),
-    ("vit_base_patch16_rope_reg1_gap_256", {"img_size": 32, **ROTARY}, 8),
-    ("samvit_base_patch16_224", {"img_size": 32, **VIT}, 8),
-    ("flexivit_small", {"img_size": 32, **VIT}, 8),
-    ("aimv2_large_patch14_224", {"img_size": 28, **VIT}, 10),
-    ("eva02_tiny_patch14_224", {"img_size": 28, **ROTARY}, 8),
-    ("eva02_base_patch16_clip_224", {"img_size": 32, **ROTARY}, 14),
-    ("beitv2_base_patch16_224", {"img_size": 32, **VIT}, 8),
-    ("cait_xxs24_224", {"img_size": 32, **VIT}, 12),
-    ("xcit_nano_12_p16_224", {"img_size": 32, **VIT}, 8),
+    ("deit_tiny_distilled_patch16_224", {"img_size": 32, **VIT, **ONE}, 4),
+    ("vit_giant_patch14_reg4_dinov2", {"img_size": 28, **VIT, **ONE}, 4),
+    ("eva_giant_patch14_224", {"img_size": 28, **VIT, **ONE}, 4),
+    ("vit_base_patch16_224", {"img_size": 32, **VIT, **ONE}, 4),
+    ("deit_tiny_patch16_224", {"img_size": 32, **VIT, **ONE}, 4),
+    ("vit_small_patch14_dinov2", {"img_size": 28, **VIT, **ONE}, 4),
+    ("vit_small_patch14_reg4_dinov2", {"img_size": 28, **VIT, **ONE}, 4),
+    ("vit_small_patch16_dinov3", {"img_size": 32, **ROTARY, **ONE}, 4),
+    ("vit_base_patch16_siglip_gap_224", {"img_size": 32, **VIT, **ONE}, 4),
+    ("vit_pe_core_tiny_patch16_384", {"img_size": 32, **ROTARY, **ONE}, 4),
+    ("vit_so150m_patch16_reg4_gap_256", {"img_size": 32, **VIT, **ONE}, 4),
+    ("vit_small_patch16_18x2_224", {"img_size": 32, **VIT, **ONE}, 8),
+    ("vit_relpos_small_patch16_224", {"img_size": 32, **VIT, **ONE}, 4),
+    ("vit_base_patch16_rope_reg1_gap_256", {"img_size": 32, **ROTARY, **ONE}, 4),
+    ("samvit_base_patch16_224", {"img_size": 32, **VIT, **ONE}, 4),
+    ("flexivit_small", {"img_size": 32, **VIT, **ONE}, 4),
+    ("aimv2_large_patch14_224", {"img_size": 28, **VIT, **ONE}, 5),
+    ("eva02_tiny_patch14_224", {"img_size": 28, **ROTARY, **ONE}, 4),
+    ("eva02_base_patch16_clip_224", {"img_size": 32, **ROTARY, **ONE}, 7),
+    ("beitv2_base_patch16_224", {"img_size": 32, **VIT, **ONE}, 4),
+    ("cait_xxs24_224", {"img_size": 32, **VIT, **ONE}, 6),
+    ("xcit_nano_12_p16_224", {"img_size": 32, **VIT, **ONE}, 4),
     ("swinv2_cr_tiny_224", {"img_size": 64, "window_size": 4, **STAGES}, 17),
     ("mixer_s32_224", {"img_size": 64}, 32),
     ("davit_tiny", {"depths": (1, 1), "embed_dims": (24, 48), "num_heads": (2, 2)}, 16),
