@@ -14,7 +14,7 @@ from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.common import ranks
 from vitoats.common.errors import InputError
 from vitoats.format.int8 import fake_quantized
-from vitoats.methods.statistics import InputStatistics, StatisticsLevel
+from vitoats.methods.statistics import InputStatistics, StatisticsLevel, is_finite
 from vitoats.models.blocks import Block
 from vitoats.models.hooks import watch_inputs
 from vitoats.models.units import find_units
@@ -22,6 +22,7 @@ from vitoats.models.units import find_units
 ERROR_TOKENS = 8192  # of a layer; with twice as many, the H that only measures its error uses every second token, and so on
 SQUARABLE = 1e-12, 1e15  # the largest of float32 values whose moments are summed in float32
 MIRRORED = 1024  # from this many inputs on, one half of a second moment is copied from the other
+STRIP = 512  # rows of a second moment that are worked on at a time: these matrices are large
 
 
 class RunningMeans:
@@ -54,7 +55,7 @@ class RunningMeans:
         if not tokens:
             raise InputError(f"no token reached {name}, an expert of a mixture: give `images` more text, or raise `nsamples`")
         means, self._sums = [total.div_(tokens) for total in self._sums], []
-        if not all(torch.isfinite(mean).all() for mean in means):
+        if not all(is_finite(mean) for mean in means):
             raise InputError(f"activations at {name} are not finite (NaN or Inf): check the weights and the calibration images")
         return means
 
@@ -163,21 +164,23 @@ def gram(x: Tensor) -> Tensor:
     """x^T x [k, k] for x [n, k]: the upper triangle is computed in strips, the lower one copied from it."""
     if x.shape[1] < MIRRORED:
         return x.T @ x
-    G = x.new_zeros(x.shape[1], x.shape[1])
-    for i in range(0, x.shape[1], MIRRORED // 2):
-        G[i : i + MIRRORED // 2, i:] = x[:, i : i + MIRRORED // 2].T @ x[:, i:]
-    return G.triu() + G.triu(1).T
+    G = x.new_empty(x.shape[1], x.shape[1])
+    for i in range(0, x.shape[1], STRIP):
+        G[i : i + STRIP, i:] = x[:, i : i + STRIP].T @ x[:, i:]
+        G[i : i + STRIP, :i] = G[:i, i : i + STRIP].T
+        square = G[i : i + STRIP, i : i + STRIP]
+        square.copy_(square.triu() + square.triu(1).T)
+    return G
 
 
 def full_statistics(H: Tensor, mean: Tensor, shift: Tensor) -> InputStatistics:
-    """Statistics of x from H [d_in, d_in] and the mean [d_in] of x - shift."""
+    """Statistics of x from H [d_in, d_in], which becomes that of x in place, and the mean [d_in] of x - shift."""
     shift = shift.double()
-    across = torch.outer(mean, shift)
-    about = across + across.T
-    del across  # these matrices are large
-    about += torch.outer(shift, shift)
-    about += H
-    return InputStatistics(about.diagonal().clone(), about, mean + shift)
+    for rows, m, s in zip(H.split(STRIP), mean.split(STRIP), shift.split(STRIP), strict=True):
+        about = torch.outer(m, shift) + torch.outer(s, mean)
+        about += torch.outer(s, shift)
+        rows += about
+    return InputStatistics(H.diagonal().clone(), H, mean + shift)
 
 
 def _with_neurons(block: Block, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:

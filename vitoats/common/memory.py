@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,6 +39,15 @@ def return_freed_memory() -> None:
     libc = _glibc()
     if libc:
         libc.malloc_trim(0)
+
+
+def resident_memory() -> int | None:
+    """The bytes that this process has resident now, once free pages are returned; None where the system does not say."""
+    return_freed_memory()
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return None
 
 
 def peak_memory() -> int:

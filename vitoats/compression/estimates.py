@@ -2,7 +2,7 @@
 
 Memory does not grow with depth:
 
-    0.5 GB                                  Python, torch and timm
+    what the process has resident           Python, torch, timm and data, measured; and the code that is yet to be read in
   + n * tokens * width * 4 bytes            hidden states, in memory or in a memory-mapped file; if a block changes their
                                             shape, those before and after it; the largest counts; twice for targets from the
                                             dense path
@@ -10,12 +10,14 @@ Memory does not grow with depth:
                                             block's layers, to compute little twice (calibration.paths): width for each input
                                             of qkv, proj and fc1, 4 * width for fc2, and 3 * width for residual stream and
                                             outputs
-  + batch * (tokens * 4 * 4 * width) * 4    one block running on one batch: up to four tensors of the MLP's width; twice for
-                                            targets from the dense path, because both paths' inputs are compared
-  + 6 * (largest weight matrix) * 4 bytes   the solver's buffers
-  + 8 * (sum of d_in^2 over a block's linear layers)   full second moments, by which errors are measured
-  + if a method needs these for its solver: 96 * (largest weight matrix) instead of 24, 48 * (largest d_in^2), and 32 MB for the
-    rows that are refitted at once
+  + 8 * (sum of d_in^2 over a block's linear layers)   full second moments, by which errors are measured; for targets from the
+                                            dense path, one at a time, with 8 * (largest weight matrix) of cross moments
+  + the larger of
+        batch * (tokens * 4 * 4 * width) * 4    one block running on one batch: up to four tensors of the MLP's width; twice
+                                            for targets from the dense path, because both paths' inputs are compared
+        + 12 * (largest d_in^2)             a batch's second moment
+        9 * (largest weight matrix) * 4     the solver's buffers; if it needs full second moments, 104 * (largest weight
+                                            matrix), 32 * (largest d_in^2), and 32 MB for the rows that are refitted at once
   + the model itself and its low-rank factors (S, stored with its zeros, replaces the dense weight); of a language model whose
     blocks are read from disk, what lies outside of them, and 2 blocks, or 5 for targets from the dense path
 
@@ -30,21 +32,26 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from vitoats.calibration.moments import ERROR_TOKENS
 from vitoats.calibration.targets import token_stride
+from vitoats.common.memory import resident_memory
 from vitoats.methods.hessian import REFIT_BYTES
 from vitoats.methods.statistics import StatisticsLevel
 from vitoats.models.blocks import Block, ModelAdapter
 from vitoats.models.flops import count_flops
 from vitoats.models.on_disk import largest_on_disk, size_in_memory
 
-PROCESS_BYTES = 500_000_000  # resident once torch and timm are imported and a small model has run
+PROCESS_BYTES = 450_000_000  # resident once torch and timm are imported, where the system does not say
+CODE_BYTES = 80_000_000  # of libraries, and what they keep, resident once it has run
 BLOCKS_HELD = {1: 2, 2: 5}  # of a model on disk, by the number of paths: as read and as compressed; a dense copy, in float64
 LARGEST_FILE = 5 * 10**9  # of a folder: loading.language_checkpoint
 MLP_TENSORS = 16  # a running block: four tensors of four times the width
-SOLVER_BUFFERS = 6
-FULL_SOLVER_BUFFERS = 24  # the same if a method needs the full second moment: 12 matrices, in float64
-HESSIAN_BUFFERS = 6  # float64 matrices [d_in, d_in] that such a solver holds at once: damped H, its factors, eigenvectors
+MOMENT_BUFFERS = 3  # float32 matrices [d_in, d_in] beside the sum: a batch's second moment, and it in float64
+SOLVER_BUFFERS = 9
+FULL_SOLVER_BUFFERS = 26  # the same if a method needs the full second moment: 13 matrices, in float64
+HESSIAN_BUFFERS = 4  # float64 matrices [d_in, d_in] that such a solver holds at once: damped H, its factors, eigenvectors
 KEPT_PASSES = 2.5  # dense and compressed, plus attention, which runs once more than its layers
 
 
@@ -64,7 +71,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The peak: while compressing, or while saving."""
-        at_work = self.hidden + self.kept + self.block + self.statistics + self.solver
+        at_work = self.hidden + self.kept + self.statistics + max(self.block, self.solver)
         return self.process + self.model + max(at_work, self.saving)
 
     def __str__(self) -> str:
@@ -72,9 +79,9 @@ class MemoryEstimate:
             return f"{n / 1e9:.2f} GB"
 
         return (
-            f"{gb(self.total)} = Python and torch {gb(self.process)} + model {gb(self.model)} + the larger of: hidden states "
-            f"{gb(self.hidden)} + kept of a block {gb(self.kept)} + one block at work {gb(self.block)} + second moments "
-            f"{gb(self.statistics)} + solver {gb(self.solver)}; saving {gb(self.saving)}"
+            f"{gb(self.total)} = Python, torch and data {gb(self.process)} + model {gb(self.model)} + the larger of: hidden "
+            f"states {gb(self.hidden)} + kept of a block {gb(self.kept)} + second moments {gb(self.statistics)} + the larger "
+            f"of one block at work {gb(self.block)} and solver {gb(self.solver)}; saving {gb(self.saving)}"
         )
 
 
@@ -107,22 +114,30 @@ def estimate_memory(
     sizes = [layer.module.weight.numel() for layer in adapter.linears]
     widths = [[layer.module.in_features for layer in block.linears] for block in adapter.blocks]
     kept = max(elements * (sum(block) / block[0] + 3) for elements, block in zip(before, widths, strict=True) if block)
+    widest = max(width for block in widths for width in block)
     statistics = 8 * max(sum(width**2 for width in block) for block in widths)
+    if paths > 1:
+        statistics = 8 * (widest**2 + max(sizes))
     solver = SOLVER_BUFFERS * 4 * max(sizes)
     if level == "full":
-        solver = FULL_SOLVER_BUFFERS * 4 * max(sizes)
-        solver += HESSIAN_BUFFERS * 8 * max(width for block in widths for width in block) ** 2 + REFIT_BYTES
+        solver = FULL_SOLVER_BUFFERS * 4 * max(sizes) + HESSIAN_BUFFERS * 8 * widest**2 + REFIT_BYTES
     on_disk, saving = largest_on_disk(adapter.model), round(sum(sizes) * (weight_bytes * (1 - compression) + 1 / 8))
     return MemoryEstimate(
-        process=PROCESS_BYTES,
+        process=_process_bytes(adapter.model),
         model=size_in_memory(adapter.model) + (BLOCKS_HELD[paths] * on_disk if on_disk else factors * 4),
         hidden=paths * nsamples * held * 4,
         kept=round(nsamples * kept * 4) if paths > 1 else 0,
-        block=paths * min(batch_size, nsamples) * max(*before, *after) * MLP_TENSORS * 4,
+        block=paths * min(batch_size, nsamples) * max(*before, *after) * MLP_TENSORS * 4 + MOMENT_BUFFERS * 4 * widest**2,
         statistics=statistics,
         solver=solver,
         saving=min(saving, LARGEST_FILE) if on_disk else saving,
     )
+
+
+def _process_bytes(model: nn.Module) -> int:
+    """Bytes of the process without the model."""
+    resident = resident_memory()
+    return PROCESS_BYTES if resident is None else max(0, resident - size_in_memory(model)) + CODE_BYTES
 
 
 @dataclass(frozen=True)

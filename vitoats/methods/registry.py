@@ -68,7 +68,7 @@ def output_energy(E: Tensor, statistics: InputStatistics) -> float:
     """tr(E H E^T), the mean over tokens of ||E x||^2, for E [d_out, d_in]; D^2 replaces H if H is unknown."""
     if statistics.H is None:
         return (E.square() @ statistics.second_moment.to(E)).sum().item()
-    energy = ((E @ statistics.H.to(E)) * E).sum().item()
+    energy = (E @ statistics.H.to(E)).mul_(E).sum().item()
     return 0.0 if energy < 0 else energy  # round-off may leave it below 0; NaN stays NaN
 
 
