@@ -63,7 +63,7 @@ def test_a_total_is_split_in_proportion(total, weights):
     parts = split(total, {str(i): weight for i, weight in enumerate(weights)})
     assert sum(parts.values()) == total
     for part, weight in zip(parts.values(), weights, strict=True):
-        assert abs(part - total * weight / sum(weights)) < 1
+        assert abs(part - total * weight / sum(weights)) <= 1
 
 
 def test_two_thirds_of_the_images_are_the_users(flat_images):
