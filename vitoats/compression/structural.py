@@ -138,7 +138,12 @@ def prune(
         adapter, hidden.copy(spill_to), found, method, config, store, lambda index, what: progress(index, steps, what)
     )
     flat = [units for modules in found for units in modules]
-    kept = iter(cut(scores, [units.weights for units in flat], config))
+    try:
+        kept = iter(cut(scores, [units.weights for units in flat], config))
+    except InputError:  # other settings are needed, for which these scores are of no use
+        if store:
+            store.remove()
+        raise
 
     again = hidden.copy(spill_to) if job.int8 else None
     rows = _prune_blocks(

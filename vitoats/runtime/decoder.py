@@ -70,7 +70,10 @@ class Decoder:
         if not self._cached or not {TOKENS, MASK} <= self._inputs:
             raise InputError(f"{self.folder / MODEL} has no key-value cache: export it again")
         shapes = [each.shape for each in self.session.get_inputs() if each.name.startswith(PAST)]
-        if any(len(shape) != 4 or [shape[1], shape[3]] != [self._heads, self._width] for shape in shapes):
+        sizes = {
+            (size, stated) for shape in shapes for size, stated in zip(shape[1::2], (self._heads, self._width), strict=False)
+        }
+        if any(len(shape) != 4 for shape in shapes) or any(isinstance(size, int) and size != stated for size, stated in sizes):
             raise InputError(f"{self.folder / CONFIG} has other heads than {MODEL}: export it again")
 
     def logits(self, windows: np.ndarray) -> np.ndarray:
