@@ -10,7 +10,9 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is not installed (the extra lm)")
 ROOT = Path(__file__).parent.parent.parent
-OUTSIDE = 1.1, 0.75  # of the estimate: the peak is at most and at least this much of it
+# the peak is at most and at least this much of the estimate: 0.88 to 1.04 where the estimates were fitted (an Intel Xeon with AMX);
+# libraries take other buffers on other processors
+OUTSIDE = 1.2, 0.7
 SETTINGS = {"data-dir": "sample", "iterations": 2, "threads": 1}
 VISION = {
     "vit_tiny_patch16_224": {"method": "oats", "nsamples": 512, "img-size": 112},
