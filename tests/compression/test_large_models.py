@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is not installed (the extra lm)")
 ROOT = Path(__file__).parent.parent.parent
-# the peak is at most and at least this much of the estimate: 0.88 to 1.04 where the estimates were fitted (an Intel Xeon with AMX);
+# the peak is at most and at least this much of the estimate; 0.88 to 1.04 where it was fitted (an Intel Xeon with AMX), but
 # libraries take other buffers on other processors
 OUTSIDE = 1.2, 0.7
 SETTINGS = {"data-dir": "sample", "iterations": 2, "threads": 1}
