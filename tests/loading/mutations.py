@@ -79,7 +79,7 @@ def json_text(text: str, rng: random.Random) -> str:
 def nearby(value: Any, whole: Any, found: list[tuple], rng: random.Random) -> Any:
     """A value of the right kind: a number beside the one that stands there, or what stands elsewhere in the file."""
     if isinstance(value, int | float) and not isinstance(value, bool) and rng.random() < 0.7:
-        return rng.choice([value + 1, value - 1, -value, 2 * value, value * 10**18, value / 2])
+        return rng.choice([value + 1, value - 1, -value, 2 * value, value * 10**18, value // 2, 0.5])
     for key in rng.choice(found):
         whole = whole[key]
     return json.loads(json.dumps(whole))
