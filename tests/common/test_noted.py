@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitoats.common.errors import InputError
-from vitoats.common.noted import file_sha256, files_sha256, note, noting
+from vitoats.common.noted import note, noting
 
 DIGESTS = st.dictionaries(st.text("abc", max_size=2), st.text("01", min_size=1, max_size=2), max_size=4)
 
@@ -34,13 +34,3 @@ def test_the_same_inputs_pass_and_others_are_named(runs):
 def test_all_that_differ_are_in_one_line():
     with noting({"a": ["1"], "b": ["1"], "c": ["1"]}), pytest.raises(InputError, match="first run: a, c;"):
         note(lambda: {"a": "2", "b": "1", "c": "3"})
-
-
-def test_digests_of_files_see_names_and_contents(tmp_path):
-    digests = set()
-    for i, (name, content) in enumerate((("a", "1"), ("a", "2"), ("b", "1"))):
-        (tmp_path / str(i)).mkdir()
-        file = tmp_path / str(i) / name
-        file.write_text(content)
-        digests |= {files_sha256([file]), file_sha256(file)}
-    assert len(digests) == 3 + 2

@@ -14,6 +14,7 @@ from typing import Any
 from vitoats.cli.common import InFlags, log
 from vitoats.common import manifest, noted
 from vitoats.common.errors import RunError
+from vitoats.common.file_digests import file_sha256
 from vitoats.common.files import atomic_write
 from vitoats.common.machine import cores
 
@@ -91,7 +92,7 @@ def file_digests(args: argparse.Namespace) -> dict[str, str]:
         else:
             files = [path, path.with_name(f"{path.name}.data")] if path.suffix == ".onnx" else [path]
         with contextlib.suppress(OSError):
-            found |= {str(file): noted.file_sha256(file) for file in files if file.is_file()}
+            found |= {str(file): file_sha256(file) for file in files if file.is_file()}
     return found
 
 

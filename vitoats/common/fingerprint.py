@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +17,6 @@ def fingerprint(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> s
 def json_sha256(values: Any) -> str:
     """SHA-256 of plain values as JSON, with the keys of each object sorted."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def files_sha256(*paths: Path) -> str:
-    """SHA-256 of files, one after another; those that do not exist are left out."""
-    digest = hashlib.sha256()
-    for path in filter(Path.is_file, paths):
-        with path.open("rb") as file:
-            while piece := file.read(2**24):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

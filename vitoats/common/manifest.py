@@ -16,10 +16,11 @@ from typing import Any
 
 import vitoats
 from vitoats.common.errors import InputError
+from vitoats.common.file_digests import file_sha256
 from vitoats.common.files import atomic_write
 from vitoats.common.json_files import read_json, to_json
 from vitoats.common.machine import cores, processor
-from vitoats.common.noted import Digests, file_sha256
+from vitoats.common.noted import Digests
 
 VERSION = 1
 MANIFEST, LOG = "run.json", "run.log"

@@ -5,10 +5,8 @@ inputs are opened before the work starts.
 """
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from pathlib import Path
 
 from vitoats.common.errors import InputError
 
@@ -52,19 +50,3 @@ def note(digests: Callable[[], Mapping[str, str]]) -> None:
     for name, digest in now.items():
         if digest not in found.setdefault(name, []):
             found[name].append(digest)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_sha256(paths: Iterable[Path]) -> str:
-    """A digest of several files: of their names and contents."""
-    lines = sorted(f"{file_sha256(path)} {path.name}" for path in paths)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

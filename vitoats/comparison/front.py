@@ -5,7 +5,6 @@ exported files in ONNX Runtime, and the files take turns. So the making of files
 measurement is always that of one run.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.benchmark.files import FileTimes, compare_files
+from vitoats.common.file_digests import file_sha256
 from vitoats.common.files import atomic_write, hold
 from vitoats.common.json_files import to_json
 from vitoats.common.machine import processor
@@ -123,9 +123,9 @@ def _make_files(front: Front, bench: Bench, store: RowStore) -> list[Candidate]:
     candidates = []
     for done, (method, weights, target, file, settings, write_file) in enumerate(makers, 1):
         kept = store.load(file.stem, settings)
-        if kept is None or not file.is_file() or _sha256(file) != kept[0]["sha256"]:
+        if kept is None or not file.is_file() or file_sha256(file) != kept[0]["sha256"]:
             log.info("[%d/%d] making %s", done, len(makers), file.name)
-            kept = {"compression": write_file(file), "sha256": _sha256(file)}, {}
+            kept = {"compression": write_file(file), "sha256": file_sha256(file)}, {}
             store.save(file.stem, settings, *kept)
         candidates.append(Candidate(method, weights, target, file, kept[0]["compression"]))
     return candidates
@@ -136,11 +136,6 @@ def _write_compressed(bench: Bench, run: Run, file: Path) -> float:
     compressed = compress(run.job, scratch=file.parent, progress=bench.progress)
     export_onnx(compressed.vision_model, file, about=described_by(compressed.about, bench.dense.name))
     return compressed.report.compression
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _hits(candidate: Candidate, bench: Bench) -> np.ndarray:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import InputError
-from vitoats.common.fingerprint import files_sha256, tensors_sha256
+from vitoats.common.file_digests import files_sha256
+from vitoats.common.fingerprint import tensors_sha256
 from vitoats.common.sizes import ImageSize
 from vitoats.data.transforms import Preprocessing
 from vitoats.evaluation.exported import REMEDY, FileBackbone, open_exported
@@ -63,6 +64,6 @@ def frozen_file(path: str, threads: int, img_size: ImageSize | None) -> Frozen:
         return backbone.features(images, backbone.depth).reshape(len(images), backbone.depth + 1, -1)
 
     def digest() -> str:
-        return files_sha256(Path(path), data_file(Path(path)))
+        return files_sha256((Path(path), data_file(Path(path))))
 
     return Frozen(file.described.get("model", ""), file.preprocessing, backbone.depth, torch.no_grad()(tokens), digest)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from vitoats.common.errors import InputError, one_line
-from vitoats.common.fingerprint import files_sha256, tensors_sha256
+from vitoats.common.file_digests import files_sha256
+from vitoats.common.fingerprint import tensors_sha256
 from vitoats.evaluation.perplexity import LogitsOf, torch_logits
 from vitoats.loading.language_models import load_language_model, read_tokenizer, window_of
 from vitoats.loading.loaded_text import untied_state
@@ -73,7 +74,7 @@ def language_target(name: str, context: int | None, device: str, threads: int) -
             decoder.vocab_size,
             length,
             read_tokenizer(decoder.folder),
-            lambda: files_sha256(file, data_file(file)),
+            lambda: files_sha256((file, data_file(file))),
         )
     loaded = load_language_model(name, context)
     model = loaded.model.to(device)

@@ -1,6 +1,5 @@
 """Finished rows of a comparison on disk: an interrupted comparison can resume, and never mixes rows of different settings."""
 
-import hashlib
 import json
 import logging
 import zipfile
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitoats.common.errors import InputError
+from vitoats.common.file_digests import file_sha256
 from vitoats.common.files import atomic_write
 from vitoats.common.fingerprint import json_sha256
 from vitoats.common.json_files import LARGEST, parse_json, to_json
@@ -106,8 +106,7 @@ def _settings_of(about: Path) -> dict[str, Any]:
 
 def _sha256(name: str, settings: dict[str, Any], row: dict[str, Any], arrays: Path) -> str:
     check_regular(arrays)
-    with arrays.open("rb") as file:
-        return json_sha256([name, settings, row, hashlib.file_digest(file, "sha256").hexdigest()])
+    return json_sha256([name, settings, row, file_sha256(arrays)])
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before timm)
 from vitoats.common.errors import InputError, one_line
-from vitoats.common.noted import files_sha256, note
+from vitoats.common.file_digests import files_sha256
+from vitoats.common.noted import note
 from vitoats.loading.names import ON_HUB, NamedModel
 from vitoats.loading.shards import INDEX, shard_names
 
@@ -111,7 +112,7 @@ def fetch_transformers_folder(name: str) -> Path:
 
 
 def _note(name: str, folder: Path) -> None:
-    note(lambda: {f"files of {name}": files_sha256(file for file in folder.iterdir() if file.is_file())})
+    note(lambda: {f"files of {name}": files_sha256(folder.iterdir())})
 
 
 def fetch_config(name: str) -> Path:

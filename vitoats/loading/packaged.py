@@ -4,7 +4,8 @@ import importlib.metadata
 from pathlib import Path
 
 from vitoats.common.errors import InputError
-from vitoats.common.noted import file_sha256, note
+from vitoats.common.file_digests import file_sha256
+from vitoats.common.noted import note
 
 
 def packaged_file(model: str, package: str, version: str, file: str, sha256: str) -> Path:
