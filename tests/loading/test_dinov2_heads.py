@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from tests.conftest import TINY
-from tests.loading.test_loading import BAD_FILES, refusal, write_bad, write_checkpoint
+from tests.loading.files import BAD_FILES, refusal, write_bad, write_checkpoint
 from vitoats.common.errors import InputError
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.head_files import HeadFile, attach_head, load_head, same_model, save_head

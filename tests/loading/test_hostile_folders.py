@@ -19,8 +19,8 @@ import torch
 
 from tests.conftest import make_tiny
 from tests.in_place import compress_in_place, job_of
+from tests.loading.files import Evil
 from tests.loading.test_interchange import put_on_hub
-from tests.loading.test_loading import Evil
 from vitoats.data.transforms import Preprocessing
 from vitoats.loading.checkpoint import save_checkpoint
 from vitoats.loading.loaded import LoadedModel

@@ -17,7 +17,7 @@ import yaml
 
 import vitoats
 from tests.conftest import make_tiny
-from tests.loading.test_loading import WRAPPINGS, Evil, write_checkpoint
+from tests.loading.files import WRAPPINGS, Evil, write_checkpoint
 from vitoats.cli import common
 from vitoats.cli.compress import main as compress_command
 from vitoats.cli.eval_imagenet import main as eval_imagenet
