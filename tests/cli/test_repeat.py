@@ -71,11 +71,13 @@ def test_a_repeated_run_gives_the_same(root, tmp_path, succeed, name):
     found = succeed(main, root / name, "--output", tmp_path / name)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == cache  # nothing is written but the output
     assert found["relative_difference"] == 0
-    if name == "table":  # whose rows hold times
-        assert set(found["differences"].values()) <= {"the same figures, but for times and paths"}
+    again = succeed(main, tmp_path / name, "--output", tmp_path / f"again-{name}")
+    if name == "table":  # whose rows hold times, which may be equal by chance
+        for differences in (found["differences"], again["differences"]):
+            assert set(differences.values()) <= {"the same figures, but for times and paths"}
     else:
         assert found["equal"], found
-    assert succeed(main, tmp_path / name, "--output", tmp_path / f"again-{name}")["differences"] == found["differences"]
+        assert again["equal"], again
 
 
 def test_the_manifest_tells_of_all_that_went_in(root, shallow_folder):
