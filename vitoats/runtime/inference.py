@@ -21,7 +21,7 @@ from vitoats.runtime.opsets import domain_version
 METADATA_KEY = "vitoats"
 ANY_VERSION = 1000  # in files that ONNX Runtime wrote, of every domain with custom operators
 HALF = "tensor(float16)"  # as ONNX Runtime's errors say it
-SPIN = "50"  # microseconds for which a thread waits for work before it sleeps; old versions ignore it
+SPIN = "20"  # microseconds for which a thread waits for work before it sleeps; old versions ignore it
 
 log = logging.getLogger("vitoats")
 
