@@ -85,7 +85,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_line_and_nothing_half_written(small_disk, hidden_states):
     flags = []
     if hidden_states:  # a limit between what it takes with them in memory and without
-        flags = ["--nsamples", "512"]
+        flags = ["--nsamples", "512", "--target", "block"]  # with this target, nothing else depends on the limit
         stdout, _ = start(*compress_flags(small_disk / "out"), *flags, "--dry-run").communicate(timeout=300)
         flags += ["--memory-limit", str(json.loads(stdout.splitlines()[-1])["memory_gb"] - 0.015)]
     process = start(*compress_flags(small_disk / "out"), *flags)
