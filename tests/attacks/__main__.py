@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -137,6 +138,7 @@ def main() -> int:
     for name, default in (("kills", 20), ("disks", 10), ("pairs", 5), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the disk goes then, too
     load_code()
     mounts = os.geteuid() == 0
     found = 0

@@ -67,7 +67,7 @@ COMMANDS = {
     ),
     "compare_lm": Command(
         "compare_lm",
-        f"{LANGUAGE} --tests {{inputs}}/b.txt --test-tokens 100 --methods wanda oats 4-bit --compressions 50 --iterations 2 "
+        f"{LANGUAGE} --tests {{inputs}}/b.txt --test-tokens 100 --methods oats 4-bit --compressions 50 --iterations 2 "
         "--output {place}/table.jsonl",
         grows=("table.jsonl",),
     ),

@@ -1,6 +1,6 @@
 """Parts of a long measurement: kept until it is complete, ignored where they are damaged or another measurement's."""
 
-import logging
+import logging.handlers
 
 import pytest
 
@@ -38,18 +38,20 @@ def test_parts_of_another_measurement_are_ignored():
     assert Unfinished("n").parts == []
 
 
-def test_a_folder_that_cannot_be_written_is_done_without_and_said_once(monkeypatch, tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_is_done_without_and_said_once(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = Unfinished("m")
-    with caplog.at_level(logging.WARNING, "vitoats"):
-        logging.getLogger("vitoats").addHandler(caplog.handler)
-        found.add([1])
-        found.add([2])
-        logging.getLogger("vitoats").removeHandler(caplog.handler)
+    lines = logging.handlers.BufferingHandler(10)
+    lines.setLevel(logging.WARNING)
+    unfinished.log.addHandler(lines)
+    found.add([1])
+    found.add([2])
+    unfinished.log.removeHandler(lines)
     assert found.parts == [1, 2]
-    assert [record.getMessage().startswith("not kept: ") for record in caplog.records] == [True]
-    assert "output" not in caplog.text
+    (said,) = lines.buffer
+    assert said.getMessage().startswith("not kept: ")
+    assert "output" not in said.getMessage()
 
 
 def test_what_a_killed_writer_left_goes_with_the_parts(tmp_path):

@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -96,24 +94,6 @@ def test_a_row_goes_on_at_the_block_where_it_stopped_and_keeps_its_blocks_until_
     assert saved == [0, 1, 2]
     assert timeless(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == timeless(compared[1]["rows"][:3])
     assert not (begun / "models").exists()
-
-
-@pytest.mark.slow
-def test_a_kill_loses_at_most_the_row_at_work(tiny_folder, data, tmp_path, capsys):
-    argv = flags(tiny_folder, data, tmp_path / "out")
-    process = subprocess.Popen([sys.executable, "tools/compare.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
-    for _ in range(6000):
-        if (tmp_path / "out/rows" / f"{RUNS[1]}.json").is_file():
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/rows").glob("*.json")}
-    assert 4 <= len(times) < 10
-    assert common.run(compare, argv) == 0
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
-    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == 10
-    assert not (tmp_path / "out/models").exists()
 
 
 @pytest.mark.parametrize(

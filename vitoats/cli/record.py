@@ -31,7 +31,7 @@ def recorded(
 ) -> dict[str, Any]:
     """Does a command's work and writes its manifest and log beside --output, or else --results-file.
 
-    --output is locked until they are there, too. The result is whole even if these two cannot be written, which is only a warning.
+    --output is locked until they are there, too. The result is whole even if they cannot be written, which is only a warning.
 
     Args:
         command: the command's name.
