@@ -126,8 +126,8 @@ def add_method_flags(parser: ArgumentParser) -> None:
     recipe(
         "--calibration-mix",
         choices=("none", "synthetic", "general", "both"),
-        help="calibrate on as many synthetic images, or images of --general-images, as of your own, so that features also hold "
-        "on images unlike yours (default: none; synthetic for oats-h)",
+        help="calibrate on half as many synthetic images, or images of --general-images, as of your own, so that features also "
+        "hold on images unlike yours; both takes half as many of each (default: none; synthetic for oats-h)",
     )
     recipe_group.add_argument("--general-images", metavar="DIR", help="varied images to calibrate on beside your own")
     recipe(
