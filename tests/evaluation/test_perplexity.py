@@ -59,6 +59,13 @@ def test_the_paired_difference_is_much_surer_than_the_perplexity(model):
     assert math.isclose(difference, float((changed.nll - dense.nll).mean()), rel_tol=1e-6)
 
 
+def test_a_single_window_has_no_standard_error(model):
+    found = perplexity(model, text(12), 16, 8)
+    assert len(found.nll) == 1
+    assert found.to_dict()["perplexity_se"] is None
+    assert found.against(found) == (0, None)
+
+
 @pytest.mark.parametrize(("context", "stride"), [(1, 1), (16, 17), (16, 0)])
 def test_windows_that_cannot_be(model, context, stride):
     with pytest.raises(InputError, match="cannot move by"):

@@ -10,6 +10,7 @@ import torch
 from tests.language_models import CONFIGS, PROSE, make_model, make_tokenizer, save_folder, transformers
 from vitoats import api
 from vitoats.common.errors import InputError
+from vitoats.compression.settings import make_job
 from vitoats.loading import language_checkpoint, load, smollm2
 from vitoats.loading.language_models import is_language_model, language_model_in_memory, load_language_model, window_length
 from vitoats.loading.packaged import packaged_file
@@ -193,6 +194,11 @@ def test_a_compressed_folder_that_is_damaged(folder, tmp_path):
 def test_settings_for_images_are_refused(folder, settings, said):
     with pytest.raises(InputError, match=said):
         api.compress(f"local-dir:{folder}", [PROSE], **settings)
+
+
+def test_text_to_calibrate_on_is_asked_for(folder):
+    with pytest.raises(InputError, match="there is no text to calibrate on: give `images` a file or folder of text"):
+        make_job(f"local-dir:{folder}")
 
 
 def test_commands_for_images_refuse_a_language_model(folder):

@@ -1,5 +1,6 @@
 """The configurations that timm itself writes are read as they were; the allow-list is that of the architecture."""
 
+import json
 import threading
 
 import pytest
@@ -44,6 +45,17 @@ def test_architectures_of_all_of_timm_pass(tmp_path):
         input_size = model.pretrained_cfg["input_size"]
         if input_size[0] == 3 and input_size[1] == input_size[2]:
             Preprocessing.from_timm(resolve_input_data_config(model, use_test_size=True))
+
+
+@pytest.mark.parametrize("name", ["num_heads", "depth", "patch_size", "num_classes"])
+def test_negative_numbers_are_refused(name, tmp_path):
+    """timm builds a model of -8 heads, which fails once it runs."""
+    save_config_for_hf(timm.create_model("vit_tiny_patch16_224"), str(tmp_path / "config.json"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"] = {name: -8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"gives {name} a value that no model takes"):
+        read_config(tmp_path)
 
 
 def test_nothing_that_timms_factory_takes_is_allowed():

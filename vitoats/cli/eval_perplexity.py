@@ -24,7 +24,13 @@ def execute(args: Namespace) -> dict[str, Any]:
     from vitoats.common.devices import check_device, set_threads
     from vitoats.common.unfinished import Unfinished
     from vitoats.evaluation.language_target import LanguageTarget, language_target
-    from vitoats.evaluation.perplexity import Perplexity, measure_perplexity, read_test_text, unfinished_perplexity
+    from vitoats.evaluation.perplexity import (
+        Perplexity,
+        measure_perplexity,
+        read_test_text,
+        rounded_error,
+        unfinished_perplexity,
+    )
     from vitoats.loading.language_models import is_language_model
     from vitoats.runtime.decoder import is_decoder
 
@@ -53,12 +59,13 @@ def execute(args: Namespace) -> dict[str, Any]:
             "against": args.against,
             "against_perplexity": round(dense.per_token, 4),
             "log_difference": round(difference, 6),
-            "log_difference_se": round(error, 6),
+            "log_difference_se": rounded_error(error, 6),
         }
     for each in unfinished:
         each.remove()
     if not args.quiet:
-        print(f"perplexity {found.per_token:.3f} +- {found.standard_error:.3f} per token, {found.per_word:.2f} per word")
+        spread = "(a single window)" if found.standard_error is None else f"+- {found.standard_error:.3f}"
+        print(f"perplexity {found.per_token:.3f} {spread} per token, {found.per_word:.2f} per word")
     return result
 
 

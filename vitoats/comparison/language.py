@@ -22,7 +22,7 @@ from vitoats.compression.job import CompressionJob
 from vitoats.compression.run import prepare
 from vitoats.compression.run import run as compress
 from vitoats.compression.settings import make_job
-from vitoats.evaluation.perplexity import Perplexity, TestText, perplexity, read_test_text, unfinished_perplexity
+from vitoats.evaluation.perplexity import Perplexity, TestText, perplexity, read_test_text, rounded_error, unfinished_perplexity
 from vitoats.format.int4 import round_groups
 from vitoats.format.layers import parameter_count
 from vitoats.loading.language_models import load_language_model
@@ -231,9 +231,9 @@ def _figures(found: dict[str, Perplexity], dense: dict[str, Perplexity]) -> dict
     differences = {name: one.against(dense[name]) for name, one in found.items()}
     return {
         "perplexity": {name: round(one.per_token, 4) for name, one in found.items()},
-        "perplexity_se": {name: round(one.standard_error, 4) for name, one in found.items()},
+        "perplexity_se": {name: rounded_error(one.standard_error, 4) for name, one in found.items()},
         "log_difference": {name: round(difference, 5) for name, (difference, _) in differences.items()},
-        "log_difference_se": {name: round(error, 5) for name, (_, error) in differences.items()},
+        "log_difference_se": {name: rounded_error(error, 5) for name, (_, error) in differences.items()},
     }
 
 

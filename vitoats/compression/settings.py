@@ -61,6 +61,8 @@ def make_job(
     resources = {"batch_size": TEXT_BATCH_SIZE if text else BATCH_SIZE} | _taken(settings, RESOURCES)
     if text:
         settings = _for_text(name, model, settings)
+        if images is None:
+            raise InputError("there is no text to calibrate on: give `images` a file or folder of text, or 'sample'")
     source, seq_len = _taken(settings, MODEL_SETTINGS), settings.pop("seq_len", None)
     if seq_len is not None and not text:
         if model.startswith(HUB):  # which may be one that cannot be reached

@@ -84,26 +84,32 @@ class Perplexity:
         return math.exp(min(self.total / self.words, 700.0))
 
     @property
-    def standard_error(self) -> float:
-        """Of the perplexity per token; 0 for a single window."""
+    def standard_error(self) -> float | None:
+        """Of the perplexity per token; None for a single window."""
         n = len(self.nll)
-        return 0.0 if n < 2 else self.per_token * float(self.nll.std()) / n**0.5
+        return None if n < 2 else self.per_token * float(self.nll.std()) / n**0.5
 
-    def against(self, dense: "Perplexity") -> tuple[float, float]:
-        """The mean difference of the windows' ``nll`` from the dense model's, and its standard error."""
-        return paired_difference(self.nll.numpy(), dense.nll.numpy())
+    def against(self, dense: "Perplexity") -> tuple[float, float | None]:
+        """The mean difference of the windows' ``nll`` from the dense model's, and its standard error; None for one window."""
+        difference, error = paired_difference(self.nll.numpy(), dense.nll.numpy())
+        return difference, error if len(self.nll) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Figures, for JSON."""
         return {
             "perplexity": round(self.per_token, 4),
-            "perplexity_se": round(self.standard_error, 4),
+            "perplexity_se": rounded_error(self.standard_error, 4),
             "word_perplexity": round(self.per_word, 4),
             "n_windows": len(self.nll),
             "n_tokens": self.tokens,
             "n_words": self.words,
             "tokens_per_second": round(self.tokens / self.seconds, 1),
         }
+
+
+def rounded_error(error: float | None, digits: int) -> float | None:
+    """A standard error for JSON, which is None for a single window."""
+    return None if error is None else round(error, digits)
 
 
 def read_test_text(source: Any, tokenizer: Any, vocab_size: int, max_tokens: int | None = None) -> TestText:

@@ -47,6 +47,7 @@ OF_EVERY_MODEL = ("num_classes", "in_chans", "global_pool")  # timm always write
 
 LARGEST_NUMBER = 2**16  # of an argument; widths and depths are far smaller, the largest class counts about as large
 LONGEST = 64  # length of strings and lists
+DEPTH = 2  # of lists in each other
 TEXT = r"[\w.+-]*"  # names of activations, norms and poolings
 
 
@@ -123,14 +124,19 @@ def allowed_arguments(architecture: str) -> frozenset[str]:
     return frozenset(names.difference(FACTORY))
 
 
-def is_plain(value: Any, depth: int = 2) -> bool:
-    """Whether a value is a number, a boolean, a short string, or a short list of these."""
+def is_plain(value: Any, depth: int = DEPTH) -> bool:
+    """Whether a value is a number, a boolean, a short string, or a short list of these.
+
+    A whole number may be negative in lists only: the models that take negative ones count blocks from the end.
+    """
     if isinstance(value, str):
         return len(value) <= LONGEST and re.fullmatch(TEXT, value) is not None
     if isinstance(value, bool):
         return True
-    if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= (LARGEST_NUMBER if isinstance(value, int) else math.inf)
+    if isinstance(value, int):
+        return (0 if depth == DEPTH else -LONGEST) <= value <= LARGEST_NUMBER
+    if isinstance(value, float):
+        return math.isfinite(value)
     if isinstance(value, list | tuple):
         return depth > 0 and len(value) <= LONGEST and all(item is None or is_plain(item, depth - 1) for item in value)
     return False
