@@ -1,5 +1,6 @@
 """Compresses models of tests in place, without a folder or a command."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ def job_of(
 
 
 def compress_in_place(
-    model: torch.nn.Module, images: Tensor, job: CompressionJob, budgets=None, scratch=None, **work: Any
+    model: torch.nn.Module, images: Tensor, job: CompressionJob, budgets=None, spill_to=None, **work: Any
 ) -> CompressionReport:
-    """Compresses a model with images [n, 3, size, size]; ``work`` goes to ``compress``."""
-    plan = plan_compression(adapt(model, ImageInputs(images.shape[-1])), job, len(images), scratch)
+    """Compresses a model with images [n, 3, size, size], hidden states in a file in ``spill_to``."""
+    plan = replace(plan_compression(adapt(model, ImageInputs(images.shape[-1])), job, len(images)), spill_to=spill_to)
     return compress(plan.with_budgets(job.config, budgets), iter(images.split(3)), **work)

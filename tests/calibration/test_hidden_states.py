@@ -64,3 +64,31 @@ except RunError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent.parent)
     assert done.stdout == "refused\n", done.stderr
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # only the child was limited
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_hidden_states_in_a_file_are_not_resident_while_batches_pass(tmp_path):
+    """256 MB of them, in batches of 8 MB; the peak that Linux noted of a process of its own."""
+    code = f"""
+import re, torch
+from pathlib import Path
+from types import SimpleNamespace
+from vitoats.calibration.hidden_states import CPU, HiddenStates, _allocate
+
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+folder = Path({str(tmp_path)!r})
+hidden = HiddenStates(_allocate((64, 1000, 1000), CPU, folder), 2, CPU, folder)
+before = resident("VmRSS")
+block = SimpleNamespace(shape_after=(1000, 1000), run=lambda batch: batch + 1)
+hidden.values[:1] = 0
+hidden.advance(block)
+first = hidden.values[0, 0, 0].item()
+total = sum(batch[0, 0, 0].item() for batch in hidden.copy(folder).batches())
+print(resident("VmHWM") - before, first)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, first = done.stdout.split()
+    assert float(first) == 1
+    assert int(grown) < 64e6

@@ -27,6 +27,8 @@ FILES = "processor rows"
 FILES_ROW = "file batch threads ms speedup native_nodes file_mb"
 PROFILE = "file processor isa batch threads ms linear_ms rows"
 PROFILE_ROW = "kind linear nodes ms share"
+BUSY = "model weights processor isa processes threads tokens rows"
+BUSY_ROW = "work variant batch alone_seconds together_seconds ratio"
 LAYERS = "model compression threads geometric_means rows"
 LAYERS_ROW = "layer method error seconds"
 
@@ -214,3 +216,16 @@ def test_a_profile_says_what_linear_layers_take(plain, succeed, refuse, tmp_path
     assert result["linear_ms"] == pytest.approx(sum(row["ms"] for row in result["rows"] if row["linear"]), abs=1e-3)
     assert 0 < result["linear_ms"] < result["ms"]
     assert "nowhere.onnx" in refuse(main, "profile", tmp_path / "nowhere.onnx")
+
+
+def test_busy_compares_processes_at_once_with_one_alone(small_cache, tiny_folder, capsys):
+    flags = "--processes 2 --threads 1 --rounds 1 --method oats --iterations 2 --nsamples 4 --batch-size 4 --batch 2 --runs 2"
+    assert run(main, ["busy", "--model", f"local-dir:{tiny_folder}", *flags.split()]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    check_keys(result, BUSY, BUSY_ROW)
+    assert (result["processes"], result["threads"], result["tokens"]) == (2, 1, 17)
+    assert [(row["work"], row["variant"], row["batch"]) for row in result["rows"]] == [
+        ("compression", "oats", 4),
+        ("inference", "float32", 2),
+        ("inference", "int8", 2),
+    ]

@@ -11,6 +11,8 @@ from tests.jobs import weights
 from vitoats.allocation.cost import CostTable, LayerFootprint, LayerShape, exported_int8_bytes
 from vitoats.cli.compress import main as compress
 from vitoats.cli.export_onnx import main as export_onnx
+from vitoats.common import cache, unfinished
+from vitoats.common.errors import RunError
 from vitoats.compression.constraints import GRAPH_BYTES, NODE_BYTES
 from vitoats.format import factored
 from vitoats.format.int8_layers import int8_linears
@@ -223,6 +225,26 @@ def test_damaged_measurements_give_the_same_model(succeed, job, tmp_path, monkey
         succeed(compress, *flags)
         now = weights(tmp_path / "out")
         assert all(torch.equal(value, before[name]) for name, value in now.items())
+
+
+def test_measurements_that_cannot_be_kept_go_on_from_their_parts(succeed, call, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    flags = [*job, "--method", "oats-h", "--iterations", "3", "--overwrite"]
+
+    def full(*_):
+        raise RunError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "write_values", full)
+        succeed(compress, *flags)
+    assert [path.name.endswith(".unfinished.json") for path in (tmp_path / "cache" / "vitoats").iterdir()] == [True]
+    before = weights(tmp_path / "out")
+    status, _, err = call(compress, *flags)
+    assert status == 0
+    assert "going on with an interrupted measurement: 12 parts" in err
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "out").items())
+    assert [path.name.endswith(".unfinished.json") for path in (tmp_path / "cache" / "vitoats").iterdir()] == [False]
 
 
 def test_other_images_are_measured_anew(succeed, job, tmp_path, monkeypatch):

@@ -46,7 +46,6 @@ def test_the_seed_decides(succeed, job, tmp_path):
         (["--crop-mode", "squash"], False),  # these images are square, and timm's default crop differs only by its share
         (["--img-size", "48"], True),
         # what must not
-        (["--memory-limit", "1e-9"], False),
         (["--memory-limit", "100"], False),
         (["--workers", "1"], False),
         (["--quiet"], False),
@@ -150,6 +149,7 @@ def test_a_checkpoint_is_what_gets_compressed(succeed, job, flat_images, tmp_pat
         (["--memory-limit", "-1"], "--memory-limit"),
         (["--memory-limit", "0"], "--memory-limit"),
         (["--memory-limit", "nan"], "--memory-limit"),
+        (["--memory-limit", "0.01"], "--batch-size, or raise --memory-limit"),
         (["--seed", "x"], "--seed"),
         (["--seed", "99999999999999999999999"], "--seed"),
         (["--img-size", "0"], "--img-size"),

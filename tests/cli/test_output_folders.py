@@ -241,7 +241,7 @@ def test_a_folder_that_a_killed_overwrite_took_away_comes_back(succeed, refuse, 
 def complete(succeed, job, tmp_path, monkeypatch):
     """What a run leaves that was killed after its folder was there: the weights in it."""
     with monkeypatch.context() as patch:
-        patch.setattr(compress_command.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(compress_command, "remove_beside", lambda *_: None)
         succeed(compress, *job)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.partial"]
     return weights(tmp_path / "out")

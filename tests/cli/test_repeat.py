@@ -10,11 +10,13 @@ from tests.conftest import write_image
 from tests.jobs import small_job
 from vitoats.cli import common
 from vitoats.cli.compare import main as compare
+from vitoats.cli.compare_lm import main as compare_lm
 from vitoats.cli.compress import main as compress
 from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.eval_perplexity import main as eval_perplexity
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.repeat import REPEATED, main
+from vitoats.cli.sample_lm import main as sample_lm
 from vitoats.cli.train_linear_probe import main as train_linear_probe
 from vitoats.common.manifest import log_path, manifest_path, read_manifest
 
@@ -240,5 +242,12 @@ def test_runs_of_language_models_are_repeated(succeed, refuse, tmp_path):
     assert succeed(main, tmp_path / "out")["equal"]
     done(eval_perplexity, "--model", tmp_path / "out", "--data-dir", text, "--results-file", tmp_path / "perplexity.json")
     assert succeed(main, tmp_path / "perplexity.json")["equal"]
+    done(sample_lm, *flags[:2], "-n", 3, "--seq-len", 12, "--threads", 1, "--output", tmp_path / "sampled.jsonl")
+    assert succeed(main, tmp_path / "sampled.jsonl")["equal"]
+    few = ("--tests", text, "--test-tokens", 100, "--methods", "wanda", "4-bit", "--compressions", 50)
+    done(compare_lm, *flags[:-2], *few, "--threads", 1, "--output", tmp_path / "table.jsonl")
+    found = succeed(main, tmp_path / "table.jsonl")
+    assert set(found["differences"].values()) <= {"the same figures, but for times and paths"}
+    assert len((tmp_path / "table-repeated.jsonl").read_text().splitlines()) == 3
     text.write_text(PROSE + "More.")
     assert str(text) in refuse(main, tmp_path / "out", "--output", tmp_path / "other")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vitoats.common.errors import InputError, RunError
-from vitoats.common.files import atomic_write, hold, whole_folder
+from vitoats.common.files import atomic_write, hold, remove_beside, whole_folder
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -303,3 +303,58 @@ def test_a_place_that_is_held_may_be_held_again(tmp_path):
             write(tmp_path / "out", "2", overwrite=False)
         assert names(tmp_path) == [".out.lock", "out"]
     assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_a_kill_half_removed_is_out_of_the_way(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    for name in "ab":
+        (tmp_path / "out.partial" / name).write_text("x")
+    killed(f"""
+        import shutil
+        place = Path({str(tmp_path / "out")!r})
+
+        def die(folder, **_):
+            if folder.exists():
+                (folder / "a").unlink()
+                print("now", flush=True)
+                time.sleep(60)
+
+        shutil.rmtree = die
+        with hold(place):
+            remove_beside(place, place.with_name("out.partial"))
+    """)
+    assert not (tmp_path / "out.partial").exists()
+    with hold(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_renamed_is_removed(tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/a").write_text("x")
+
+    def another_disk(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", another_disk)
+    remove_beside(tmp_path / "out", tmp_path / "kept")
+    remove_beside(tmp_path / "out", tmp_path / "kept")
+    assert names(tmp_path) == []
+
+
+def test_what_is_left_of_a_part_goes_with_the_next_writer_of_the_whole(tmp_path):
+    write(tmp_path / "out", "1")
+    killed(f"""
+        out = Path({str(tmp_path / "out")!r})
+        with atomic_write(out / "record", part_of=out) as partial:
+            partial.write_text("ne")
+            print("now", flush=True)
+            time.sleep(60)
+    """)
+    assert names(tmp_path / "out") == ["a"]
+    with hold(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]
+    with atomic_write(tmp_path / "out/record", part_of=tmp_path / "out") as partial:
+        partial.write_text("new")
+    assert names(tmp_path / "out") == ["a", "record"]

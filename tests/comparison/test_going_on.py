@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,13 @@ from vitoats.cli.compare import main as compare
 from vitoats.common.files import hold
 from vitoats.comparison import compare as comparison
 from vitoats.comparison import rows
+from vitoats.compression.resume import BlockStore
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def test_the_same_command_again_makes_nothing_anew(compared, copied, tiny_folder, data, photos, monkeypatch, capsys):
@@ -52,28 +55,45 @@ def test_a_stop_between_rows_loses_none(compared, begun, tiny_folder, data, phot
     capsys.readouterr()
     assert common.run(compare, argv) == 0
     assert made == RUNS
-    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    assert timeless == [{k: v for k, v in row.items() if k != "seconds"} for row in compared[1]["rows"]]
+    assert timeless(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == timeless(compared[1]["rows"])
     assert not (begun / "models").exists()  # nobody asked to keep them
 
 
-@pytest.mark.slow
-def test_a_kill_loses_at_most_the_row_at_work(tiny_folder, data, tmp_path, capsys):
-    argv = flags(tiny_folder, data, tmp_path / "out")
-    process = subprocess.Popen([sys.executable, "tools/compare.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
-    for _ in range(6000):
-        if (tmp_path / "out/rows" / f"{RUNS[1]}.json").is_file():
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/rows").glob("*.json")}
-    assert 4 <= len(times) < 10
+def test_a_row_goes_on_at_the_block_where_it_stopped_and_keeps_its_blocks_until_it_is_saved(
+    compared, begun, tiny_folder, data, photos, monkeypatch, capsys
+):
+    argv = [*flags(tiny_folder, data, begun, "wanda"), f"--ood-dir={photos}", "--patterns=own", "--compressions=0.3"]
+    row, blocks, saved = begun / f"rows/{RUNS[0]}.json", begun / f"models/{RUNS[0]}.partial", []
+    save = BlockStore.save
+
+    def noted(store, index, *rest):
+        save(store, index, *rest)
+        saved.append(index)
+        if saved == [0, 1]:
+            raise KeyboardInterrupt
+
+    def killed(*args):
+        if RUNS[0] in args:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(BlockStore, "save", noted)
+    assert common.run(compare, argv) == 130
+    assert len(list(blocks.glob("block_*"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison.RowStore, "save", killed)
+        assert common.run(compare, argv) == 130
+    assert saved == [0, 1, 2]
+    assert len(list(blocks.glob("block_*"))) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "remove_partial", killed)
+        assert common.run(compare, argv) == 130
+    assert row.is_file()
+    assert blocks.is_dir()
+    capsys.readouterr()
     assert common.run(compare, argv) == 0
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
-    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == 10
-    assert not (tmp_path / "out/models").exists()
+    assert saved == [0, 1, 2]
+    assert timeless(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == timeless(compared[1]["rows"][:3])
+    assert not (begun / "models").exists()
 
 
 @pytest.mark.parametrize(
@@ -158,8 +178,7 @@ def test_a_damaged_row_is_made_anew(compared, copied, tiny_folder, data, photos,
     out, err = capsys.readouterr()
     assert made == ["low-2of4"]
     assert "made anew" in err
-    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(out.splitlines()[-1])["rows"]]
-    assert timeless == [{k: v for k, v in row.items() if k != "seconds"} for row in compared[1]["rows"]]
+    assert timeless(json.loads(out.splitlines()[-1])["rows"]) == timeless(compared[1]["rows"])
 
 
 def test_images_that_were_replaced_are_told(copied, tiny_folder, data, photos, tmp_path, capsys):

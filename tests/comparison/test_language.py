@@ -8,6 +8,9 @@ from tests.language_models import PROSE, save_folder
 from vitoats.cli.compare_lm import main as compare_lm
 from vitoats.cli.compress import main as compress
 from vitoats.cli.eval_perplexity import main as eval_perplexity
+from vitoats.common import unfinished
+from vitoats.comparison import language
+from vitoats.compression.resume import BlockStore
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +98,85 @@ def test_an_interrupted_compression_goes_on(succeed, files, tmp_path, monkeypatc
     succeed(compress, *flags, "--output", tmp_path / "out", "--resume")
     for file in ("model.safetensors", "vitoats.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def stops(monkeypatch, place, name, when, after=False):
+    """Makes a function raise KeyboardInterrupt in its first call for which ``when(*its arguments)``; notes its calls."""
+    real, calls, stopped = getattr(place, name), [], []
+
+    def noted(*args, **kwargs):
+        stop = not stopped and when(*args)
+        if stop:
+            stopped.append(args)
+        if stop and not after:
+            raise KeyboardInterrupt
+        calls.append(args)
+        found = real(*args, **kwargs)
+        if stop:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(place, name, noted)
+    return calls
+
+
+def of_dense(kept):
+    """Whether parts are those of the dense model, which are in the user's cache."""
+    return not kept._path.parent.name.endswith(".partial")
+
+
+def rows_of(path):
+    return [{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in path.read_text().splitlines()]
+
+
+def test_a_row_goes_on_at_the_block_and_the_window_where_it_stopped(call, succeed, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--tests", files / "c.txt", "--nsamples"]
+    flags += [16, "--seq-len", 16, "--test-tokens", 100, "--methods", "oats", "--iterations", 2, "--compressions", 50]
+    flags += ["--batch-size", 1, "--output"]
+    succeed(compare_lm, *flags, tmp_path / "whole.jsonl")
+
+    def stopped():
+        status, _, err = call(compare_lm, *flags, tmp_path / "table.jsonl")
+        assert (status, err.splitlines()[-1]) == (130, "error: interrupted")
+
+    saved = stops(monkeypatch, BlockStore, "save", lambda _store, index, *_: index == 0, after=True)
+    stopped()
+    assert [index for _store, index, *_ in saved] == [0]
+    windows = stops(monkeypatch, unfinished.Unfinished, "add", lambda kept, _: not of_dense(kept) and len(kept.parts) == 3)
+    stopped()
+    assert [index for _store, index, *_ in saved] == [0, 1]
+    assert [of_dense(kept) for kept, _ in windows] == [False] * 3  # those of the dense model were there
+    stops(monkeypatch, language, "_append", lambda _, row: row["method"] == "oats")
+    stopped()
+    assert len(saved) == 2
+    n = len(windows)
+    assert [of_dense(kept) for kept, _ in windows] == [False] * n
+    stops(monkeypatch, language, "remove_beside", lambda *_: True)
+    stopped()
+    assert len(windows) == n  # all were there
+    assert [row["method"] for row in rows_of(tmp_path / "table.jsonl")] == ["dense", "oats"]
+    assert list(tmp_path.glob("*.partial"))
+    succeed(compare_lm, *flags, tmp_path / "table.jsonl")
+    assert rows_of(tmp_path / "table.jsonl") == rows_of(tmp_path / "whole.jsonl")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"cache", *(f"{name}.jsonl{end}" for name in ("table", "whole") for end in ("", ".run.json", ".run.log"))}
+    assert not list(tmp_path.rglob("*.unfinished*"))
+
+
+def test_a_failed_row_loses_no_window_of_the_dense_model(call, succeed, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--tests", files / "c.txt", "--nsamples"]
+    flags += [16, "--seq-len", 16, "--test-tokens", 100, "--methods", "4-bit", "--output", tmp_path / "table.jsonl"]
+    with monkeypatch.context() as patch:
+        patch.setattr(language, "round_groups", lambda x: x / 0)
+        status, _, err = call(compare_lm, *flags)
+        assert status == 1
+        assert "failed: 4-bit own" in err.splitlines()[-1]
+    assert list(tmp_path.rglob("*.unfinished*"))
+    windows = stops(monkeypatch, unfinished.Unfinished, "add", lambda *_: False)
+    succeed(compare_lm, *flags)
+    assert [kept for kept, _ in windows if of_dense(kept)] == []
+    assert not list(tmp_path.rglob("*.unfinished*"))

@@ -105,7 +105,7 @@ def test_batch_size_and_a_mapped_file_change_nothing_that_matters(tmp_path):
     images = torch.randn(8, 3, 32, 32)
     first, second = make_tiny(), make_tiny()
     run(first, images)
-    compress_in_place(second, images, job_of("oats", CONFIG, memory_limit=1e-9), scratch=tmp_path)
+    compress_in_place(second, images, job_of("oats", CONFIG), spill_to=tmp_path)
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 

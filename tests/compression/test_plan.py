@@ -1,7 +1,6 @@
 """What a compression will do is settled, and refused if it cannot be, before anything is computed."""
 
 import dataclasses
-import logging
 
 import pytest
 
@@ -74,18 +73,17 @@ def test_what_would_run_again_is_kept_where_there_is_room(adapter, monkeypatch, 
     assert make(adapter, target="residual").keep
     monkeypatch.setattr(plan, "MEMORY_SHARE", 0.0)
     assert not make(adapter, target="residual").keep
-    limited = make(adapter, target="residual", memory_limit=1e-9, scratch=tmp_path)
-    assert (limited.keep, limited.spill_to) == (False, tmp_path)
 
 
-def test_hidden_states_go_to_a_file_only_above_the_limit(adapter, tmp_path, caplog):
+def test_hidden_states_go_to_a_file_above_the_limit_and_what_does_not_fit_even_so_is_refused(adapter, tmp_path):
     estimate = estimate_memory(adapter, nsamples=8, batch_size=4, factors=0, compression=0.5)
     assert plan_memory(estimate, None, tmp_path) is None
     assert plan_memory(estimate, estimate.total, tmp_path) is None
-    with caplog.at_level(logging.WARNING, "vitoats"):
-        assert plan_memory(estimate, estimate.total - 1, tmp_path) == tmp_path
-        assert not caplog.records
-        assert plan_memory(estimate, 1, tmp_path) == tmp_path
-    assert "batch_size" in caplog.text
+    assert plan_memory(estimate, estimate.total - 1, tmp_path) == tmp_path
+    assert plan_memory(estimate, estimate.total - estimate.hidden, tmp_path) == tmp_path
+    with pytest.raises(InputError, match="`batch_size`, or raise `memory_limit`"):
+        plan_memory(estimate, estimate.total - estimate.hidden - 1, tmp_path)
+    with pytest.raises(InputError, match="above the memory limit"):  # before anything is computed
+        make(adapter, target="residual", memory_limit=1e-9, scratch=tmp_path)
     with pytest.raises(InputError, match="needs a folder"):
-        plan_memory(estimate, 1, None)
+        plan_memory(estimate, estimate.total - 1, None)

@@ -6,6 +6,8 @@ torch's own SGD and cosine schedule are the reference for the many heads at once
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from vitoats.cli.eval_imagenet import main as eval_imagenet
 from vitoats.cli.export_onnx import main as export_onnx
 from vitoats.cli.train_linear_probe import main as train_linear_probe
 from vitoats.common.errors import RunError
+from vitoats.common.files import hold
 from vitoats.evaluation import features, probe
 from vitoats.evaluation.features import Features, extract, tokens_of
 from vitoats.evaluation.knn import knn_predict
@@ -319,6 +322,35 @@ def test_classes_without_test_images_are_trained_but_not_tested(places, trained,
     assert (tmp_path / "h.safetensors").read_bytes() == trained[0].read_bytes()
     found = call(capsys, eval_imagenet, *flags[:2], "--head", tmp_path / "h.safetensors", tmp_path / "data", "-j", "0")
     assert found["top1"] == said["top1"]
+
+
+def test_without_a_cache_an_interrupted_run_starts_anew(places, trained, tmp_path, capsys, monkeypatch):
+    flags = ("-m", f"local-dir:{places / 'b'}", "--data-dir", places / "data", *FAST, "-o", tmp_path / "h.safetensors")
+    extract = features.extract
+
+    def interrupted(*args):
+        extract(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "extract", interrupted)
+        assert run(train_linear_probe, [*map(str, flags), "--quiet"]) == 130
+    warning, error = capsys.readouterr().err.splitlines()
+    assert "--cache DIR" in warning
+    assert error == "error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+    call(capsys, train_linear_probe, *flags)
+    assert (tmp_path / "h.safetensors").read_bytes() == trained[0].read_bytes()
+
+
+def test_two_runs_at_once_into_one_file(places, tmp_path):
+    head = tmp_path / "h.safetensors"
+    code = "import sys; from vitoats.cli.main import main; sys.exit(main())"
+    flags = ["-m", f"local-dir:{places / 'b'}", "--data-dir", str(places / "data"), *FAST, "-o", str(head)]
+    with hold(head):
+        second = subprocess.run([sys.executable, "-c", code, "train_linear_probe", *flags], capture_output=True, text=True)
+    assert (second.returncode, second.stdout) == (2, "")
+    assert f"another run is writing to {head}" in second.stderr.splitlines()[-1]
 
 
 def test_features_that_are_interrupted_go_on_at_the_last_piece(tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitoats.common import ranks
 from vitoats.common.errors import InputError, RunError
+from vitoats.common.memory import release_mapped_pages
 from vitoats.models.blocks import Block, ModelAdapter
 from vitoats.models.on_disk import held
 
@@ -69,6 +70,7 @@ class HiddenStates:
                 read += len(batch)
                 if len(own):
                     values[count : count + len(own)] = adapter.first_hidden(own.to(adapter.device))
+                    _release(values, spill_to)
                     count += len(own)
         if read < ranks.size():
             raise InputError(f"{ranks.size()} processes cannot share {read} images: raise `nsamples`, or start fewer")
@@ -76,7 +78,11 @@ class HiddenStates:
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":
         """A copy, in memory or in a file in ``spill_to``."""
-        values = _allocate(tuple(self.values.shape), self.values.device, spill_to).copy_(self.values)
+        values = _allocate(tuple(self.values.shape), self.values.device, spill_to)
+        for mine, copied in zip(self.values.split(self.batch_size), values.split(self.batch_size), strict=True):
+            copied.copy_(mine)
+            _release(mine, self.spill_to)
+            _release(copied, spill_to)
         return HiddenStates(values, self.batch_size, self.device, spill_to)
 
     def of_images(self, step: int = 1, count: int | None = None) -> Tensor:
@@ -115,7 +121,8 @@ class HiddenStates:
         return -(-self.n_images // self.batch_size)
 
     def batch(self, i: int) -> Tensor:
-        """The hidden states of one batch, on the device."""
+        """The hidden states of one batch, on the device; if a file holds them, those of others leave the memory."""
+        _release(self.values, self.spill_to)
         return self.values[i * self.batch_size : (i + 1) * self.batch_size].to(self.device)
 
     def batches(self) -> Iterator[Tensor]:
@@ -137,6 +144,14 @@ class HiddenStates:
         batches = zip(before.split(self.batch_size), self.values.split(self.batch_size), strict=True)
         for i, (batch, outputs) in enumerate(batches):
             outputs.copy_(run(i, batch.to(self.device)))
+            _release(batch, self.spill_to)
+            _release(outputs, self.spill_to)
+
+
+def _release(values: Tensor, spill_to: Path | None) -> None:
+    """Takes hidden states that are in a file in ``spill_to`` out of resident memory."""
+    if spill_to is not None:
+        release_mapped_pages(values)
 
 
 def _allocate(shape: tuple[int, ...], storage: torch.device, spill_to: Path | None) -> Tensor:

@@ -32,6 +32,7 @@ from torch import Tensor
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.moments import RunningMeans, exact, full_statistics, gram, input_statistics
 from vitoats.calibration.paths import CompressedPath, DensePath
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 from vitoats.format.int8 import fake_quantized
 from vitoats.methods.hessian import cholesky
@@ -222,7 +223,7 @@ def corrected(
         cross = cross - torch.outer(error.mean, mean)
     damped = moments.full.clone()
     damped.diagonal().add_(moments.ridge(RIDGE) or 1.0)
-    dW = torch.cholesky_solve(cross.T, cholesky(damped)).T
+    dW = linalg.cholesky_solve(cross.T, cholesky(damped)).T
     if refit_bias:
         assert bias is not None
         assert mean is not None

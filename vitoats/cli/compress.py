@@ -8,7 +8,6 @@
 vitoats.load, tools/eval_imagenet.py and tools/export_onnx.py open the folder; with --format dense, timm opens it as local-dir:.
 """
 
-import shutil
 import time
 from argparse import Namespace
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vitoats.cli import common, config_file, flags, record, report_page
 from vitoats.cli.method_flags import add_method_flags, settings
 from vitoats.common.errors import InputError
-from vitoats.common.files import hold
+from vitoats.common.files import hold, remove_beside
 
 if TYPE_CHECKING:
     from vitoats.compression.job import CompressionJob
@@ -81,7 +80,7 @@ def run(args: Namespace) -> dict[str, Any]:
     ranks.wait_for_all()
     if not ranks.is_first():
         return {}
-    shutil.rmtree(kept, ignore_errors=True)
+    remove_beside(args.output, kept)
     common.log.info("memory: %.2f GB at most", peak_memory() / 1e9)
     if not args.quiet:
         print_figures(compressed, args.output)

@@ -15,8 +15,9 @@ from vitoats.cli.common import InFlags, log
 from vitoats.common import manifest, noted
 from vitoats.common.errors import RunError
 from vitoats.common.file_digests import file_sha256
-from vitoats.common.files import atomic_write
+from vitoats.common.files import atomic_write, hold
 from vitoats.common.machine import cores
+from vitoats.common.outputs import check_parents
 
 WRITTEN = ("output", "results_file", "report", "cache")  # flags that name what a command writes
 READ = ("model", "folder", "against", "data_dir", "tests", "method", "methods")  # flags whose texts may name files
@@ -30,7 +31,7 @@ def recorded(
 ) -> dict[str, Any]:
     """Does a command's work and writes its manifest and log beside --output, or else --results-file.
 
-    The result is whole even if these two cannot be written, which is only a warning.
+    --output is locked until they are there, too. The result is whole even if they cannot be written, which is only a warning.
 
     Args:
         command: the command's name.
@@ -40,15 +41,35 @@ def recorded(
         expected: the digests of what an earlier run read, by name, if this run repeats it.
 
     Raises:
-        InputError: inputs differ from the expected ones.
+        InputError: inputs differ from the expected ones, or another run is writing to --output.
     """
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes
         return work(args)
+    with _locked(args):
+        return _recorded(command, args, argv, work, expected or {})
+
+
+@contextlib.contextmanager
+def _locked(args: argparse.Namespace) -> Iterator[None]:
+    """Locks --output, unless it is a device; the first of several processes does so itself once all are there."""
+    output = getattr(args, "output", None)
+    device = output is not None and output.exists() and not (output.is_dir() or output.is_file())
+    if output is None or device or getattr(args, "dry_run", False) or "RANK" in os.environ:
+        yield
+        return
+    check_parents(output)
+    with hold(output):
+        yield
+
+
+def _recorded(
+    command: str, args: argparse.Namespace, argv: list[str], work: Work, expected: Mapping[str, list[str]]
+) -> dict[str, Any]:
     settings, started, start = plain(vars(args)), datetime.datetime.now(datetime.UTC), time.perf_counter()
     kept = _KeptLines()
     log.addHandler(kept)
     try:
-        with noted.noting(expected or {}) as inputs:
+        with noted.noting(expected) as inputs:
             noted.note(lambda: file_digests(args))
             result = work(args)
     finally:
@@ -73,7 +94,7 @@ def recorded(
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         made.write(place)
-        with atomic_write(manifest.log_path(place)) as partial:
+        with atomic_write(manifest.log_path(place), part_of=place) as partial:
             partial.write_text("".join(f"{line}\n" for line in kept.lines), encoding="utf-8")
     except RunError as error:
         log.warning("the result is whole, but not the record of how it came about: %s", error)

@@ -183,7 +183,11 @@ def features_of(frozen: "Frozen", args: Namespace, images: DrawnImages) -> "Feat
 
     with common.Bar(f"features ({images.split})", args.quiet) as bar:
         if args.cache is None:
-            return compute(images.order)
+            try:
+                return compute(images.order)
+            except KeyboardInterrupt:
+                common.log.warning("no features are kept without --cache DIR: the same command starts anew")
+                raise
         about = {"preprocessing": frozen.preprocessing.to_dict(), "images": digest(images.dataset, images.order)}
         key = json_sha256([about, frozen.digest()])
         return cached(args.cache, key, images.order, compute, PIECE * args.batch_size)

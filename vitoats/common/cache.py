@@ -15,6 +15,8 @@ from vitoats.common.kept_files import read_tensors, read_values, write_tensors, 
 T = TypeVar("T")
 log = logging.getLogger("vitoats")
 
+SPACE = "free some space to keep it"
+
 
 def cache_file(name: str) -> Path:
     """The file of a measurement in the user's cache folder."""
@@ -46,7 +48,7 @@ def cached(name: str, read: Callable[[Any], T], make: Callable[[], Any]) -> T:
 
     def save(made: Any) -> None:
         if ranks.is_first():
-            write_values(path, name, made)
+            write_values(path, name, made, SPACE)
 
     return read(_kept(path, load, make, save))
 
@@ -62,7 +64,7 @@ def cached_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[st
         path,
         load=lambda: read_tensors(path, path.name)[0],
         make=make,
-        save=lambda made: write_tensors(path, path.name, made, None, "free some space"),
+        save=lambda made: write_tensors(path, path.name, made, None, SPACE),
     )
 
 

@@ -20,21 +20,28 @@ REMEDY = "free some space or give another `output`"
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, remedy: str = REMEDY) -> Iterator[Path]:
+def atomic_write(path: Path, remedy: str = REMEDY, part_of: Path | None = None) -> Iterator[Path]:
     """Yields the path of a hidden file beside ``path`` to write to, and moves the file into place on success.
 
     A device or a pipe, such as /dev/stdout, is written to directly.
 
+    Args:
+        path: the file.
+        remedy: the advice in an error's message.
+        part_of: the file or folder that the file belongs to. What a killed run leaves is beside that, and goes with its next
+            writer.
+
     Raises:
-        RunError: the file cannot be written; ``remedy`` is the advice in its message.
+        RunError: the file cannot be written.
     """
     try:
         if _is_device(path):
             yield path
             return
         target = Path(os.path.realpath(path))
-        partial = _beside(target, "writing")
-        with hold(target, wait=True, remedy=remedy):
+        place = target if part_of is None else Path(os.path.realpath(part_of))
+        partial = _beside(place, "writing")
+        with hold(place, wait=True, remedy=remedy):
             try:
                 yield partial
                 _sync(partial)
@@ -112,6 +119,24 @@ def hold(place: Path, wait: bool = False, remedy: str = REMEDY) -> Iterator[None
         if lock.lock_counter == 1:
             path.unlink(missing_ok=True)  # while still locked: a run that has opened it sees that it is gone, and tries again
         lock.release()
+
+
+def remove_beside(place: Path, folder: Path) -> None:
+    """Removes a folder that is no longer needed once a locked path has been written.
+
+    It is there whole or not at all, even if the run is killed meanwhile: it goes away under a name that the next writer to the
+    path clears up.
+
+    Args:
+        place: the locked file or folder.
+        folder: it need not exist.
+    """
+    old = _beside(place, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is none, or it is on another disk
+        os.rename(folder, old)
+    for each in (old, folder):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _clear_up(place: Path) -> None:

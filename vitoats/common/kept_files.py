@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from vitoats.common.errors import RunError
-from vitoats.common.files import atomic_write
+from vitoats.common.files import REMEDY, atomic_write
 from vitoats.common.fingerprint import json_sha256, tensors_sha256
 from vitoats.common.json_files import LARGEST, parse_json
 from vitoats.common.tensor_files import save_tensors
@@ -28,16 +28,16 @@ class UnfitError(ValueError):
     """A kept file cannot be read, or its content was not written under this key."""
 
 
-def write_values(path: Path, key: str, values: Any) -> None:
+def write_values(path: Path, key: str, values: Any, remedy: str = REMEDY) -> None:
     """Writes plain values as JSON.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written; ``remedy`` is the advice in its message.
         ValueError: a value is NaN or infinite.
     """
     text = json.dumps({"sha256": json_sha256([key, values]), "values": values}, allow_nan=False)
     _check_place(path)
-    with atomic_write(path) as partial:
+    with atomic_write(path, remedy) as partial:
         partial.write_text(text)
 
 

@@ -67,7 +67,7 @@ class Manifest:
         Raises:
             RunError: it cannot be written.
         """
-        with atomic_write(manifest_path(result)) as partial:
+        with atomic_write(manifest_path(result), part_of=result) as partial:
             partial.write_text(to_json({"manifest_version": VERSION, **dataclasses.asdict(self)}, indent=1) + "\n")
 
 

@@ -55,6 +55,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def release_mapped_pages(x: Tensor) -> None:
+    """Takes the pages of a tensor that a file backs (mapped shared) out of resident memory; they are read again when used."""
+    if sys.platform == "linux" and x.numel():
+        first = x.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        length = x.data_ptr() + x.numel() * x.element_size() - first
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
 class PageBuffers:
     """Copies of tensors; on the CPU each has its own mapped pages, which return to the system when the copy is freed.
 

@@ -14,7 +14,7 @@ from vitoats.common.json_files import to_json
 from vitoats.common.progress import Progress, silent
 from vitoats.comparison.bench import Bench, open_bench
 from vitoats.comparison.plan import Run
-from vitoats.comparison.rows import Row, compressed_row, dense_row, int8_row
+from vitoats.comparison.rows import Row, compressed_row, dense_row, int8_row, remove_partial
 from vitoats.compression.run import prepare
 from vitoats.evaluation.store import RowStore
 from vitoats.report.comparison import COLUMNS, PAIR_COLUMNS, pairs, rounded, write_csv
@@ -82,6 +82,7 @@ def _make_rows(comparison: Comparison, bench: Bench, store: RowStore, start: flo
             if row is None:
                 row = made_by(rows[0] if rows else None)
                 store.save(name, settings, *row)
+            remove_partial(output, name)
             rows.append(row)
         except (InputError, RunError) as error:
             if not rows:  # without the dense row there is nothing to compare with

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitoats.common.errors import InputError, RunError, one_line
-from vitoats.common.files import atomic_write, hold
+from vitoats.common.files import atomic_write, hold, remove_beside
 from vitoats.common.fingerprint import json_sha256, tensors_sha256
 from vitoats.common.json_files import LARGEST, parse_json, to_json
 from vitoats.common.progress import Progress, silent
@@ -149,16 +148,16 @@ def _make_rows(comparison: LanguageComparison, rows: list[Row], progress: Progre
         Path(name).stem: read_test_text(name, tokenizer, inputs.vocab_size, comparison.test_tokens) for name in comparison.tests
     }
 
-    unfinished: list[Unfinished] = []  # the dense model's, too, until all rows are there
+    of_dense: list[Unfinished] = []  # until all rows are there
 
-    def measure(model: Any, what: str) -> dict[str, Perplexity]:
+    def measure(model: Any, what: str, folder: Path | None = None) -> dict[str, Perplexity]:
         model.to(first.resources.device)
         digest, found = tensors_sha256(untied_state(model)), {}
         windows = (inputs.seq_len, comparison.stride, first.resources.batch_size)
         for name, text in tests.items():
-            unfinished.append(unfinished_perplexity(digest, text, *windows))
-            update = partial(_update, progress, f"{what} on {name}")
-            found[name] = perplexity(model, text, *windows, update, unfinished[-1])
+            unfinished = unfinished_perplexity(digest, text, *windows, folder)
+            of_dense.extend([] if folder else [unfinished])
+            found[name] = perplexity(model, text, *windows, partial(_update, progress, f"{what} on {name}"), unfinished)
         return found
 
     measured_on = json_sha256([_described(tests), inputs.seq_len, comparison.stride])
@@ -169,19 +168,20 @@ def _make_rows(comparison: LanguageComparison, rows: list[Row], progress: Progre
     failed = []
     for i, row in enumerate(rows, 1):
         name = f"{row.method} {row.pattern} {'' if row.asked is None else f'{row.asked:g}'}".strip()
+        kept = comparison.output.with_name(f"{comparison.output.name}.{row.key[:16]}.partial")
         if (row.key, measured_on) in done:
+            remove_beside(comparison.output, kept)  # if it was killed before it did
             log.info("[%d/%d] %s is done already", i, len(rows), name)
             continue
         log.info("[%d/%d] %s", i, len(rows), name)
         try:
-            kept = comparison.output.with_name(f"{comparison.output.name}.{row.key[:16]}.partial")
             model, made = _made(row, replace(loaded, model=copy.deepcopy(loaded.model)), kept, progress)
             figures = {
                 "method": row.method,
                 "pattern": row.pattern,
                 "asked": row.asked,
                 **made,
-                **_figures(measure(model, name), dense),
+                **_figures(measure(model, name, kept), dense),
                 "key": row.key,
                 "measured_on": measured_on,
             }
@@ -190,13 +190,13 @@ def _make_rows(comparison: LanguageComparison, rows: list[Row], progress: Progre
             failed.append(name)
             continue
         _append(comparison.output, figures)
-        shutil.rmtree(kept, ignore_errors=True)
-    for each in unfinished:
-        each.remove()
+        remove_beside(comparison.output, kept)
     if failed:
         raise RunError(
             f"failed: {', '.join(failed)}; the other rows are in {comparison.output}, and the same command tries again"
         )
+    for each in of_dense:
+        each.remove()
     return {
         "model": comparison.model,
         "dense": _figures(dense, dense)["perplexity"],

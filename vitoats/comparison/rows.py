@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitoats.common.errors import RunError
+from vitoats.common.files import remove_beside
 from vitoats.comparison.bench import Bench
 from vitoats.comparison.plan import Run
 from vitoats.compression.run import run as compress
@@ -98,9 +99,15 @@ def int8_row(bench: Bench, output: Path, reference: Row | None) -> Row:
 
 def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: Row | None) -> Row:
     """The row of a compressed model; ``keep`` keeps its folder in ``output``."""
-    folder, kept = output / "models" / run.name, output / "models" / f"{run.name}.partial"
+    folder = output / "models" / run.name
     try:
-        compressed = compress(run.job, scratch=folder.parent, partial_folder=kept, resume=True, progress=bench.progress)
+        compressed = compress(
+            run.job,
+            scratch=folder.parent,
+            partial_folder=partial_folder(output, run.name),
+            resume=True,
+            progress=bench.progress,
+        )
         loaded = compressed.vision_model
         row, arrays = figures(bench, logits_and_features(loaded, bench.device), run.name, reference)
         compressed.save(folder, overwrite=True)
@@ -114,11 +121,21 @@ def compressed_row(bench: Bench, run: Run, output: Path, keep: bool, reference: 
             "bytes": weight_bytes(folder),
             "flops": count_flops(loaded.model, loaded.inputs),
         }
-        shutil.rmtree(kept, ignore_errors=True)
     finally:
         if not keep:
             _remove(folder)
     return row, arrays
+
+
+def partial_folder(output: Path, name: str) -> Path:
+    """Where the finished blocks of a row's model are until the row is there."""
+    return output / "models" / f"{name}.partial"
+
+
+def remove_partial(output: Path, name: str) -> None:
+    """Removes what a row has needed until it was there; ``output`` is locked."""
+    remove_beside(output, partial_folder(output, name))
+    _remove_if_empty(output / "models")
 
 
 def described(
@@ -144,5 +161,9 @@ def weight_bytes(folder: Path) -> int:
 def _remove(folder: Path) -> None:
     """Removes a model's folder, and its parent folder if that is then empty."""
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
+    _remove_if_empty(folder.parent)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

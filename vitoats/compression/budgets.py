@@ -9,10 +9,10 @@ from vitoats.allocation.owl import owl
 from vitoats.allocation.sensitivity import RATES, Sensitivity, counted_by_depth, read_sensitivities
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.targets import FROM_DENSE_PATH
-from vitoats.common.cache import cached
+from vitoats.common.cache import cache_file, cached
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.progress import Progress
-from vitoats.common.unfinished import Unfinished
+from vitoats.common.unfinished import Unfinished, remove_unfinished
 from vitoats.compression.job import CompressionJob
 from vitoats.compression.outliers import outlier_shares
 from vitoats.compression.sensitivity import FEATURE_IMAGES, measure_sensitivities, sensitivity_work
@@ -106,7 +106,6 @@ def _sensitivities(
     name = f"sensitivity_{fingerprint(loaded.dense_tensors(), settings)[:32]}"
 
     def make() -> list[dict[str, Any]]:
-        unfinished = Unfinished(name)
         found = measure_sensitivities(
             adapter,
             _hidden_states(job, adapter, images),
@@ -115,16 +114,18 @@ def _sensitivities(
             without_rank,
             feature_images,
             lambda i, what: progress("allocation: block", i, len(adapter.blocks), what),
-            unfinished,
+            Unfinished(name),
         )
-        unfinished.remove()
         return [dataclasses.asdict(row) for row in found]
 
     def read(values: Any) -> list[Sensitivity]:
         layers = [(x.name, x.module.weight.numel()) for block in adapter.blocks for x in block.linears]
         return read_sensitivities(values, layers, without_rank)
 
-    return cached(name, read, make)
+    found = cached(name, read, make)
+    if cache_file(name).is_file():  # else the next run goes on from the parts
+        remove_unfinished(name)
+    return found
 
 
 def _measurement(job: CompressionJob) -> tuple[OATSHConfig, bool, int]:

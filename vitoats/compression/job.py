@@ -100,7 +100,8 @@ class Resources:
         workers: processes that read images.
         device: the torch device.
         threads: CPU threads; 0 uses all cores.
-        memory_limit: GB (10^9 bytes) above which hidden states go to a mapped file; None sets no limit.
+        memory_limit: GB (10^9 bytes) above which hidden states go to a mapped file; a job that takes more even so is refused.
+            None sets no limit.
     """
 
     batch_size: int = 64

@@ -176,7 +176,7 @@ def chosen_blocks(
 
 
 def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | None) -> Path | None:
-    """The folder for hidden states, if the estimate is above the limit.
+    """The folder for hidden states, if the estimate is above the limit; above it without them, too, nothing helps.
 
     Args:
         estimate: the estimate for the whole compression.
@@ -184,12 +184,15 @@ def plan_memory(estimate: MemoryEstimate, limit: float | None, scratch: Path | N
         scratch: a folder with room for hidden states.
 
     Raises:
-        InputError: a folder is needed, but ``scratch`` is None.
+        InputError: the limit is too low even so, or a folder is needed, but ``scratch`` is None.
     """
     if limit is None or estimate.total <= limit:
         return None
-    if estimate.total - estimate.hidden > limit:
-        log.warning("the rest alone is above the memory limit of %.2f GB: lower `batch_size`", limit / 1e9)
+    if (rest := replace(estimate, hidden=0)).total > limit:
+        raise InputError(
+            f"with hidden states on disk it takes {rest.total / 1e9:.2f} GB, above the memory limit of {limit / 1e9:.3g} GB: "
+            f"lower `batch_size`, or raise `memory_limit`"
+        )
     if scratch is None:
         raise InputError("a memory limit needs a folder for the hidden states: give scratch")
     log.info("hidden states go to a mapped file in %s, to stay below %.2f GB", scratch, limit / 1e9)

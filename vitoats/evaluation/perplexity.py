@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -166,10 +167,12 @@ def perplexity(
     return measure_perplexity(torch_logits(model), vocab_size, text, context, stride, batch_size, progress, unfinished)
 
 
-def unfinished_perplexity(digest: str, text: TestText, context: int, stride: int, batch_size: int) -> Unfinished:
-    """The windows that an interrupted measurement has finished; ``digest`` is the model's."""
+def unfinished_perplexity(
+    digest: str, text: TestText, context: int, stride: int, batch_size: int, folder: Path | None = None
+) -> Unfinished:
+    """The windows that an interrupted measurement has finished, in a folder or the user's cache; ``digest`` is the model's."""
     measured = [digest, json_sha256(text.tokens.tolist()), context, stride, batch_size]
-    return Unfinished(f"perplexity_{json_sha256(measured)[:32]}")
+    return Unfinished(f"perplexity_{json_sha256(measured)[:32]}", folder)
 
 
 @torch.inference_mode()

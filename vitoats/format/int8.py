@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitoats.common import linalg
+
 LEVELS = 127  # the largest integer of a weight
 Rounded = tuple[Tensor, Tensor]  # int8 [n, k], and the scales of its rows, float32 [n]
 
@@ -69,8 +71,8 @@ def balanced(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """Other factors U [n, r], V [r, k] of the same product, of which each takes the root of its singular values."""
     if U.shape[1] == 0:
         return U, V
-    (Qu, Ru), (Qv, Rv) = torch.linalg.qr(U.double()), torch.linalg.qr(V.double().T)
-    P, singular, R = torch.linalg.svd(Ru @ Rv.T, full_matrices=False)
+    (Qu, Ru), (Qv, Rv) = linalg.qr(U.double()), linalg.qr(V.double().T)
+    P, singular, R = linalg.svd(Ru @ Rv.T, full_matrices=False)
     root = singular.sqrt()
     unused = U.shape[1] - len(root)  # of a rank above n or k
     u, v = Qu @ (P * root), root[:, None] * (Qv @ R.T).T

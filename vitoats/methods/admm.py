@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.ranks import row_by_row
 
 FIRST_STEPS = 16  # subspace iterations from a random start
@@ -79,7 +80,7 @@ class LowRank:
     def fit(self, R: Tensor, steps: int = 1) -> None:
         """Moves L towards the best approximation of R [d_out, d_in]."""
         for _ in range(steps if self.rank else 0):
-            self.U = torch.linalg.qr(R @ self.VA.T).Q
+            self.U = linalg.qr(R @ self.VA.T).Q
             self.V = self.U.T @ R
             self.VA = self.V @ self.A
 

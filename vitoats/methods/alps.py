@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 from vitoats.methods.admm import PENALTIES, LowRank, admm, conjugate_gradients
 from vitoats.methods.budget import SparseConfig, check_iterations
@@ -64,7 +65,7 @@ def alps(weight: Tensor, statistics: InputStatistics, config: ALPSConfig) -> Dec
     A = problem.H / scale / scale[:, None]
     W0 = problem.W * scale
     nothing = LowRank(A, len(W0), rank=0, seed=0)
-    W, steps = admm(W0, A, torch.linalg.eigh(A), config.mask, PENALTIES["alps"], config.iterations, nothing)
+    W, steps = admm(W0, A, linalg.eigh(A), config.mask, PENALTIES["alps"], config.iterations, nothing)
     mask = config.mask(W.abs())
     W = conjugate_gradients(torch.where(mask, W, 0), W0, A, mask, config.refit_iterations)
     return measured(weight, statistics, W / scale, steps=steps)

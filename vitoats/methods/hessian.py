@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 from vitoats.methods.statistics import InputStatistics, check_finite
 
@@ -66,7 +67,7 @@ def cholesky(H: Tensor) -> Tensor:
     Raises:
         InputError: H is not positive definite.
     """
-    C, failed = torch.linalg.cholesky_ex(H)
+    C, failed = linalg.cholesky_ex(H)
     if failed.any():
         raise InputError("the inputs' second moment is singular: raise `damping`, or calibrate on more varied `images`")
     return C
@@ -78,7 +79,7 @@ def inverse_factor(H: Tensor) -> Tensor:
     R_jj^2 is the first diagonal entry of inv(H[j:, j:]), and R[j, j:] / R_jj is its first row divided by that entry. They give
     the cost of removing input j and its effect on the inputs after it, with those before it frozen.
     """
-    return cholesky(torch.cholesky_inverse(cholesky(H))).mT
+    return cholesky(linalg.cholesky_inverse(cholesky(H))).mT
 
 
 def refit(problem: Problem, mask: Tensor) -> Tensor:
@@ -110,6 +111,6 @@ def refit(problem: Problem, mask: Tensor) -> Tensor:
         H_KK = torch.where(real[:, :, None] & real[:, None, :], H[kept[:, :, None], kept[:, None, :]], 0)  # [b, k, k]
         H_KK.diagonal(dim1=1, dim2=2).add_((~real).to(H.dtype))
         right = torch.where(real, target[batch].gather(1, kept), 0)
-        solved = torch.cholesky_solve(right[:, :, None], cholesky(H_KK)).squeeze(2)
+        solved = linalg.cholesky_solve(right[:, :, None], cholesky(H_KK)).squeeze(2)
         fitted[batch] = torch.zeros_like(fitted[batch]).scatter_(1, kept, solved)
     return fitted

@@ -26,6 +26,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 from vitoats.methods.budget import SparseConfig
 from vitoats.methods.hessian import DAMPING, Problem, check_damping, cholesky, damped_problem, refit
@@ -105,7 +106,7 @@ def blockwise_mask(problem: Problem, config: MRPConfig) -> Tensor:
 
 def oneshot_mask(problem: Problem, config: MRPConfig) -> Tensor:
     """The mask from the original weights, bool [d_out, d_in]."""
-    inverse = torch.cholesky_inverse(cholesky(problem.H))
+    inverse = linalg.cholesky_inverse(cholesky(problem.H))
     if config.mask_choice == "S":
         return config.mask(problem.W.abs() / inverse.diagonal().sqrt())
     pattern = Pattern.parse(config.pattern)
@@ -128,7 +129,7 @@ def joint_mask(w: Tensor, inverse: Tensor, kept: int) -> Tensor:
     """
     m = w.shape[1]
     removed = torch.tensor(list(combinations(range(m), m - kept)), device=w.device)  # [c, m - kept]
-    B = torch.linalg.inv(inverse[removed[:, :, None], removed[:, None, :]])  # [c, m - kept, m - kept]
+    B = linalg.inv(inverse[removed[:, :, None], removed[:, None, :]])  # [c, m - kept, m - kept]
     w_P = w[:, removed]  # [d_out, c, m - kept]
     cost = (torch.einsum("rcp,cpq->rcq", w_P, B) * w_P).sum(dim=2)  # [d_out, c]
     return torch.ones_like(w, dtype=torch.bool).scatter_(1, removed[cost.argmin(dim=1)], False)

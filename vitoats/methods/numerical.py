@@ -29,6 +29,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 from vitoats.methods.hessian import DAMPING, check_damping, cholesky
 from vitoats.methods.registry import output_error, register_structural
@@ -103,7 +104,7 @@ def numerical(weight: Tensor, statistics: InputStatistics, width: int, config: N
     check_finite(weight, statistics)
     H = statistics.full
     if config.penalty:
-        H = H / torch.linalg.eigvalsh(H)[-1].clamp(min=torch.finfo(H.dtype).tiny)
+        H = H / linalg.eigvalsh(H)[-1].clamp(min=torch.finfo(H.dtype).tiny)
     A = removal_costs(weight, H)
     if config.head_score == "qp":
         A = A.unflatten(0, (-1, width)).unflatten(2, (-1, width)).sum(dim=(1, 3))
@@ -121,7 +122,7 @@ def removal_costs(weight: Tensor, H: Tensor) -> Tensor:
 
 def closed_form(A: Tensor, kept: float, penalty: float) -> Tensor:
     """The minimiser z [D], for A [D, D] positive definite and r = kept."""
-    u = torch.cholesky_solve(torch.ones_like(A[:, :1]), cholesky(A)).squeeze(1)
+    u = linalg.cholesky_solve(torch.ones_like(A[:, :1]), cholesky(A)).squeeze(1)
     s = u.sum()
     return 1 - (len(A) - kept) * u / (s if penalty == inf else s + 1 / penalty)
 
@@ -133,11 +134,11 @@ def newton(A: Tensor, kept: float, penalty: float, steps: int) -> Tensor:
     hessian = A + penalty
     if penalty == inf:  # a Lagrange multiplier replaces the penalty
         hessian = torch.cat([torch.cat([A, ones[:, None]], 1), torch.cat([ones, ones.new_zeros(1)])[None]])
-    factors, pivots = torch.linalg.lu_factor(hessian)
+    factors, pivots = linalg.lu_factor(hessian)
     for _ in range(steps):
         excess = z.sum() - kept
         gradient = torch.cat([A @ (z - 1), excess[None]]) if penalty == inf else A @ (z - 1) + penalty * excess
-        z = z - torch.linalg.lu_solve(factors, pivots, gradient[:, None])[: len(z), 0]
+        z = z - linalg.lu_solve(factors, pivots, gradient[:, None])[: len(z), 0]
     return z
 
 
@@ -248,7 +249,7 @@ def compensated(
         dead = C_KK.diagonal() <= 0
         C_KK.diagonal()[dead] = 1
         C_KK.diagonal().add_(moments.ridge(config.damping))
-        change[:, kept] = torch.cholesky_solve(C[kept][:, gone] @ W[:, gone].T, cholesky(C_KK)).T
+        change[:, kept] = linalg.cholesky_solve(C[kept][:, gone] @ W[:, gone].T, cholesky(C_KK)).T
         shift = -change @ mean if centred else None
     error = output_error(W, change, shift, statistics)
     fitted = (W + change)[:, kept].to(weight.dtype)

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 from vitoats.methods.budget import LayerBudget, SparseLowRankConfig, check_iterations
 from vitoats.methods.registry import Decomposition, magnitude_of, register
@@ -122,9 +123,9 @@ def threshold(R: Tensor, pattern: Pattern, kept: int) -> Tensor:
 def truncated_svd(A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best rank-r approximation of A [m, n] as (U diag(sigma) [m, r], V^T [r, n])."""
     if A.shape[0] < A.shape[1]:  # LAPACK is faster on the tall transpose
-        V, sigma, Ut = torch.linalg.svd(A.T, full_matrices=False)
+        V, sigma, Ut = linalg.svd(A.T, full_matrices=False)
         return Ut[:rank].T * sigma[:rank], V[:, :rank].T
-    U, sigma, Vt = torch.linalg.svd(A, full_matrices=False)
+    U, sigma, Vt = linalg.svd(A, full_matrices=False)
     return U[:, :rank] * sigma[:rank], Vt[:rank]
 
 
@@ -162,7 +163,7 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
     for step in range(1, config.iterations + 1):
         torch.sub(A, S, out=R)
         for _ in range(FIRST_POWER_STEPS if step == 1 else 1):
-            Q = torch.linalg.qr(R @ B.T).Q
+            Q = linalg.qr(R @ B.T).Q
             B = Q.T @ R
         torch.addmm(A, Q, B, alpha=-1, out=R)  # the rest, for S
         if step == config.iterations:
@@ -183,5 +184,5 @@ def alternate_fast(A: Tensor, pattern: Pattern, budget: LayerBudget, config: OAT
             if last - objective < config.tolerance * objective:
                 break
     S = threshold(R, pattern, budget.kept_per_group)
-    U, sigma, Vt = torch.linalg.svd(B, full_matrices=False)
+    U, sigma, Vt = linalg.svd(B, full_matrices=False)
     return S, Q @ (U * sigma), Vt, step

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 
 # Which statistics of a layer's inputs are collected: their second moments ("diagonal"), also those of an MLP's hidden neurons
@@ -34,7 +35,7 @@ class Correlation:
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """m [d_in], not negative, and Q [d_in, d_in] of A = Q diag(m) Q^T; computed once, on first use."""
-        m, Q = torch.linalg.eigh(self.A)
+        m, Q = linalg.eigh(self.A)
         return m.clamp_(min=0), Q
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitoats.common import linalg
 from vitoats.common.errors import InputError
 from vitoats.methods.budget import LayerBudget, effective_compression, layer_budget
 from vitoats.methods.hessian import DAMPING, check_damping, cholesky, damped_problem
@@ -72,6 +73,6 @@ def svd(weight: Tensor, statistics: InputStatistics, config: SVDConfig) -> Decom
     problem = damped_problem(weight, statistics, config.damping)
     C = cholesky(problem.H)
     U, Vt = truncated_svd(problem.W @ C, config.budget(*weight.shape).rank)
-    V = torch.linalg.solve_triangular(C, Vt, upper=False, left=False)  # V C = Vt
+    V = linalg.solve_triangular(C, Vt, upper=False, left=False)  # V C = Vt
     unit = magnitude_of(U)
     return measured(weight, statistics, torch.zeros_like(weight), U / unit, V * unit)

@@ -21,6 +21,7 @@ from vitoats.runtime.opsets import domain_version
 METADATA_KEY = "vitoats"
 ANY_VERSION = 1000  # in files that ONNX Runtime wrote, of every domain with custom operators
 HALF = "tensor(float16)"  # as ONNX Runtime's errors say it
+SPIN = "20"  # microseconds for which a thread waits for work before it sleeps; old versions ignore it
 
 log = logging.getLogger("vitoats")
 
@@ -71,6 +72,7 @@ def _options(threads: int, profile_to: Path | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     return options

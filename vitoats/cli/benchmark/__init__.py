@@ -7,6 +7,7 @@ python tools/benchmark.py solver --model vit_base_patch16_224       the exact OA
 python tools/benchmark.py files dense.onnx small.onnx               exported files against the first of them
 python tools/benchmark.py profile small.onnx                        where the time of an exported file goes
 python tools/benchmark.py layers                                    output errors of several methods on single matrices
+python tools/benchmark.py busy                                      two processes at once against one alone
 """
 
 import importlib
@@ -14,7 +15,7 @@ from typing import Any
 
 from vitoats.common.errors import InputError
 
-BENCHMARKS = ("op", "model", "decode", "solver", "files", "profile", "layers")  # one module of this package each
+BENCHMARKS = ("op", "model", "decode", "solver", "files", "profile", "layers", "busy")  # one module of this package each
 
 
 def main(argv: list[str]) -> dict[str, Any]:
