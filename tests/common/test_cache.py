@@ -65,6 +65,14 @@ def test_a_measurement_is_kept(folder):
     assert user_cache_path("vitoats", appauthor=False) == folder
 
 
+def test_what_a_killed_writer_has_left_goes_with_the_next_reader(folder):
+    sensitivities(Measurement(ROWS))
+    for word in ("lock", "writing"):
+        (folder / f".k.json.{word}").touch()
+    sensitivities(Measurement(ROWS))
+    assert [p.name for p in folder.iterdir()] == ["k.json"]
+
+
 def test_another_name_is_another_measurement(folder):
     cached("a", lambda values: values, lambda: [1])
     (folder / "a.json").rename(folder / "b.json")

@@ -370,3 +370,7 @@ def test_features_that_are_interrupted_go_on_at_the_last_piece(tmp_path):
     assert computed == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert found.labels.tolist() == found.tokens.flatten().tolist() == order
     assert [file.name for file in tmp_path.iterdir()] == ["features-k.safetensors"]
+    for name in ("k.safetensors.lock", "k-3.safetensors.lock", "k-6.safetensors.writing"):  # which a killed run may leave
+        (tmp_path / f".features-{name}").touch()
+    features.cached(tmp_path, "k", order, compute, piece=3)
+    assert [file.name for file in tmp_path.iterdir()] == ["features-k.safetensors"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitoats.common import ranks
 from vitoats.common.errors import RunError
+from vitoats.common.files import tidy
 from vitoats.common.kept_files import read_tensors, read_values, write_tensors, write_values
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ def _kept(path: Path, load: Callable[[], T], make: Callable[[], T], save: Callab
     try:
         found = load()
         log.info("read from the cache: %s", path)
+        if ranks.is_first():
+            tidy(path)
         return found
     except (FileNotFoundError, NotADirectoryError):
         pass

@@ -139,6 +139,20 @@ def remove_beside(place: Path, folder: Path) -> None:
         shutil.rmtree(each, ignore_errors=True)
 
 
+def remove_file(path: Path) -> None:
+    """Removes a file, which need not exist, and what a killed writer has left beside it; leaves all if it cannot be locked."""
+    if path.parent.is_dir():
+        with contextlib.suppress(RunError), hold(path, wait=True):
+            path.unlink(missing_ok=True)
+
+
+def tidy(path: Path) -> None:
+    """Removes what a killed writer has left beside a file that needs no further writing, unless another is at it."""
+    if any(os.path.lexists(_beside(path, word)) for word in ("writing", "old", "lock")):
+        with contextlib.suppress(InputError, RunError), hold(path):
+            pass
+
+
 def _clear_up(place: Path) -> None:
     """Cleans up after an interrupted write to a locked path: an old folder is restored if no new one has replaced it.
 

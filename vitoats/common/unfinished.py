@@ -1,6 +1,5 @@
 """The finished parts of a long measurement, in the user's cache, so that the same measurement goes on after an interruption."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from typing import Any
 from vitoats.common import ranks
 from vitoats.common.cache import SPACE, cache_file
 from vitoats.common.errors import RunError
-from vitoats.common.files import hold
+from vitoats.common.files import remove_file
 from vitoats.common.kept_files import UnfitError, read_values, write_values
 
 log = logging.getLogger("vitoats")
@@ -76,7 +75,5 @@ def _path(name: str, folder: Path | None) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, and what a killed writer has left beside it."""
-    if ranks.is_first() and path.parent.is_dir():
-        with contextlib.suppress(RunError), hold(path, wait=True):
-            path.unlink(missing_ok=True)
+    if ranks.is_first():
+        remove_file(path)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitoats.common.cache import cached_tensors
 from vitoats.common.errors import InputError
+from vitoats.common.files import remove_file
 from vitoats.common.finite import finite_outputs
 from vitoats.models import heads
 
@@ -109,6 +110,6 @@ def cached(folder: Path, key: str, order: list[int], compute: Callable[[list[int
         return {name: torch.cat([tensors[name] for tensors in found]) for name in ("tokens", "labels")}
 
     whole = Features(**cached_tensors(folder / f"features-{key[:20]}.safetensors", make))
-    for file in folder.glob(f"features-{key[:20]}-*.safetensors"):
-        file.unlink(missing_ok=True)
+    for path in folder.glob(f"*features-{key[:20]}-*"):  # pieces, and what killed runs have left beside them
+        remove_file(folder / path.name.removeprefix(".").removesuffix(".lock").removesuffix(".writing"))
     return whole
