@@ -11,7 +11,7 @@ import numpy as np
 
 from vitoats.common.errors import InputError
 from vitoats.common.file_digests import file_sha256
-from vitoats.common.files import atomic_write
+from vitoats.common.files import atomic_write, tidy
 from vitoats.common.fingerprint import json_sha256
 from vitoats.common.json_files import LARGEST, parse_json, to_json
 from vitoats.common.kept_files import UnfitError
@@ -42,6 +42,7 @@ class RowStore:
         self.folder = folder
         self.rows = folder / "rows"
         about = folder / ABOUT
+        tidy(about)
         if any(self.rows.glob("*.json")):
             changed = _changes(_settings_of(about), settings)
             if changed:
