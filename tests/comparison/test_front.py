@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vitoats.cli.front import main as front
+from vitoats.cli.repeat import main as repeat
 from vitoats.evaluation.target import onnx_target
 from vitoats.report.front import markdown, plot_front
 
@@ -51,6 +52,16 @@ def test_every_method_is_measured_in_float32_and_in_int8(measured):
     assert [{key: line[key] for key in rows[0]} for line in lines] == rows
     assert {line["processor"] for line in lines} == {result["processor"]}
     assert (folder / "front.md").read_text() == markdown(rows)
+
+
+@pytest.mark.slow
+def test_a_repeated_front_has_the_same_files_and_figures_but_for_times(measured, tmp_path, succeed):
+    found = succeed(repeat, measured[0], "--output", tmp_path / "again")
+    words = found["differences"]
+    assert words.pop("front.jsonl", "").startswith("the same figures, but for times")
+    assert words.keys() <= {"front.md", "front.png"}  # which show times
+    assert found["files_equal"] >= found["files"] - 3
+    assert found["files"] > len(FILES)
 
 
 def test_accuracy_is_that_of_the_file(measured, data):

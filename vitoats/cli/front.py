@@ -12,14 +12,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, record
 from vitoats.cli.compare import compressions, methods, read_options, settings_of, shared_settings
 from vitoats.common.errors import InputError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, makes the missing files, measures all; returns the JSON line."""
-    args = config_file.parse(make_parser(), argv)
+    return record.recorded("front", config_file.parse(make_parser(), argv), argv, execute)
+
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Makes the missing files, measures all; returns the JSON line."""
     from vitoats.common.outputs import check_folder
 
     check_folder(args.output)

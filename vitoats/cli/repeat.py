@@ -23,7 +23,7 @@ from vitoats.common.errors import InputError
 from vitoats.common.manifest import Manifest
 
 REPEATED = (
-    *("compress", "export_onnx", "compare", "compare_lm", "sample_lm", "train_linear_probe"),
+    *("compress", "export_onnx", "compare", "compare_lm", "front", "sample_lm", "train_linear_probe"),
     *("eval_imagenet", "eval_perplexity"),
 )
 SUFFIX = "-repeated"

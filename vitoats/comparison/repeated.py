@@ -19,7 +19,8 @@ from vitoats.common.manifest import Manifest, output_digests
 from vitoats.format import factored
 from vitoats.loading.checkpoint import is_checkpoint, read_about
 
-OF_A_RUN = re.compile(r"(.*_)?seconds|.*_per_sec(ond)?|measured_on|output|head|sha256")  # keys that differ without meaning
+TIMES = r"(.*_)?seconds|.*_per_sec(ond)?|ms|speedup(_int8)?"
+OF_A_RUN = re.compile(rf"{TIMES}|measured_on|output|head|sha256")  # keys that differ without meaning
 TABLES = (".json", ".jsonl", ".csv")
 NAMED = 3  # figures that a line names
 
