@@ -15,12 +15,14 @@ from vitoats.common.manifest import is_record
 TIMES = re.compile(r'"(seconds|tokens_per_second|sha256)": [^,}\n]*')  # the digest of a row is one of its time, too
 
 CACHES = ("cache/", "features/")
+OTHERS = "tmp/ort.quant.*"  # which ONNX Runtime's quantizer leaves in the system's temporary folder when it is killed
 
 
 def result(place: Path) -> dict[str, bytes]:
     """All files but manifests and logs, by path below the place."""
     files = sorted(path for path in place.rglob("*") if path.is_file() and not is_record(path.name))
-    return {str(path.relative_to(place)): _timeless(path) for path in files}
+    names = {str(path.relative_to(place)): path for path in files}
+    return {name: _timeless(path) for name, path in names.items() if not fnmatch.fnmatch(name, OTHERS)}
 
 
 def _timeless(path: Path) -> bytes:
