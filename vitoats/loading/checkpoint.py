@@ -143,7 +143,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / ABOUT} holds no object")
     if about["format_version"] not in (FORMAT_VERSION, INT8_VERSION):
         raise InputError(
-            f"{folder} has format version {about['format_version']}, this vitoats reads {INT8_VERSION}: update vitoats"
+            f"{folder} has format version {repr(about['format_version'])[:20]}, this vitoats reads {INT8_VERSION}: update vitoats"
         )
     if not all(isinstance(about.get(key, ""), str) for key in ("model", "method", "weights", CHECKSUM)):
         raise InputError("a text of vitoats.json is none")
