@@ -96,9 +96,7 @@ def test_damaged_compressed_folders(compressed, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(compressed, folder)
     DAMAGED[damage](folder)
-    said = refusal(str(folder))
-    assert str(folder) in said
-    assert len(said) < 500
+    assert str(folder) in refusal(str(folder))
 
 
 def test_compressed_folder_loads_without_any_warning(compressed):

@@ -142,9 +142,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise InputError(f"{folder / ABOUT} holds no object")
     if about["format_version"] not in (FORMAT_VERSION, INT8_VERSION):
-        raise InputError(
-            f"{folder} has format version {repr(about['format_version'])[:20]}, this vitoats reads {INT8_VERSION}: update vitoats"
-        )
+        version = repr(about["format_version"])[:20]
+        raise InputError(f"{folder} has format version {version}, this vitoats reads {INT8_VERSION}: update vitoats")
     if not all(isinstance(about.get(key, ""), str) for key in ("model", "method", "weights", CHECKSUM)):
         raise InputError("a text of vitoats.json is none")
     pairs, kept = [pair for pairs in about["row_blocks"].values() for pair in pairs], about.get("kept_units", {})
