@@ -15,7 +15,7 @@ from vitoats.common.sizes import ImageSize
 from vitoats.loading.adaptations import PATCHES, POSITIONS, Shapes, patches_of, shapes_of
 from vitoats.loading.names import HUB_NAMES
 from vitoats.loading.readings import Reading, some
-from vitoats.loading.timm_config import allowed_arguments, is_plain
+from vitoats.loading.timm_config import allowed_arguments, suits
 
 import timm  # isort: skip
 
@@ -47,7 +47,7 @@ def check_arguments(name: str, architecture: str, kwargs: Mapping[str, Any]) -> 
         if key not in allowed:
             near = ", ".join((difflib.get_close_matches(key, allowed, n=SHOWN) or sorted(allowed))[:9])
             raise InputError(f"{name} does not take the argument {key[:50]!r}: give `model_kwargs` others, such as {near}")
-        if value is not None and not is_plain(value):
+        if value is not None and not suits(value, allowed[key]):
             raise InputError(f"{name} takes no such {key}: give it in `model_kwargs` as a number, a word, or a short list")
 
 

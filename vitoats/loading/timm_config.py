@@ -11,6 +11,7 @@ import inspect
 import math
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def read_config(folder: Path) -> TimmConfig:
     for key, value in arguments.items():
         if key not in allowed:
             raise InputError(f"{path} gives {architecture} the argument {key[:50]!r}, which it does not take: remove it there")
-        if not is_plain(value):
+        if not suits(value, allowed[key]):
             raise InputError(f"{path} gives {key} a value that no model takes: correct it there")
     for key, value in pretrained_cfg.items():
         if key not in ANY_SHAPE and not is_plain(value):
@@ -109,19 +110,28 @@ def read_config(folder: Path) -> TimmConfig:
 
 
 @functools.cache
-def allowed_arguments(architecture: str) -> frozenset[str]:
-    """The arguments that config.json may set: constructor parameters of the model's classes, or fields of their ``cfg``."""
+def allowed_arguments(architecture: str) -> Mapping[str, Any]:
+    """The arguments that config.json may set, with their defaults, which are None where there are none.
+
+    They are constructor parameters of the model's classes, or fields of their ``cfg``.
+    """
     with torch.device("meta"):
         model = timm.create_model(architecture)
-    names = set(OF_EVERY_MODEL)
+    found: dict[str, Any] = dict.fromkeys(OF_EVERY_MODEL)
     for kind in type(model).__mro__[: type(model).__mro__.index(nn.Module)]:
         constructor = vars(kind).get("__init__")
         if constructor is not None:
-            names |= inspect.signature(constructor).parameters.keys()
+            parameters = inspect.signature(constructor).parameters.values()
+            found |= {p.name: None if p.default is p.empty else p.default for p in parameters}
             for hint in typing.get_type_hints(constructor).values():
                 for one in filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))):
-                    names |= {field.name for field in dataclasses.fields(one)}
-    return frozenset(names.difference(FACTORY))
+                    found |= dict.fromkeys(field.name for field in dataclasses.fields(one))
+    return {name: default for name, default in found.items() if name not in FACTORY}
+
+
+def suits(value: Any, default: Any) -> bool:
+    """Whether a value is plain, and no boolean where the default is a whole number, which timm would take for 0 or 1."""
+    return is_plain(value) and not (isinstance(value, bool) and type(default) is int)
 
 
 def is_plain(value: Any, depth: int = DEPTH) -> bool:
