@@ -9,6 +9,7 @@ from vitoats.common.memory import resident_memory
 from vitoats.compression.estimates import CODE_BYTES, count_passes, estimate_memory
 from vitoats.compression.plan import plan_compression
 from vitoats.methods.hessian import REFIT_BYTES
+from vitoats.methods.oats import OATSConfig
 from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
 from vitoats.models.inputs import ImageInputs
@@ -76,15 +77,22 @@ def test_passes_by_hand(tiny):
     assert count_passes(adapter.blocks, "residual", keep=False) == 2 * (1 + (0 + 3 + 4 + 8) / 12)
 
 
-@pytest.mark.parametrize("solver", ["admm", "support"])
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        ("oats-h", OATSHConfig(compression=0.6, solver="admm", iterations=20)),
+        ("oats-h", OATSHConfig(compression=0.6, solver="support", iterations=20)),
+        ("oats", OATSConfig(compression=0.6, iterations=20, tolerance=0)),
+    ],
+    ids=["admm", "support", "oats"],
+)
 @pytest.mark.parametrize("target", ["block", "residual"])
-def test_arithmetic_is_an_upper_bound_and_not_a_wild_one(target, solver):
+def test_arithmetic_is_an_upper_bound_and_not_a_wild_one(target, method, config):
     """Against torch's own count of what was multiplied."""
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=4).eval()
-    config = OATSHConfig(compression=0.6, solver=solver, iterations=20)
     images = torch.randn(16, 3, 64, 64)
-    job = job_of("oats-h", config, batch_size=64, target=target, refit_bias=True)
+    job = job_of(method, config, batch_size=64, target=target, refit_bias=True)
     stated = plan_compression(adapt(model, ImageInputs(64)), job, 16).work.total
     with FlopCounterMode(display=False) as counter:
         compress_in_place(model, images, job)

@@ -48,6 +48,23 @@ with ranks.joined():
         torch.save(found, output)
 """
 
+FEATURES = """
+import sys
+import torch
+from vitoats.common import ranks
+from vitoats.data.images import open_images
+from vitoats.evaluation.fidelity import Fidelity
+from vitoats.loading.load import load_model
+
+model, images, output = sys.argv[1:]
+with ranks.joined():
+    loaded = load_model(model)
+    own = open_images(images, "train", loaded.preprocessing.transform())
+    fidelity = Fidelity(loaded.backbone, loaded.inputs, {"own": own, "none": []}, batch_size=3, workers=0)
+    if ranks.is_first():
+        torch.save({name: torch.from_numpy(x) for name, x in fidelity.before.items()}, output)
+"""
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
@@ -89,6 +106,23 @@ def test_moments_of_two_processes_are_those_of_one(tiny_folder, tmp_path):
         assert (two[name] - exact).abs().max() <= 1e-6 * max(scale, exact.abs().max()), name
 
 
+def test_features_of_two_processes_are_those_of_one(tiny_folder, tmp_path):
+    """Eight images, of which one cannot be read: three and four remain."""
+    for i in range(8):
+        write_image(tmp_path / "images" / f"{i}.png", i)
+    (tmp_path / "images" / "5.png").write_bytes(b"no image")
+    (tmp_path / "script.py").write_text(FEATURES)
+    for n in (1, 2):
+        given = (tmp_path / "script.py", f"local-dir:{tiny_folder}", tmp_path / "images", tmp_path / f"{n}.pt")
+        finished(torchrun(n, *given, cache=tmp_path))
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
+    assert one.keys() == two.keys() == {"own"}
+    readable = [0, 1, 2, 3, 4, 6, 7]
+    shared = [readable.index(i) for i in (0, 2, 4, 6, 1, 3, 7)]
+    assert torch.allclose(two["own"], one["own"][shared], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(one["own"][0], one["own"][1], rtol=1e-2)
+
+
 def both(tiny_folder, images, tmp_path, method):
     """What one process and two write of a model."""
     for n in (1, 2):
@@ -113,12 +147,13 @@ def test_two_processes_compress_as_one(tiny_folder, images, tmp_path):
 @pytest.mark.slow
 def test_two_processes_run_oats_h_as_one_does(tiny_folder, images, tmp_path):
     """Target "residual" with measured budgets, where rows are shared. ADMM takes another path from the last bits on, as it does
-    with another batch size, so that only the first layer, which has the same inputs, is the same."""
+    with another batch size, so that only the first layer, which has the same inputs, is nearly the same: its support, and its
+    error to 1 %, for a low-rank term that has not converged follows each entry that differs."""
     one, two = both(tiny_folder, images, tmp_path, "oats-h")
     budgets = [{name: budget["compression"] for name, budget in found["budgets"].items()} for found in (one, two)]
     assert budgets[0] == pytest.approx(budgets[1], abs=0.011)  # two steps
     errors = [(a["relative_error"], b["relative_error"]) for a, b in zip(one["layers"], two["layers"], strict=True)]
-    assert errors[0][1] == pytest.approx(errors[0][0], rel=1e-3)
+    assert errors[0][1] == pytest.approx(errors[0][0], rel=0.01)
     assert [b for _, b in errors] == pytest.approx([a for a, _ in errors], rel=0.1)
     masks = [
         safetensors.torch.load_file(str(tmp_path / n / "model.safetensors"))["blocks.0.attn.qkv.S.mask"].flatten() for n in "12"

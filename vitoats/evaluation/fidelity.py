@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitoats.common import ranks
 from vitoats.common.errors import InputError, RunError
 from vitoats.common.finite import REMEDY, finite_outputs
 from vitoats.data.images import batches
@@ -110,7 +111,7 @@ def relative_error(features: np.ndarray, dense: np.ndarray) -> float:
 
 
 class Fidelity:
-    """How much a backbone's features change over time, on named sets of images."""
+    """How much a backbone's features change over time, on named sets of images, which several processes share out."""
 
     def __init__(self, model: Any, inputs: ModelInputs, datasets: dict[str, Any], batch_size: int, workers: int):
         """Records the current features.
@@ -134,15 +135,22 @@ class Fidelity:
 
     @torch.inference_mode()
     def _features(self, model: Any) -> dict[str, np.ndarray]:
+        return {name: self._features_of(dataset, name, model).numpy() for name, dataset in self.datasets.items()}
+
+    def _features_of(self, dataset: Any, name: str, model: Any) -> Tensor:
+        """The features [n, d] of a set's images, those of the first process first."""
         device = next(model.parameters()).device
-        found = {}
-        for name, dataset in self.datasets.items():
-            parts = []
-            for images, _ in batches(dataset, list(range(len(dataset))), self.batch_size, self.workers):
+
+        def measured(rank: int) -> Tensor:
+            parts = [torch.empty(0, 0)]
+            for images, _ in batches(dataset, range(rank, len(dataset), ranks.size()), self.batch_size, self.workers):
                 features = finite_outputs(self.inputs.features(model, images.to(device)), f"features of {name} images")
                 parts.append(features.float().cpu())
-            found[name] = torch.cat(parts).numpy() if parts else np.empty((0, 0))
-        return found
+            return torch.cat(parts[1:] or parts)
+
+        processes = range(ranks.size())
+        shares = ranks.shared_out(processes, [1.0] * len(processes), measured, lambda x: ({"x": x}, None), lambda x, _: x["x"])
+        return torch.cat([share for share in shares if len(share)] or [torch.empty(0, 0)])
 
 
 @torch.inference_mode()

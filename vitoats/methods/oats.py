@@ -54,6 +54,20 @@ class OATSConfig(SparseLowRankConfig):
         if not 0 <= self.tolerance < 1:
             raise InputError(f"tolerance {self.tolerance:g} is out of range: `tolerance` takes a number from 0 up to but not 1")
 
+    def multiply_adds(self, d_out: int, d_in: int) -> int:
+        """Upper bound for one matrix: the projections on low rank, and two products with H, which measure the error.
+
+        An SVD of [m, n] with m >= n counts 3 m n^2 + 10 n^3 (Golub and Van Loan, Matrix Computations, section 8.6), a QR with
+        its Q 2 m n^2.
+        """
+        rank, error = self.budget(d_out, d_in).rank, 2 * d_out * d_in**2
+        if self.solver == "exact":
+            m, n = max(d_out, d_in), min(d_out, d_in)
+            return error + (self.iterations * (3 * m * n**2 + 10 * n**3 + rank * m * n) if rank else 0)
+        subspace = 2 * rank * d_out * d_in + 2 * d_out * rank**2
+        steps = (self.iterations + FIRST_POWER_STEPS - 1) * subspace + self.iterations * rank * d_out * d_in
+        return error + steps + 3 * d_in * rank**2 + 10 * rank**3 + d_out * rank**2  # ends with an SVD of the right factor
+
 
 @register("oats", OATSConfig, needs="diagonal")
 def oats(weight: Tensor, statistics: InputStatistics, config: OATSConfig) -> Decomposition:
