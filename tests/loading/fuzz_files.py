@@ -1,6 +1,6 @@
 """Opens damaged files in one process: python -m tests.loading.fuzz_files CASES SEED [KIND ...]
 
-    python -m tests.loading.fuzz_files 100000 1         all kinds, some hours
+    python -m tests.loading.fuzz_files 100000 1         all kinds, half an hour
     python -m tests.loading.fuzz_files 1 4711 timm      the case that a finding names
 
 Each case damages one file of a sound folder (``tests.loading.mutations``) and opens the folder as a command does. It must load,
@@ -12,6 +12,7 @@ anything opened for writing, started or contacted. Every finding is printed; the
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -424,29 +426,46 @@ def peak() -> int:
     return hostile._most_memory()
 
 
-def main(cases: int, seed: int, kinds: list[str]) -> None:
+def work(first: int, cases: int, seed: int, kinds: list[str]) -> tuple[int, dict[str, Counter[str]]]:
+    """Opens the damaged folders from number ``first`` on.
+
+    It ends after one that took too long, because what was stopped may have left torch in another state.
+
+    Returns:
+        the number of the next one, and how the cases of each kind ended.
+    """
     torch.set_num_threads(1)
     sys.addaudithook(hostile.watch)
+    ended: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     with tempfile.TemporaryDirectory() as scratch:
         fuzzers = [Fuzzer(kind, Path(scratch)) for kind in kinds]
-        ended: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
         start = time.monotonic()
-        for i in range(cases):
-            fuzzer = fuzzers[i % len(fuzzers)]
+        for i in range(first, cases):
+            fuzzer, stopped = fuzzers[i % len(fuzzers)], False
             try:
                 ended[fuzzer.name][fuzzer.case(seed + i // len(fuzzers))] += 1
             except AssertionError as finding:
                 ended[fuzzer.name]["finding"] += 1
                 print(finding, flush=True)
-                if TooLongError.__name__ in str(finding):
-                    print("it ends here: what was stopped may have left torch in another state", flush=True)
-                    break
+                stopped = TooLongError.__name__ in str(finding)
             if i % 1000 == 999:
-                print(f"{i + 1} cases, {(i + 1) / (time.monotonic() - start):.1f} a second", flush=True)
-        seconds = time.monotonic() - start
-        for kind, counts in ended.items():
-            print(kind, dict(counts))
-        print(f"{cases} cases in {seconds:.0f} seconds, {sum(c['finding'] for c in ended.values())} findings")
+                print(f"{i + 1} cases, {(i + 1 - first) / (time.monotonic() - start):.1f} a second", flush=True)
+            if stopped:
+                return i + 1, ended
+    return cases, ended
+
+
+def main(cases: int, seed: int, kinds: list[str]) -> None:
+    done, ended, start = 0, {kind: Counter[str]() for kind in kinds}, time.monotonic()
+    while done < cases:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            done, more = process.submit(work, done, cases, seed, kinds).result()
+        for kind, counts in more.items():
+            ended[kind] += counts
+    for kind, counts in ended.items():
+        print(kind, dict(counts))
+    findings = sum(counts["finding"] for counts in ended.values())
+    print(f"{cases} cases in {time.monotonic() - start:.0f} seconds, {findings} findings")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ def changed(folder, tmp_path, **config):
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized already"),
         ({"num_hidden_layers": 3}, "lacks the weight model.layers.2"),
         ({"hidden_size": 32}, "cannot be loaded"),
+        ({"num_hidden_layers": 10**18}, "describes a model far larger than the file with its weights"),
     ],
 )
 def test_configurations_that_are_refused(folder, tmp_path, config, said):

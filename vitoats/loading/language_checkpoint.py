@@ -43,7 +43,7 @@ from vitoats.loading.checkpoint import (
 from vitoats.loading.loaded_text import LoadedLanguageModel, untied_state
 from vitoats.loading.model_card import model_card
 from vitoats.loading.shards import INDEX, tensor_files
-from vitoats.loading.sketch import ALWAYS, GROWTH, UNSAVED, no_more_than
+from vitoats.loading.sketch import Held, no_more_than
 from vitoats.loading.timm_config import CONFIG
 from vitoats.loading.weights import TensorKind, open_tensors, tensor_kinds
 from vitoats.models import units
@@ -229,7 +229,7 @@ def _build(folder: Path, config: Any, about: dict[str, Any]) -> nn.Module:
         with open_tensors(path) as file:
             held |= tensor_kinds(file)
     n_bytes = sum(path.stat().st_size for path in files)
-    with no_more_than(2 * len(held) + UNSAVED, GROWTH * n_bytes + ALWAYS, folder / CONFIG):
+    with no_more_than(Held(len(held), n_bytes), folder / CONFIG):
         outline = _sketch(config)
     if about["format"] != "dense":  # a dense folder holds what stock transformers expects
         call_linears(outline)

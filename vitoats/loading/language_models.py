@@ -19,9 +19,10 @@ from vitoats.loading.language_on_disk import ModelOnDisk, open_on_disk
 from vitoats.loading.loaded_text import IN_MEMORY, LoadedLanguageModel, Packing
 from vitoats.loading.names import ON_HUB
 from vitoats.loading.shards import tensor_files
+from vitoats.loading.sketch import Held, no_more_than
 from vitoats.loading.smollm2 import NAME, WEIGHTS, smollm2_folder
 from vitoats.loading.timm_config import CONFIG
-from vitoats.loading.weights import check_header
+from vitoats.loading.weights import check_header, open_tensors
 
 log = logging.getLogger("vitoats")
 
@@ -32,6 +33,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer
 READ = (".json", ".model", ".txt", ".jinja")  # what transformers reads beside weights
 COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 LARGEST_TEXT = 2**28  # bytes; the largest tokenizers take 35 MB
+REGISTERED = 2  # times: transformers registers each tensor as it builds the model and as it reads the weights
 REMEDY = "use a decoder (docs/language-models.md)"
 
 
@@ -240,9 +242,12 @@ def _stock_model(folder: Path) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with no_more_than(_held(folder), folder / CONFIG):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except InputError:
+        raise
     except Exception as error:  # transformers, torch and safetensors raise various errors on files that do not fit
         raise InputError(f"{folder} cannot be loaded ({one_line(error, 200)}): copy the folder again") from None
     model, found = loaded
@@ -250,6 +255,15 @@ def _stock_model(folder: Path) -> nn.Module:
     if lacking:
         raise InputError(f"{folder} lacks the weight {lacking[0]}" + f" and {len(lacking) - 1} more" * (len(lacking) > 1))
     return model
+
+
+def _held(folder: Path) -> Held:
+    """The size of a folder's weight files, as the construction of its model counts it."""
+    files, tensors = tensor_files(folder), 0
+    for path in files:
+        with open_tensors(path) as file:
+            tensors += len(list(file.keys()))
+    return Held(REGISTERED * tensors, REGISTERED * sum(path.stat().st_size for path in files))
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitoats.common.errors import InputError, one_line
 from vitoats.format.factored import Layer
 from vitoats.loading.shards import tensor_files
-from vitoats.loading.sketch import ALWAYS, GROWTH, UNSAVED, no_more_than
+from vitoats.loading.sketch import Held, no_more_than
 from vitoats.loading.timm_config import CONFIG
 from vitoats.loading.weights import TensorKind, open_tensors, tensor_kinds
 from vitoats.models.causal_lm import call_linears, conv1d_names
@@ -172,7 +172,7 @@ def open_on_disk(folder: Path, config: Any, device: str) -> ModelOnDisk | None:
         files |= dict.fromkeys(kinds, path)
     n_bytes = sum(path.stat().st_size for path in set(files.values()))
     try:
-        with no_more_than(2 * len(held) + UNSAVED, GROWTH * n_bytes + ALWAYS, folder / CONFIG), parameters_on_meta():
+        with no_more_than(Held(len(held), n_bytes), folder / CONFIG), parameters_on_meta():
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (InputError, MemoryError):
         raise

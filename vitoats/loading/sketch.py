@@ -48,7 +48,7 @@ def sketch(config: TimmConfig, held: Held, **arguments: Any) -> nn.Module:
     Raises:
         InputError: the model is too large for its file. timm's own errors are passed on.
     """
-    with no_more_than(2 * held.tensors + UNSAVED, GROWTH * held.bytes + ALWAYS, config.path), torch.device("meta"):
+    with no_more_than(held, config.path), torch.device("meta"):
         return create(config, **arguments)
 
 
@@ -60,9 +60,18 @@ def create(config: TimmConfig, **arguments: Any) -> nn.Module:
 
 
 @contextlib.contextmanager
-def no_more_than(tensors: int, n_bytes: int, path: Path) -> Iterator[None]:
-    """Aborts the construction of a model in this thread as soon as it exceeds the limits."""
+def no_more_than(held: Held, path: Path) -> Iterator[None]:
+    """Aborts the construction of a model in this thread as soon as it is far larger than its weight file.
+
+    Args:
+        held: the size of the file.
+        path: the file that describes the model, for the error.
+
+    Raises:
+        InputError: the model is too large.
+    """
     thread, found, size = threading.get_ident(), 0, 0
+    tensors, n_bytes = 2 * held.tensors + UNSAVED, GROWTH * held.bytes + ALWAYS
 
     def note(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
         nonlocal found, size
