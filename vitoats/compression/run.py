@@ -217,6 +217,8 @@ def _begin(
         loaded.backbone.to(job.resources.device)
         if job.resources.memory_limit is None:
             reuse_freed_memory()
+        else:
+            never_keep_freed_memory()
     adapter = adapt(loaded.backbone, loaded.inputs)
     drawn = draw_images(job, loaded, images)
     note(lambda: {f"calibration data ({name})": digest for name, digest in drawn.digests().items()})
