@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 from tests.conftest import heed_ctrl_c, write_image
+from vitoats.common.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -114,6 +115,9 @@ def test_demo(tmp_path):
     assert oats_h_int8["top1"] > result["top1"] - 1
     assert result["onnx_mb"] < 0.58 * result["onnx_mb_dense"]
     assert oats_h_int8["onnx_mb"] < 0.2 * dense["onnx_mb"] < int8["onnx_mb"]
+    manifest = read_manifest(tmp_path / "demo")
+    assert manifest.command == "demo"
+    assert {"oats-h.onnx", "oats-h/model.safetensors"} <= manifest.outputs.keys()
     # the same folder in torch gives the same answers as its ONNX file
     flags, n_correct = "--num-samples 200 --threads 1 --quiet", []
     for model in ("oats-h", "oats-h.onnx"):

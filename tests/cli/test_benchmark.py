@@ -9,6 +9,7 @@ from vitoats.allocation.cost import CostTable
 from vitoats.cli.benchmark import main
 from vitoats.cli.common import run
 from vitoats.cli.export_onnx import main as export_onnx
+from vitoats.common.manifest import read_manifest
 from vitoats.data.images import calibration_batches, open_images
 from vitoats.loading.load import load_model
 
@@ -45,6 +46,10 @@ def test_op_measures_what_was_asked(small_cache, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     result = json.loads(printed[-1])
     assert json.loads((tmp_path / "op.json").read_text()) == result
+    manifest = read_manifest(tmp_path / "op.json")
+    assert manifest.argv[: len(flags.split())] == flags.split()
+    assert manifest.result == result
+    assert manifest.machine["processor"] == result["processor"]
     assert result["fma_peak_gflops"] > 0
     rows = result["rows"]
     found = {(r["n"], r["k"], r["tokens"], r["zeros"], r["threads"]) for r in rows}

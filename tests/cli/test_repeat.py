@@ -19,6 +19,7 @@ from vitoats.cli.repeat import REPEATED, main
 from vitoats.cli.sample_lm import main as sample_lm
 from vitoats.cli.train_linear_probe import main as train_linear_probe
 from vitoats.common.manifest import log_path, manifest_path, read_manifest
+from vitoats.comparison.repeated import OF_A_RUN
 
 METHOD = """
 from pathlib import Path
@@ -80,6 +81,12 @@ def test_a_repeated_run_gives_the_same(root, tmp_path, succeed, name):
     else:
         assert found["equal"], found
         assert again["equal"], again
+
+
+def test_times_do_not_count():
+    keys = ("seconds", "ms", "latency_ms", "latency_ms_dense_batch8", "speedup", "speedup_batch8", "speedup_int8")
+    assert all(OF_A_RUN.fullmatch(key) for key in (*keys, "images_per_second"))
+    assert not any(OF_A_RUN.fullmatch(key) for key in ("top1", "params", "onnx_mb", "compression"))
 
 
 def test_the_manifest_tells_of_all_that_went_in(root, shallow_folder):

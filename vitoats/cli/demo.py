@@ -9,10 +9,11 @@ the result of OATS-H rounded to int8, and measures all five files as they would 
 
 import tempfile
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from vitoats.cli import common, config_file, flags
+from vitoats.cli import common, config_file, flags, record
 
 METHODS = ("oats", "oats-h")
 INT8 = "oats-h-int8"  # the last of these, rounded
@@ -22,10 +23,19 @@ BATCHES = (1, 8)
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses flags, runs the demo; returns the JSON line."""
+    return record.recorded("demo", config_file.parse(make_parser(), argv), argv, execute)
+
+
+def make_parser() -> flags.ArgumentParser:
+    """The flags of demo."""
     parser = flags.parser("demo", __doc__)
     parser.add_argument("--threads", type=flags.non_negative, default=0, metavar="N", help="CPU threads; 0 takes all cores")
     parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="keep the compressed folders and all ONNX files here")
-    args = config_file.parse(parser, argv)
+    return parser
+
+
+def execute(args: Namespace) -> dict[str, Any]:
+    """Runs the demo; returns the JSON line."""
     from vitoats.common.outputs import check_output_folder
 
     start = time.perf_counter()

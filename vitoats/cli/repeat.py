@@ -24,7 +24,7 @@ from vitoats.common.manifest import Manifest
 
 REPEATED = (
     *("compress", "export_onnx", "compare", "compare_lm", "front", "sample_lm", "train_linear_probe"),
-    *("eval_imagenet", "eval_perplexity"),
+    *("eval_imagenet", "eval_perplexity", "demo"),
 )
 SUFFIX = "-repeated"
 

@@ -19,7 +19,7 @@ from vitoats.common.manifest import Manifest, output_digests
 from vitoats.format import factored
 from vitoats.loading.checkpoint import is_checkpoint, read_about
 
-TIMES = r"(.*_)?seconds|.*_per_sec(ond)?|ms|speedup(_int8)?"
+TIMES = r"(.*_)?seconds|.*_per_sec(ond)?|(latency_)?ms(_\w+)?|speedup(_\w+)?"
 OF_A_RUN = re.compile(rf"{TIMES}|measured_on|output|head|sha256")  # keys that differ without meaning
 TABLES = (".json", ".jsonl", ".csv")
 NAMED = 3  # figures that a line names

@@ -13,6 +13,8 @@ python tools/benchmark.py busy                                      two processe
 import importlib
 from typing import Any
 
+from vitoats.cli import record
+from vitoats.cli.config_file import first_look
 from vitoats.common.errors import InputError
 
 BENCHMARKS = ("op", "model", "decode", "solver", "files", "profile", "layers", "busy")  # one module of this package each
@@ -25,4 +27,5 @@ def main(argv: list[str]) -> dict[str, Any]:
             print(__doc__)
             raise SystemExit(0)
         raise InputError(f"name a benchmark: {', '.join(BENCHMARKS)}")
-    return importlib.import_module(f"vitoats.cli.benchmark.{argv[0]}").main(argv[1:])
+    benchmark = importlib.import_module(f"vitoats.cli.benchmark.{argv[0]}")
+    return record.recorded("benchmark", first_look(argv[1:], complain=False), argv, lambda _: benchmark.main(argv[1:]))
