@@ -5,8 +5,8 @@
 
 Each case damages one file of a sound folder (``tests.loading.mutations``) and opens the folder as a command does. It must load,
 and then run, or end in InputError or RunError with one short line; files that vitoats keeps for itself must be made anew. What
-else comes out is a finding: another error, more than ``SECONDS`` of processor time, more than ``MEGABYTES`` of memory, or
-anything opened for writing, started or contacted. Every finding is printed; the last line counts the cases.
+else comes out is a finding: a crash, another error, more than ``SECONDS`` of processor time, more than ``MEGABYTES`` of memory,
+or anything opened for writing, started or contacted. Every finding is printed; the last line counts the cases.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -426,45 +425,52 @@ def peak() -> int:
     return hostile._most_memory()
 
 
-def work(first: int, cases: int, seed: int, kinds: list[str]) -> tuple[int, dict[str, Counter[str]]]:
-    """Opens the damaged folders from number ``first`` on.
+def work(at: Any, cases: int, seed: int, kinds: list[str], results: Any) -> None:
+    """Opens the damaged folders from number ``at.value`` on, and sends the kind of each and how it ended.
 
     It ends after one that took too long, because what was stopped may have left torch in another state.
-
-    Returns:
-        the number of the next one, and how the cases of each kind ended.
     """
     torch.set_num_threads(1)
     sys.addaudithook(hostile.watch)
-    ended: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     with tempfile.TemporaryDirectory() as scratch:
         fuzzers = [Fuzzer(kind, Path(scratch)) for kind in kinds]
-        start = time.monotonic()
-        for i in range(first, cases):
-            fuzzer, stopped = fuzzers[i % len(fuzzers)], False
+        stopped = False
+        while at.value < cases and not stopped:
+            i = at.value
+            fuzzer = fuzzers[i % len(fuzzers)]
             try:
-                ended[fuzzer.name][fuzzer.case(seed + i // len(fuzzers))] += 1
+                results.send((fuzzer.name, fuzzer.case(seed + i // len(fuzzers))))
             except AssertionError as finding:
-                ended[fuzzer.name]["finding"] += 1
+                results.send((fuzzer.name, "finding"))
                 print(finding, flush=True)
                 stopped = TooLongError.__name__ in str(finding)
-            if i % 1000 == 999:
-                print(f"{i + 1} cases, {(i + 1 - first) / (time.monotonic() - start):.1f} a second", flush=True)
-            if stopped:
-                return i + 1, ended
-    return cases, ended
+            at.value = i + 1
 
 
 def main(cases: int, seed: int, kinds: list[str]) -> None:
-    done, ended, start = 0, {kind: Counter[str]() for kind in kinds}, time.monotonic()
-    while done < cases:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            done, more = process.submit(work, done, cases, seed, kinds).result()
-        for kind, counts in more.items():
-            ended[kind] += counts
+    spawn = multiprocessing.get_context("spawn")
+    at, start = spawn.Value("q", 0), time.monotonic()
+    ended: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    while at.value < cases:
+        results, sender = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=work, args=(at, cases, seed, kinds, sender))
+        process.start()
+        sender.close()
+        with contextlib.suppress(EOFError):
+            while True:
+                kind, how = results.recv()
+                ended[kind][how] += 1
+                if (done := sum(counts.total() for counts in ended.values())) % 1000 == 0:
+                    print(f"{done} cases, {done / (time.monotonic() - start):.1f} a second", flush=True)
+        process.join()
+        if process.exitcode:
+            kind = kinds[at.value % len(kinds)]
+            ended[kind]["crash"] += 1
+            print(f"{kind}, seed {seed + at.value // len(kinds)}: the process ended with {process.exitcode}", flush=True)
+            at.value += 1
     for kind, counts in ended.items():
         print(kind, dict(counts))
-    findings = sum(counts["finding"] for counts in ended.values())
+    findings = sum(counts["finding"] + counts["crash"] for counts in ended.values())
     print(f"{cases} cases in {time.monotonic() - start:.0f} seconds, {findings} findings")
 
 
