@@ -12,9 +12,10 @@ def environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache)}
 
 
-def torchrun(processes: int, *argv: object, cache: Path) -> subprocess.Popen:
-    """Starts a script in so many processes; with one, without torchrun."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+def torchrun(processes: int, *argv: object, cache: Path, nodes: tuple[str, ...] = ("--standalone",)) -> subprocess.Popen:
+    """Starts a script in so many processes; with one on the only node, without torchrun."""
+    several = ["-m", "torch.distributed.run", *nodes, "--nproc-per-node", str(processes)]
+    several = several if processes > 1 or nodes != ("--standalone",) else []
     return subprocess.Popen(
         [sys.executable, *several, *map(str, argv)],
         stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 
 from tests.conftest import write_image
+from tests.language_models import PROSE, save_folder
 from tests.several import finished, torchrun
 from vitoats.loading.load import load_model
 
@@ -159,6 +161,28 @@ def test_two_processes_run_oats_h_as_one_does(tiny_folder, images, tmp_path):
         safetensors.torch.load_file(str(tmp_path / n / "model.safetensors"))["blocks.0.attn.qkv.S.mask"].flatten() for n in "12"
     ]
     assert differing(*masks) < 1e-3
+
+
+@pytest.mark.slow
+def test_two_nodes_compress_a_language_model_as_one_process(tmp_path):
+    """As on two machines: each node has its own torchrun, and they meet at a port."""
+    pytest.importorskip("transformers", reason="transformers is not installed (the extra lm)")
+    save_folder(tmp_path / "model")
+    (tmp_path / "a.txt").write_text(PROSE)
+    given = ("tools/compress.py", "--model", f"local-dir:{tmp_path / 'model'}", "--data-dir", tmp_path / "a.txt")
+    settings = ["--method", "oats", "--nsamples", "16", "--seq-len", "16", "--iterations", "3", "--threads", "1", "--quiet"]
+    finished(torchrun(1, *given, *settings, "--output", tmp_path / "one", cache=tmp_path))
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    nodes = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "b")
+    both = [torchrun(1, *given, *settings, "--output", tmp_path / "two", cache=tmp_path, nodes=nodes) for _ in range(2)]
+    said = [finished(process)[0] for process in both]
+    assert sorted(len(stdout.splitlines()) for stdout in said) == [0, 1]  # the first process of all speaks
+    one, two = about(tmp_path / "one"), about(tmp_path / "two")
+    for a, b in zip(one["layers"], two["layers"], strict=True):
+        assert b["relative_error"] == pytest.approx(a["relative_error"], rel=1e-3)
+    assert two["feature_error"] == pytest.approx(one["feature_error"], rel=1e-3)
 
 
 def worker(process, rank):
