@@ -1,4 +1,4 @@
-"""Opens damaged files in one process: python -m tests.loading.fuzz_files CASES SEED [KIND ...]
+"""Opens damaged files, thousands in one process: python -m tests.loading.fuzz_files CASES SEED [KIND ...]
 
     python -m tests.loading.fuzz_files 100000 1         all kinds, half an hour
     python -m tests.loading.fuzz_files 1 4711 timm      the case that a finding names
