@@ -56,6 +56,7 @@ def compress(
     allocation: Literal["uniform", "owl", "sensitivity"] | None = None,
     calibration_mix: Literal["none", "synthetic", "general", "both"] | None = None,
     general_images: str | None = None,
+    amp: bool = False,
     fused_qkv: bool = False,
     weights: Literal["float32", "int8"] = "float32",
     nsamples: int | None = None,
@@ -102,6 +103,7 @@ def compress(
         cost_table: a cost table measured on another machine (``tools/benchmark.py op --model``).
         rank_ratio, iterations, pattern, solver, tolerance, options: settings of the method's config.
         target, refit_bias, allocation, calibration_mix, general_images, fused_qkv: how the method is applied to the model.
+        amp: run the model under autocast to bfloat16 while calibrating; solvers stay in float32 and float64.
         weights: "int8" rounds the weights of compressed layers to int8; these layers also quantize their inputs.
         nsamples, seed: number of calibration images, or windows of text, and the seed that draws them.
         seq_len: tokens of a window of text.
@@ -147,6 +149,7 @@ def compress(
         **preprocessing,
         img_size=img_size,
         crop_mode=crop_mode,
+        amp=amp,
         fused_qkv=fused_qkv,
         weights=weights,
         seed=seed,

@@ -81,7 +81,7 @@ def resident(name):
 folder = Path({str(tmp_path)!r})
 hidden = HiddenStates(_allocate((64, 1000, 1000), CPU, folder), 2, CPU, folder)
 before = resident("VmRSS")
-block = SimpleNamespace(shape_after=(1000, 1000), run=lambda batch: batch + 1)
+block = SimpleNamespace(shape_after=(1000, 1000), run=lambda batch, _: batch + 1)
 hidden.values[:1] = 0
 hidden.advance(block)
 first = hidden.values[0, 0, 0].item()
@@ -91,4 +91,4 @@ print(resident("VmHWM") - before, first)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, first = done.stdout.split()
     assert float(first) == 1
-    assert int(grown) < 64e6
+    assert int(grown) < 128e6  # of 512 MB

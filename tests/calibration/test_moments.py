@@ -5,12 +5,14 @@ import torch
 
 from tests.calibration.states import collect, inputs_in_float64
 from vitoats.calibration import moments
+from vitoats.calibration.hidden_states import CPU, HiddenStates
 from vitoats.calibration.moments import RunningMeans, gram, input_statistics
 from vitoats.calibration.walk import walk
 from vitoats.common.errors import InputError
 from vitoats.format.decomposition import Decomposition
 from vitoats.format.layers import SparseLowRankLinear, replace_module
 from vitoats.methods.statistics import InputStatistics
+from vitoats.models.blocks import Block, BlockCall, LinearLayer
 
 
 def test_second_moments_are_mean_squares(tiny):
@@ -118,3 +120,35 @@ def test_running_means_are_those_of_all_tokens():
     assert mean.dtype == second.dtype == torch.float64
     assert torch.allclose(mean, x.double().mean(dim=0), atol=1e-6)
     assert torch.allclose(second, x.double().T @ x.double() / 10, atol=1e-6)
+
+
+class _Shared(torch.nn.Module):
+    """Three layers that get one tensor, which changes in place before the third one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Linear(5, 5) for _ in range(3))
+
+    def forward(self, x):
+        x = x * 1
+        found = self.a(x) + self.b(x)
+        x[0, 0, 0] += 1
+        return found + self.c(x)
+
+
+@pytest.mark.parametrize("level", ["diagonal", "full"])
+def test_an_input_of_several_layers_is_summed_once(monkeypatch, level):
+    model = torch.nn.ModuleDict({"block": _Shared()})
+    layers = [LinearLayer(model, f"block.{name}", 1) for name in "abc"]
+    block = Block(model, "block", layers, BlockCall(), (3, 5), (3, 5))
+    x, counted = torch.randn(4, 3, 5), []
+    monkeypatch.setattr(moments, "exact", lambda x: counted.append(1) or x)
+    found = input_statistics(HiddenStates(x, 2, CPU, None), block, level)
+    assert len(counted) == 2 * 2  # for each batch, the input of a and b, and that of c
+    changed = x.clone()
+    changed[[0, 2], 0, 0] += 1
+    for name, inputs in {"a": x, "b": x, "c": changed}.items():
+        got, expected = found[f"block.{name}"], InputStatistics.of(inputs.flatten(0, 1).double())
+        assert torch.allclose(got.second_moment, expected.second_moment, rtol=1e-6)
+        assert level == "diagonal" or torch.allclose(got.H, expected.H, rtol=1e-6)
+        assert level == "diagonal" or torch.allclose(got.mean, expected.mean, rtol=1e-6)

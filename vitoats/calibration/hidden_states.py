@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitoats.common import ranks
 from vitoats.common.errors import InputError, RunError
@@ -29,13 +29,15 @@ class HiddenStates:
 
     Attributes:
         n_images: the number of images of all processes.
+        amp: whether blocks run under autocast to bfloat16.
     """
 
-    def __init__(self, values: Tensor, batch_size: int, device: torch.device, spill_to: Path | None):
+    def __init__(self, values: Tensor, batch_size: int, device: torch.device, spill_to: Path | None, amp: bool = False):
         self.values = values
         self.batch_size = batch_size
         self.device = device
         self.spill_to = spill_to
+        self.amp = amp
         self.n_images = ranks.total(len(values))
 
     @classmethod
@@ -47,6 +49,7 @@ class HiddenStates:
         batch_size: int,
         spill_to: Path | None = None,
         storage: torch.device = CPU,
+        amp: bool = False,
     ) -> "HiddenStates":
         """Runs the images up to the first block.
 
@@ -57,6 +60,7 @@ class HiddenStates:
             batch_size: how many images a block runs on at a time.
             spill_to: folder for a memory-mapped file of hidden states; None keeps them in memory.
             storage: the device whose memory that is.
+            amp: run the blocks under autocast to bfloat16; what comes before them runs in float32.
 
         Raises:
             InputError: there are fewer images than processes.
@@ -74,7 +78,7 @@ class HiddenStates:
                     count += len(own)
         if read < ranks.size():
             raise InputError(f"{ranks.size()} processes cannot share {read} images: raise `nsamples`, or start fewer")
-        return cls(values[:count], batch_size, adapter.device, spill_to)
+        return cls(values[:count], batch_size, adapter.device, spill_to, amp)
 
     def copy(self, spill_to: Path | None = None) -> "HiddenStates":
         """A copy, in memory or in a file in ``spill_to``."""
@@ -83,7 +87,7 @@ class HiddenStates:
             copied.copy_(mine)
             _release(mine, self.spill_to)
             _release(copied, spill_to)
-        return HiddenStates(values, self.batch_size, self.device, spill_to)
+        return HiddenStates(values, self.batch_size, self.device, spill_to, self.amp)
 
     def of_images(self, step: int = 1, count: int | None = None) -> Tensor:
         """The hidden states of every ``step``-th image, at most ``count``, on the device of every process."""
@@ -129,15 +133,20 @@ class HiddenStates:
         """The hidden states of all images, batch by batch, on the device."""
         return (self.batch(i) for i in range(self.n_batches))
 
+    def run(self, block: Block, hidden: Tensor, module: nn.Module | None = None) -> Tensor:
+        """Runs a block, or another module instead of it, on some hidden states on the device (``Block.run``)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            return block.run(hidden, module)
+
     @torch.inference_mode()
     def advance(self, block: Block, run: Callable[[int, Tensor], Tensor] | None = None) -> None:
         """Replaces the hidden states by a block's outputs, in place or, if their shape differs, in a new tensor.
 
         Args:
             block: the block in its current state.
-            run: maps a batch's index and hidden states to the block's outputs; ``block.run`` by default.
+            run: maps a batch's index and hidden states to the block's outputs; ``self.run`` by default.
         """
-        run = run or (lambda _i, batch: block.run(batch))
+        run = run or (lambda _i, batch: self.run(block, batch))
         before = self.values
         if before.shape[1:] != block.shape_after:
             self.values = _allocate((len(before), *block.shape_after), before.device, self.spill_to)

@@ -4,7 +4,7 @@ Sums within a batch are float32 (float64 where squares would not fit), those ove
 the mean of the first batch. Those of several processes (``common.ranks``) are added up at the end.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -38,7 +38,7 @@ class RunningMeans:
             for total, part in zip(self._sums, sums, strict=True):
                 total += part
         else:
-            self._sums = [part.double() for part in sums]
+            self._sums = [part.to(torch.float64, copy=True) for part in sums]
         self._tokens += tokens
 
     def finish(self, name: str) -> list[Tensor]:
@@ -77,6 +77,33 @@ class RunningMeans:
         return self.finish(name), common
 
 
+@dataclass(frozen=True)
+class _Summed:
+    """The sums over one batch of an input, which several layers may share, such as q, k and v.
+
+    Attributes:
+        x: the input, as the layer got it.
+        total: its sum over tokens, which tells whether it has been changed in place.
+        shift: what was subtracted.
+        all: sums over all tokens, and their number.
+        some: the same over every n-th token, if they were asked for.
+    """
+
+    x: Tensor
+    total: Tensor
+    shift: Tensor
+    all: tuple[list[Tensor], int]
+    some: tuple[list[Tensor], int] | None = None
+
+    def is_of(self, x: Tensor, shift: Tensor | None) -> bool:
+        """Whether these are the sums of a layer's input x, from which ``shift`` is subtracted (None if that is open)."""
+        return x is self.x and (shift is None or shift is self.shift) and torch.equal(_total(x), self.total)
+
+
+def _total(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).sum(dim=0)
+
+
 @torch.inference_mode()
 def input_statistics(
     hidden: HiddenStates,
@@ -109,24 +136,35 @@ def input_statistics(
     running: dict[str, RunningMeans] = {}  # in call order
     thinned: dict[str, RunningMeans] = {}
     shifts: dict[str, Tensor] = {}
+    latest: _Summed | None = None
 
+    @torch.autocast(hidden.device.type, enabled=False)
     def measure(batch: int, name: str, x: Tensor) -> None:
-        x = x.reshape(-1, x.shape[-1]).float()
+        nonlocal latest
+        if latest is None or not latest.is_of(x, shifts.get(name)):
+            latest = None  # before its successor takes memory
+            latest = summed(batch, x, shifts.get(name))
+        shifts[name] = latest.shift
+        running.setdefault(name, RunningMeans()).add(*latest.all)
+        if latest.some:
+            thinned.setdefault(name, RunningMeans()).add(*latest.some)
+
+    def summed(batch: int, given: Tensor, shift: Tensor | None) -> _Summed:
+        x = given.reshape(-1, given.shape[-1]).float()
         x = fake_quantized(x) if int8 else x
-        shift = shifts.setdefault(name, x.mean(dim=0) if len(x) else x.new_zeros(x.shape[1]))
+        if shift is None:
+            shift = x.mean(dim=0) if len(x) else x.new_zeros(x.shape[1])
         if level == "full":
-            running.setdefault(name, RunningMeans()).add(sums(x, shift), len(x))
-        else:
-            running.setdefault(name, RunningMeans()).add([exact(x).square().sum(dim=0)], len(x))
-        if for_errors and level != "full":
-            stride = max(1, len(x) * hidden.n_batches_in_all // ERROR_TOKENS)
-            some = hidden.thinned(x, batch, stride)
-            thinned.setdefault(name, RunningMeans()).add(sums(some, shift), len(some))
+            return _Summed(given, _total(given), shift, (sums(x, shift), len(x)))
+        some = hidden.thinned(x, batch, max(1, len(x) * hidden.n_batches_in_all // ERROR_TOKENS)) if for_errors else None
+        squares = [exact(x).square().sum(dim=0)]
+        return _Summed(given, _total(given), shift, (squares, len(x)), None if some is None else (sums(some, shift), len(some)))
 
     modules = {name: block.model.get_submodule(name) for name in names}
     for index, batch in enumerate(hidden.batches()):
         with watch_inputs(modules, partial(measure, index)):
-            block.run(batch)
+            hidden.run(block, batch)
+        latest = None
     for name in names:
         if name not in running:  # an expert of a mixture; another process's tokens may have reached it
             weight = block.model.get_parameter(f"{name}.weight")

@@ -59,7 +59,7 @@ class DensePath:
 
         def run(_i: int, hidden: Tensor) -> Tensor:
             self._kept.append({})
-            return block.run(hidden, self._module)
+            return self.hidden.run(block, hidden, self._module)
 
         with watch_inputs({name: self._module.get_submodule(name) for name in self._needed(linears)}, keep):
             self.hidden.advance(block, run)
@@ -68,7 +68,7 @@ class DensePath:
         """Inputs of modules of the current block for one batch, by name within the block."""
         if self._keep:
             return {name: self._kept[batch][name].to(self.hidden.device) for name in names}
-        return _inputs(self._block, self._module, self.hidden.batch(batch), names)
+        return _inputs(self.hidden, self._block, self._module, batch, names)
 
     def keep_for(self, pending: list[LinearLayer]) -> None:
         """Frees kept inputs that none of these layers needs."""
@@ -86,7 +86,7 @@ class DensePath:
         """Moves on to the next block."""
         self._kept = []
         if not self._keep:
-            self.hidden.advance(block, lambda _i, hidden: block.run(hidden, self._module))
+            self.hidden.advance(block, lambda _i, hidden: self.hidden.run(block, hidden, self._module))
 
 
 class CompressedPath:
@@ -129,14 +129,14 @@ class CompressedPath:
     def inputs(self, batch: int, names: list[str]) -> dict[str, Tensor]:
         """Inputs of modules of the current block for one batch, by name within the block."""
         with self._shortcuts(batch):
-            return _inputs(self._block, self._block.module, self.hidden.batch(batch), names)
+            return _inputs(self.hidden, self._block, self._block.module, batch, names)
 
     def advance(self, block: Block) -> None:
         """Moves on to the next block."""
 
         def run(i: int, hidden: Tensor) -> Tensor:
             with self._shortcuts(i):
-                return block.run(hidden)
+                return self.hidden.run(block, hidden)
 
         self.hidden.advance(block, run)
         self._finished, self._outputs, self._buffers = [], [], PageBuffers(0, self.hidden.values.device)
@@ -186,6 +186,7 @@ def _inside(name: str, outer: str) -> bool:
 
 
 @torch.inference_mode()
-def _inputs(block: Block, module: nn.Module, hidden: Tensor, names: list[str]) -> dict[str, Tensor]:
+def _inputs(hidden: HiddenStates, block: Block, module: nn.Module, batch: int, names: list[str]) -> dict[str, Tensor]:
     """Runs a block, or a copy of it, until the modules ``names`` in it have been called; returns their inputs."""
-    return inputs_of({name: module.get_submodule(name) for name in names}, lambda: block.run(hidden, module))
+    states = hidden.batch(batch)
+    return inputs_of({name: module.get_submodule(name) for name in names}, lambda: hidden.run(block, states, module))

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitoats.cli import common, config_file, flags, record
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot", "alps", "mrp", "dass", "oats", "oats-h", "int8", "4-bit")
+METHODS = ("magnitude", "wanda", "sparsegpt", "dsnot", "alps", "mrp", "dass", "oats", "oats-h", "numerical", "int8", "4-bit")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -49,7 +49,9 @@ def _shared(args: Namespace) -> dict[str, Any]:
     from vitoats.compression.settings import read_options
 
     given = {name: getattr(args, name) for name in ("nsamples", "seq_len", "batch_size", "device", "threads", "seed")}
-    given |= {name: value for name in ("target", "allocation", "rank_ratio", "iterations") if (value := getattr(args, name))}
+    given |= {
+        name: value for name in ("target", "allocation", "rank_ratio", "iterations", "amp") if (value := getattr(args, name))
+    }
     return given | (read_options(args.methods[0], args.method_options) if args.method_options else {})
 
 
@@ -73,5 +75,6 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--allocation", choices=("uniform", "owl", "sensitivity"), help="default: the method's own")
     parser.add_argument("--rank-ratio", type=float, metavar="KAPPA", help="for methods that have one")
     parser.add_argument("--iterations", type=flags.positive, metavar="N", help="for methods that have them")
+    parser.add_argument("--amp", action="store_true", help="calibrate under autocast to bfloat16; tests run in float32")
     flags.add_compute_flags(parser)
     return parser

@@ -23,7 +23,7 @@ SETTINGS = (
         "pattern",
         "solver",
     ),
-    *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "fused_qkv", "weights", "seq_len"),
+    *("tolerance", "target", "refit_bias", "allocation", "calibration_mix", "amp", "fused_qkv", "weights", "seq_len"),
 )
 SHARED = ("batch_size", "workers", "device", "threads", "seed", "memory_limit")  # by several commands
 
@@ -134,6 +134,12 @@ def add_method_flags(parser: ArgumentParser) -> None:
         "--weights",
         choices=("float32", "int8"),
         help="of the compressed layers; with int8, these also round their inputs while the model runs (default: float32)",
+    )
+    recipe(
+        "--amp",
+        action="store_true",
+        help="run the model under autocast to bfloat16 while calibrating, for processors and GPUs that have it; solvers stay "
+        "in float32 and float64",
     )
     recipe_group.add_argument("--fused-qkv", action="store_true", help="decompose a fused qkv as one matrix, not as three")
 

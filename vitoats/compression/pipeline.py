@@ -68,7 +68,9 @@ def compress(
     start = time.perf_counter()
     return_freed_memory()
     progress(0, len(plan.adapter.blocks), "reading images")
-    hidden = HiddenStates.collect(plan.adapter, images, plan.n_images, plan.batch_size, plan.spill_to, plan.storage)
+    hidden = HiddenStates.collect(
+        plan.adapter, images, plan.n_images, plan.batch_size, plan.spill_to, plan.storage, plan.recipe.amp
+    )
     rows = _compress_blocks(plan, hidden, state, progress)
     total = sum(row.d_out * row.d_in for row in rows)
     kept = sum(row.kept_parameters for row in rows)

@@ -19,7 +19,7 @@ from vitoats.loading.smollm2 import NAME as EMBEDDED_LANGUAGE_MODEL
 from vitoats.methods.registry import Method, Recipe, StructuralMethod, find_method
 
 CONFIG_SETTINGS = ("compression", "rank_ratio", "iterations", "pattern", "solver", "tolerance")
-RECIPE_SETTINGS = ("target", "refit_bias", "allocation", "calibration_mix")
+RECIPE_SETTINGS = ("target", "refit_bias", "allocation", "calibration_mix", "amp")
 LIMITS = ("speedup", "max_ms", "max_mb")
 MODEL_SETTINGS = tuple(field.name for field in dataclasses.fields(ModelSource) if field.name != "name")
 RESOURCES = tuple(field.name for field in dataclasses.fields(Resources))

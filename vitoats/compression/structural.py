@@ -132,7 +132,7 @@ def prune(
     n_blocks = len(adapter.blocks)
     steps = (3 if job.int8 else 2) * n_blocks
     progress(0, steps, "reading images")
-    hidden = HiddenStates.collect(adapter, images, n_images, resources.batch_size, spill_to)
+    hidden = HiddenStates.collect(adapter, images, n_images, resources.batch_size, spill_to, amp=job.recipe.amp)
     found, skipped = _removable(adapter, hidden.of_images(count=TRIAL_IMAGES))
     scores = _scores(
         adapter, hidden.copy(spill_to), found, method, config, store, lambda index, what: progress(index, steps, what)

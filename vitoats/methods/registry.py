@@ -97,20 +97,22 @@ class Recipe:
         refit_bias: whether the bias absorbs the mean of a layer's lost output.
         allocation: how the budget is split over the layers (``vitoats.allocation``).
         calibration_mix: what is mixed in with the user's images (``vitoats.data.synthetic``).
+        amp: whether the model runs under torch's autocast to bfloat16; solvers do not.
     """
 
     target: Literal["block", "sequential", "dense", "residual"] = "block"
     refit_bias: bool = False
     allocation: Literal["uniform", "owl", "sensitivity"] = "uniform"
     calibration_mix: Literal["none", "synthetic", "general", "both"] = "none"
+    amp: bool = False
 
     def __post_init__(self):
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if choices and value not in choices:
                 raise InputError(f"{value!r} is wrong: `{field.name}` takes {', '.join(choices)}")
-        if not isinstance(self.refit_bias, bool):
-            raise InputError(f"{self.refit_bias!r} is wrong: `refit_bias` takes True or False")
+            if field.type is bool and not isinstance(value, bool):
+                raise InputError(f"{value!r} is wrong: `{field.name}` takes True or False")
 
 
 @dataclass(frozen=True)
