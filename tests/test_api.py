@@ -23,7 +23,7 @@ QUICK = {"iterations": 4, "nsamples": 16, "threads": 1}
 RECIPES = [
     {"compression": 0.6},  # OATS-H with all that it has: residual target, bias refit, measured budgets, mixed images
     {"preset": "fast", "nsamples": 16, "refit_bias": False, "seed": 7},
-    {"method": "oats", "compression": 0.5, "rank_ratio": 0.25, "fused_qkv": True},
+    {"method": "oats", "compression": 0.5, "rank_ratio": 0.25, "fused_qkv": True, "amp": True},
     {"method": "sparsegpt", "pattern": "2:4", "target": "dense", "damping": 0.1},
     {"method": "numerical", "compression": 0.3},
     {"method": "wanda", "max_mb": 0.25, "allocation": "uniform"},

@@ -43,6 +43,7 @@ def test_the_seed_decides(succeed, job, tmp_path):
         (["--pattern", "2:4"], True),
         (["--solver", "exact"], True),
         (["--fused-qkv"], True),
+        (["--amp"], True),
         (["--crop-mode", "squash"], False),  # these images are square, and timm's default crop differs only by its share
         (["--img-size", "48"], True),
         # what must not

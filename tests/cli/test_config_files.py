@@ -25,13 +25,13 @@ def recipe(tmp_path):
 
 
 def test_config_sets_and_flags_beat_it(succeed, job, recipe, tmp_path):
-    config = recipe("compression: 0.3\nrank-ratio: 0.1\nfused_qkv: true\niterations: 77\nformat: dense\n")
+    config = recipe("compression: 0.3\nrank-ratio: 0.1\nfused_qkv: true\namp: true\niterations: 77\nformat: dense\n")
     result = succeed(compress, *job, *config, "--compression", "0.6")
     assert result["compression"] == pytest.approx(0.6, abs=0.03)
     assert (result["rank_ratio"], result["format"]) == (0.1, "dense")
     about = json.loads((tmp_path / "out/vitoats.json").read_text())
     assert about["config"]["iterations"] == 4  # the flag's
-    assert about["fused_qkv"] is True
+    assert about["fused_qkv"] is about["recipe"]["amp"] is True
 
 
 def test_config_can_hold_all_that_is_required(succeed, job, recipe, tmp_path):

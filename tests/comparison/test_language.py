@@ -48,6 +48,18 @@ def test_rows_are_appended_and_only_missing_ones_are_made(succeed, files, tmp_pa
     assert again[2]["perplexity"] == rows[2]["perplexity"]
 
 
+def test_methods_that_remove_neurons_and_calibration_in_bfloat16(succeed, files, tmp_path):
+    flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--tests", files / "c.txt", "--nsamples"]
+    flags += [24, "--seq-len", 16, "--test-tokens", 200, "--compressions", 40, "--output", tmp_path / "table.jsonl"]
+    succeed(compare_lm, *flags, "--methods", "numerical", "wanda")
+    succeed(compare_lm, *flags, "--methods", "wanda", "--amp")
+    rows = [json.loads(row) for row in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["dense", "numerical", "wanda", "wanda"]
+    assert [row["recipe"]["amp"] for row in rows[1:]] == [False, False, True]
+    assert rows[1]["parameters"] < rows[2]["parameters"] == rows[3]["parameters"]
+    assert 0 < abs(rows[3]["log_difference"]["c"] - rows[2]["log_difference"]["c"]) < 0.1
+
+
 def test_rounded_models_beside_the_methods(succeed, files, tmp_path):
     flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--tests", files / "c.txt", "--nsamples"]
     flags += [24, "--seq-len", 16, "--test-tokens", 200, "--compressions", 40, 50, "--patterns", "own", "2:4"]
