@@ -22,7 +22,7 @@ def files(tmp_path_factory):
     return root
 
 
-def test_rows_are_appended_and_only_missing_ones_are_made(succeed, files, tmp_path, capsys):
+def test_rows_are_appended_and_only_missing_ones_are_made(call, succeed, files, tmp_path):
     output = tmp_path / "table.jsonl"
     flags = [
         "--model",
@@ -34,10 +34,17 @@ def test_rows_are_appended_and_only_missing_ones_are_made(succeed, files, tmp_pa
         files / "c.txt",
     ]
     flags += ["--nsamples", 32, "--seq-len", 16, "--test-tokens", 200, "--output", output]
-    line = succeed(compare_lm, *flags, "--methods", "wanda", "dass", "--compressions", 50)
+    status, out, err = call(compare_lm, *flags, "--methods", "wanda", "dass", "--compressions", 50)
+    assert status == 0, err
+    _title, *table, line = out.splitlines()
     rows = [json.loads(row) for row in output.read_text().splitlines()]
     assert [row["method"] for row in rows] == ["dense", "wanda", "dass"]
-    assert line["rows"] == 2
+    assert json.loads(line)["rows"] == rows
+    assert [row.split()[:4] for row in table] == [
+        ["method", "pattern", "removed", "%"],
+        ["dense", f"{rows[0]['perplexity']['c']:.2f}"],
+        *([row["method"], "own", f"{100 * row['compression']:.2f}", f"{row['perplexity']['c']:.2f}"] for row in rows[1:]),
+    ]
     assert all(abs(row["compression"] - 0.5) < 0.02 for row in rows[1:])
     assert rows[0]["log_difference"] == {"c": 0.0}
     output.write_text("\n".join(map(json.dumps, rows[:2])) + '\n{"method": "da')  # killed while it wrote

@@ -22,12 +22,13 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def execute(args: Namespace) -> dict[str, Any]:
-    """Compares, adds the rows to the file; returns the JSON line."""
+    """Compares, adds the rows to the file, prints the table; returns the JSON line."""
     from vitoats.common.outputs import check_output_file
 
     check_output_file(args.output, overwrite=True)  # rows are added to it
 
     from vitoats.comparison.language import LanguageComparison, compare
+    from vitoats.report.comparison import perplexity_table
 
     comparison = LanguageComparison(
         model=args.model,
@@ -42,7 +43,11 @@ def execute(args: Namespace) -> dict[str, Any]:
         stride=args.stride or args.seq_len // 2,
     )
     with common.Bars(args.quiet) as progress:
-        return compare(comparison, progress)
+        result = compare(comparison, progress)
+    if not args.quiet:
+        title = f"{args.model}: perplexity, and how far its logarithm is above the dense model's; ± is one standard error"
+        perplexity_table(title, result["rows"])
+    return result
 
 
 def _shared(args: Namespace) -> dict[str, Any]:

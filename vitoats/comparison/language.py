@@ -124,7 +124,7 @@ def compare(comparison: LanguageComparison, progress: Progress = silent) -> dict
     """Measures the rows that ``output`` does not have yet, and appends each to it.
 
     Returns:
-        the dense model's perplexities, and the number of rows.
+        the dense model's perplexities, and the rows as they are in the file: the dense one, then those that were asked for.
 
     Raises:
         InputError: the model, a text or a setting is invalid, or ``output`` holds something else.
@@ -162,14 +162,16 @@ def _make_rows(comparison: LanguageComparison, rows: list[Row], progress: Progre
 
     measured_on = json_sha256([_described(tests), inputs.seq_len, comparison.stride])
     dense = measure(loaded.model, "dense")
-    if not any(row.get("method") == "dense" and row.get("measured_on") == measured_on for row in found):
-        _append(comparison.output, {"method": "dense", "measured_on": measured_on, **_figures(dense, dense)})
-    done = {(row.get("key"), row.get("measured_on")) for row in found}
+    # by key; the dense model's row has none
+    done = {row.get("key"): row for row in found if row.get("measured_on") == measured_on}
+    if None not in done:
+        done[None] = {"method": "dense", "measured_on": measured_on, **_figures(dense, dense)}
+        _append(comparison.output, done[None])
     failed = []
     for i, row in enumerate(rows, 1):
         name = f"{row.method} {row.pattern} {'' if row.asked is None else f'{row.asked:g}'}".strip()
         kept = comparison.output.with_name(f"{comparison.output.name}.{row.key[:16]}.partial")
-        if (row.key, measured_on) in done:
+        if row.key in done:
             remove_beside(comparison.output, kept)  # if it was killed before it did
             log.info("[%d/%d] %s is done already", i, len(rows), name)
             continue
@@ -190,6 +192,7 @@ def _make_rows(comparison: LanguageComparison, rows: list[Row], progress: Progre
             failed.append(name)
             continue
         _append(comparison.output, figures)
+        done[row.key] = figures
         remove_beside(comparison.output, kept)
     if failed:
         raise RunError(
@@ -200,7 +203,7 @@ def _make_rows(comparison: LanguageComparison, rows: list[Row], progress: Progre
     return {
         "model": comparison.model,
         "dense": _figures(dense, dense)["perplexity"],
-        "rows": len(rows),
+        "rows": [done[key] for key in (None, *(row.key for row in rows))],
         "output": str(comparison.output),
     }
 

@@ -1,7 +1,7 @@
 """The tables of a comparison: its rows, and paired differences between methods. See docs/compare.md for the columns."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -103,3 +103,20 @@ def comparison_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
             for row in rows
         ],
     )
+
+
+def perplexity_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the rows of a language model's comparison, the dense one first: two columns for each test."""
+
+    def row_cells(row: dict[str, Any]) -> Iterator[str]:
+        dense = row["method"] == "dense"
+        yield row["method"]
+        yield "" if dense else row["pattern"]
+        yield "" if dense else f"{100 * row['compression']:.2f}"
+        for test, perplexity in row["perplexity"].items():
+            yield f"{perplexity:.2f}"
+            error = row["log_difference_se"][test]  # None for a single window
+            yield "" if dense else f"{row['log_difference'][test]:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+    tests = [name for test in rows[0]["perplexity"] for name in (test, "vs dense")]
+    print_table(title, ("method", "pattern", "removed %", *tests), [tuple(row_cells(row)) for row in rows])
