@@ -1,6 +1,7 @@
 """Splits a job's budget over the layers: equally, by outliers, or by measured sensitivities, optionally within a cost limit."""
 
 import dataclasses
+import math
 from typing import Any
 
 from vitoats.allocation.constraint import Budgets, Constraint
@@ -9,6 +10,7 @@ from vitoats.allocation.owl import owl
 from vitoats.allocation.sensitivity import RATES, Sensitivity, counted_by_depth, read_sensitivities
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.calibration.targets import FROM_DENSE_PATH
+from vitoats.common import ranks
 from vitoats.common.cache import cache_file, cached
 from vitoats.common.fingerprint import fingerprint
 from vitoats.common.progress import Progress
@@ -23,10 +25,12 @@ from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.blocks import ModelAdapter
 from vitoats.models.flops import count_flops
 from vitoats.models.inputs import TextInputs
+from vitoats.models.text_inputs import LOGITS_AT_A_TIME
 
 ALLOCATION_IMAGES = 96  # calibration images used to split the budget
 ALLOCATION_WINDOWS = 32  # the same, of text
 FEATURE_TOKENS = 4096  # of these, on which a language model's predictions are compared
+LOGITS = 4  # tensors of this size at a time: logits, their log probabilities, probabilities and gradients
 CONSTRAINT_FEATURE_IMAGES = 48  # of these, under a cost limit: small errors decide which layers stay dense
 
 
@@ -59,8 +63,7 @@ def make_budgets(
         return (dataclasses.replace(config, compression=constraint.uniform()) if constraint else config), None
     if ":" in getattr(config, "pattern", ""):
         return config, None  # N:M fixes what each layer keeps
-    text = isinstance(adapter.inputs, TextInputs)
-    some = images.at_most(ALLOCATION_WINDOWS if text else ALLOCATION_IMAGES)
+    some = images.at_most(_allocation_images(adapter))
     if allocation == "owl":
         hidden = _hidden_states(job, adapter, some)
         n_blocks = len(adapter.blocks)
@@ -92,9 +95,7 @@ def _sensitivities(
 ) -> list[Sensitivity]:
     """Reads the sensitivities from the cache, or measures them."""
     data = job.data
-    measured_with, without_rank, feature_images = _measurement(job)
-    if isinstance(adapter.inputs, TextInputs):
-        feature_images = max(2, FEATURE_TOKENS // adapter.inputs.seq_len)
+    measured_with, without_rank, feature_images = _measurement(job, adapter)
     settings = {
         "data": [images.digests(), job.recipe.calibration_mix, images.nsamples, data.seed],
         "config": dataclasses.asdict(measured_with),
@@ -102,7 +103,8 @@ def _sensitivities(
         "preprocessing": loaded.preprocessing.to_dict(),
         "rates": [RATES, feature_images, without_rank],
     }
-
+    if isinstance(adapter.inputs, TextInputs):
+        settings["effects"] = "second order"
     name = f"sensitivity_{fingerprint(loaded.dense_tensors(), settings)[:32]}"
 
     def make() -> list[dict[str, Any]]:
@@ -128,25 +130,45 @@ def _sensitivities(
     return found
 
 
-def _measurement(job: CompressionJob) -> tuple[OATSHConfig, bool, int]:
+def _allocation_images(adapter: ModelAdapter) -> int:
+    return ALLOCATION_WINDOWS if isinstance(adapter.inputs, TextInputs) else ALLOCATION_IMAGES
+
+
+def _measurement(job: CompressionJob, adapter: ModelAdapter) -> tuple[OATSHConfig, bool, int]:
     """How sensitivities are measured: with which config, whether also without a low-rank term, and on how many images."""
     measured_with = OATSHConfig(
         rank_ratio=getattr(job.config, "rank_ratio", 0.0),
         pattern=getattr(job.config, "pattern", "layer"),  # for a method without patterns
     )
+    if isinstance(adapter.inputs, TextInputs):
+        return measured_with, False, max(2, FEATURE_TOKENS // adapter.inputs.seq_len)
     without_rank = job.limit is not None and job.limit.free_rank_ratio and measured_with.rank_ratio > 0
     return measured_with, without_rank, CONSTRAINT_FEATURE_IMAGES if job.limit else FEATURE_IMAGES
 
 
 def budgets_work(job: CompressionJob, adapter: ModelAdapter, n_images: int) -> float:
     """Multiply-adds that ``make_budgets`` takes with ``n_images`` calibration images, about; benchmarks are not counted."""
-    some = min(n_images, ALLOCATION_IMAGES)
+    some = min(n_images, _allocation_images(adapter))
     if job.recipe.allocation == "uniform" or ":" in getattr(job.config, "pattern", ""):
         return 0.0
     if job.recipe.allocation == "owl":
         return 2.0 * some * count_flops(adapter.model, adapter.inputs)
-    measured_with, without_rank, feature_images = _measurement(job)
+    measured_with, without_rank, feature_images = _measurement(job, adapter)
     return sensitivity_work(adapter, measured_with, without_rank, some, feature_images)
+
+
+def budgets_memory(job: CompressionJob, adapter: ModelAdapter, n_images: int) -> int:
+    """Bytes that ``make_budgets`` holds while no block runs: hidden states, and gradients and logits of a language model."""
+    if job.recipe.allocation == "uniform" or ":" in getattr(job.config, "pattern", ""):
+        return 0
+    some = min(n_images, _allocation_images(adapter))
+    largest = max(math.prod(block.shape_before) for block in adapter.blocks)
+    elements = ranks.share(some) * largest
+    if isinstance(adapter.inputs, TextInputs) and job.recipe.allocation == "sensitivity":
+        few = min(some, _measurement(job, adapter)[2])
+        logits = min(LOGITS_AT_A_TIME, few * adapter.inputs.seq_len * adapter.inputs.vocab_size)
+        elements += few * largest * (len(adapter.blocks) + 1) + LOGITS * logits
+    return 4 * elements
 
 
 def _hidden_states(job: CompressionJob, adapter: ModelAdapter, images: CalibrationImages) -> HiddenStates:

@@ -10,6 +10,8 @@ Memory does not grow with depth:
                                             block's layers, to compute little twice (calibration.paths): width for each input
                                             of qkv, proj and fc1, 4 * width for fc2, and 3 * width for residual stream and
                                             outputs
+    or, if it is more, what budgets take before: hidden states of up to 96 images or 32 windows, and of a language model the
+                                            gradients at 4,096 tokens between all blocks, and a part of the logits
   + 8 * (sum of d_in^2 over a block's linear layers)   full second moments, by which errors are measured; for targets from the
                                             dense path, one at a time, with 8 * (largest weight matrix) of cross moments
   + the larger of
@@ -67,21 +69,23 @@ class MemoryEstimate:
     statistics: int
     solver: int
     saving: int
+    budgets: int = 0
 
     @property
     def total(self) -> int:
         """The peak: while compressing, or while saving."""
-        at_work = self.hidden + self.kept + self.statistics + max(self.block, self.solver)
+        at_work = max(self.hidden + self.kept, self.budgets) + self.statistics + max(self.block, self.solver)
         return self.process + self.model + max(at_work, self.saving)
 
     def __str__(self) -> str:
         def gb(n: int) -> str:
             return f"{n / 1e9:.2f} GB"
 
+        budgets = f" (or, for budgets, {gb(self.budgets)})" if self.budgets > self.hidden + self.kept else ""
         return (
             f"{gb(self.total)} = Python, torch and data {gb(self.process)} + model {gb(self.model)} + the larger of: hidden "
-            f"states {gb(self.hidden)} + kept of a block {gb(self.kept)} + second moments {gb(self.statistics)} + the larger "
-            f"of one block at work {gb(self.block)} and solver {gb(self.solver)}; saving {gb(self.saving)}"
+            f"states {gb(self.hidden)} + kept of a block {gb(self.kept)}{budgets} + second moments {gb(self.statistics)} + "
+            f"the larger of one block at work {gb(self.block)} and solver {gb(self.solver)}; saving {gb(self.saving)}"
         )
 
 

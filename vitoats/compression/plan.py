@@ -15,6 +15,7 @@ from vitoats.calibration.targets import FROM_DENSE_PATH
 from vitoats.common import ranks
 from vitoats.common.devices import storage_device
 from vitoats.common.errors import InputError
+from vitoats.compression.budgets import budgets_memory
 from vitoats.compression.estimates import MemoryEstimate, WorkEstimate, count_passes, estimate_memory, estimate_work
 from vitoats.compression.job import CompressionJob
 from vitoats.loading.language_on_disk import ModelOnDisk
@@ -130,6 +131,7 @@ def plan_compression(
     memory = estimate_memory(
         adapter, ranks.share(n_images), batch_size, factors, compression, level, 1 + two_paths, weight_bytes
     )
+    memory = replace(memory, budgets=budgets_memory(job, adapter, n_images))
     keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory() / ranks.on_this_machine())
     memory = memory if keep else replace(memory, kept=0)
     return CompressionPlan(

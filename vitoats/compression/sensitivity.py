@@ -1,4 +1,4 @@
-"""Measures what compressing each layer alone does to a model (``evaluation.effect``), for ``allocation.sensitivity``."""
+"""Finds what compressing each layer alone does to a model (``evaluation.effect``), for ``allocation.sensitivity``."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitoats.allocation.sensitivity import RATE_WITHOUT_RANK, RATES, Sensitivity
 from vitoats.calibration.hidden_states import HiddenStates
@@ -17,16 +16,20 @@ from vitoats.common import ranks
 from vitoats.common.errors import InputError
 from vitoats.common.unfinished import Unfinished
 from vitoats.compression.layer import LayerProblem
-from vitoats.evaluation.effect import effect_on
+from vitoats.evaluation.effect import Effects, FeatureEffects, LayerEffects
+from vitoats.evaluation.second_order import PredictionEffects
 from vitoats.methods.oats_h import OATSHConfig, oats_h
 from vitoats.methods.statistics import InputStatistics
-from vitoats.models.blocks import Block, LinearLayer, ModelAdapter
+from vitoats.models.blocks import LinearLayer, ModelAdapter
 from vitoats.models.flops import count_flops
+from vitoats.models.inputs import TextInputs
 
 FEATURE_IMAGES = 8  # images to measure features on (docs/oats-h.md, Allocation)
+GRADIENT_PASSES = 5  # one forward; forward and backward for the gradients of blocks' outputs, and again for their layers'
 
 
-@torch.inference_mode()
+@torch.inference_mode(mode=False)  # gradients are needed
+@torch.no_grad()
 def measure_sensitivities(
     adapter: ModelAdapter,
     hidden: HiddenStates,
@@ -56,7 +59,8 @@ def measure_sensitivities(
     if hidden.n_images < 2:
         raise InputError("budgets cannot be measured on one image: give `nsamples` 2 or more, or `allocation='uniform'`")
     cheap = _cheap_configs(config, without_rank)
-    effect = effect_on(adapter, _behind(adapter.blocks, hidden.of_images(every)))
+    of_adapter = PredictionEffects if isinstance(adapter.inputs, TextInputs) else FeatureEffects
+    effects: Effects = of_adapter(adapter, hidden.of_images(every).clone())
     known = {row["name"]: Sensitivity.from_json(row) for row in unfinished.parts} if unfinished else {}
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
@@ -66,21 +70,22 @@ def measure_sensitivities(
             continue
         progress(index, "calibrating")
         statistics = input_statistics(hidden, block, "full")
-        images = hidden.of_images(every).clone()
-        blocks = adapter.blocks[index:]
+        of_layers = effects.before(index, hidden.of_images(every))
 
-        def feature_error(blocks: list[Block] = blocks, images: Tensor = images) -> float:
-            return effect(_behind(blocks, images))
-
-        def error_of(task: tuple[LinearLayer, OATSHConfig], index: int = index, moments: Any = statistics) -> float:
+        def error_of(
+            task: tuple[LinearLayer, OATSHConfig],
+            index: int = index,
+            moments: Any = statistics,
+            of_layers: LayerEffects = of_layers,
+        ) -> float:
             layer, config = task
             progress(index, layer.name)
-            return _layer_error(layer, moments[layer.name].to(hidden.device), config, refit_bias, feature_error)
+            return _layer_error(layer, moments[layer.name].to(hidden.device), config, refit_bias, of_layers)
 
         tasks = [(layer, config) for layer in block.linears for config in cheap]
-        passes = len(images) * math.prod(images.shape[1:]) * sum(x.module.out_features for b in blocks for x in b.linears)
         costs = [
-            passes + sum(config.multiply_adds(height, layer.module.in_features) for height in layer.heights)
+            of_layers.multiply_adds(layer)
+            + sum(config.multiply_adds(height, layer.module.in_features) for height in layer.heights)
             for layer, config in tasks
         ]
         errors = list(ranks.shared_out(tasks, costs, error_of, lambda error: ({}, error), lambda _, error: error))
@@ -99,10 +104,13 @@ def sensitivity_work(
     """Multiply-adds that ``measure_sensitivities`` takes with ``n_images`` images, about."""
     cheap = _cheap_configs(config, without_rank)
     n_blocks, few = len(adapter.blocks), -(-n_images // _stride(n_images, feature_images))
+    text = isinstance(adapter.inputs, TextInputs)
     model_passes, rest = 2.0 * n_images, 0
+    if text:
+        model_passes += few * (GRADIENT_PASSES + len(cheap))
     for index, block in enumerate(adapter.blocks):
         for layer in block.linears:
-            model_passes += len(cheap) * few * (1 - index / n_blocks)
+            model_passes += 0 if text else len(cheap) * few * (1 - index / n_blocks)
             d_in = layer.module.in_features
             tokens = n_images * math.prod(block.shape_before) // block.linears[0].module.in_features
             rest += tokens * d_in**2 + sum(c.multiply_adds(height, d_in) for c in cheap for height in layer.heights)
@@ -126,26 +134,14 @@ def _layer_error(
     statistics: InputStatistics,
     config: OATSHConfig,
     refit_bias: bool,
-    feature_error: Callable[[], float],
+    effects: LayerEffects,
 ) -> float:
-    """The feature error with one layer compressed; the layer is restored afterwards."""
+    """The error with one layer compressed."""
     module = layer.module
-    dense = [parameter.data for parameter in module.parameters()]
     refit_bias = refit_bias and module.bias is not None
-    problem = LayerProblem(dense[0].float(), dense[1] if refit_bias else None, layer.heights, statistics, refit_bias)
-    try:
-        parts = problem.solve(partial(oats_h, config=config))
-        module.weight.data = torch.cat([p.S + p.U @ p.V for p in parts]).to(dense[0])
-        if refit_bias:
-            module.bias.data = problem.refitted_bias(dense[0] - module.weight.data)
-        return feature_error()
-    finally:
-        for parameter, data in zip(module.parameters(), dense, strict=True):
-            parameter.data = data
-
-
-def _behind(blocks: list[Block], hidden: Tensor) -> Tensor:
-    """The hidden states behind the last blocks, from those before them."""
-    for block in blocks:
-        hidden = block.run(hidden)
-    return hidden
+    problem = LayerProblem(
+        module.weight.float(), module.bias.data if refit_bias else None, layer.heights, statistics, refit_bias
+    )
+    parts = problem.solve(partial(oats_h, config=config))
+    weight = torch.cat([p.S + p.U @ p.V for p in parts]).to(module.weight)
+    return effects.error(layer, weight, problem.refitted_bias(module.weight - weight) if refit_bias else None)

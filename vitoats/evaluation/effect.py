@@ -1,6 +1,6 @@
-"""What a change of the blocks does to what a model gives: to features of images, or to the prediction of the next token."""
+"""What compressing a single layer does to what a model gives: the features of images here, predictions in ``second_order``."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -8,45 +8,78 @@ from torch import Tensor
 
 from vitoats.common.errors import InputError
 from vitoats.evaluation.fidelity import relative_error
-from vitoats.models.blocks import ModelAdapter
-from vitoats.models.inputs import TextInputs
-
-Effect = Callable[[Tensor], float]  # hidden states behind the last block -> error against those of the dense model
+from vitoats.models.blocks import Block, LinearLayer, ModelAdapter
 
 
-def effect_on(adapter: ModelAdapter, hidden: Tensor) -> Effect:
-    """How far hidden states are from the dense model's, as far as its output is concerned.
+class LayerEffects(Protocol):
+    """The effects of the layers of one block."""
 
-    Images: the relative error of the features (``fidelity.relative_error``). Text: the mean over tokens of the Kullback-Leibler
-    divergence of the next token's distribution from the dense model's, in nats; it needs no labels.
+    def error(self, layer: LinearLayer, weight: Tensor, bias: Tensor | None, /) -> float:
+        """The error of what the model gives, if a layer has another weight [d_out, d_in] and bias [d_out]."""
 
-    Args:
-        adapter: the model; what lies behind its blocks does not change.
-        hidden: the dense model's hidden states [b, *shape] behind the last block.
+    def multiply_adds(self, layer: LinearLayer, /) -> float:
+        """Multiply-adds that ``error`` takes, about."""
 
-    Raises:
-        InputError: the features of all images are the same.
-    """
-    inputs, model = adapter.inputs, adapter.model
-    if isinstance(inputs, TextInputs):
-        return lambda now: divergence(inputs, model, hidden, now)
 
-    def features(hidden: Tensor) -> np.ndarray:
-        return adapter.features_of(hidden).float().cpu().numpy()
+class Effects(Protocol):
+    """The effects of all layers of a model."""
 
-    reference = features(hidden)
-    if not (reference != reference[0]).any():
-        raise InputError(
-            "budgets cannot be measured on images that all look the same: give `images` other ones, or `allocation='uniform'`"
-        )
-    return lambda now: relative_error(features(now), reference)
+    def before(self, index: int, hidden: Tensor, /) -> LayerEffects:
+        """The effects of the layers of a block, by its index and the hidden states [n, *shape_before] before it."""
+
+
+class FeatureEffects:
+    """The relative error of the features (``fidelity.relative_error``), measured: the changed model runs."""
+
+    def __init__(self, adapter: ModelAdapter, hidden: Tensor):
+        """Computes the dense model's features.
+
+        Args:
+            adapter: the dense model, of images.
+            hidden: the hidden states [n, *shape_before] of some images before the first block.
+
+        Raises:
+            InputError: the features of all images are the same.
+        """
+        self.adapter = adapter
+        self.reference = _features(adapter, adapter.blocks, hidden)
+        if not (self.reference != self.reference[0]).any():
+            raise InputError(
+                "budgets cannot be measured on images that all look the same: give `images` other ones, "
+                "or `allocation='uniform'`"
+            )
+
+    def before(self, index: int, hidden: Tensor) -> LayerEffects:
+        """The effects of the layers of a block."""
+        return _InBlock(self, self.adapter.blocks[index:], hidden.clone())
+
+
+class _InBlock:
+    def __init__(self, effects: FeatureEffects, blocks: list[Block], hidden: Tensor):
+        self.effects, self.blocks, self.hidden = effects, blocks, hidden
+        self._passes = hidden.numel() * sum(x.module.out_features for block in blocks for x in block.linears)
+
+    def error(self, layer: LinearLayer, weight: Tensor, bias: Tensor | None) -> float:
+        """The features' error; the layer is restored afterwards."""
+        module = layer.module
+        dense = [parameter.data for parameter in module.parameters()]
+        try:
+            module.weight.data = weight
+            if bias is not None:
+                module.bias.data = bias
+            return relative_error(_features(self.effects.adapter, self.blocks, self.hidden), self.effects.reference)
+        finally:
+            for parameter, data in zip(module.parameters(), dense, strict=True):
+                parameter.data = data
+
+    def multiply_adds(self, _layer: LinearLayer) -> float:
+        """Those of the blocks behind the layer, and of its own."""
+        return float(self._passes)
 
 
 @torch.inference_mode()
-def divergence(inputs: TextInputs, model: torch.nn.Module, dense: Tensor, now: Tensor) -> float:
-    """Mean over tokens of KL(dense || now), from the hidden states [b, t, width] behind the last block."""
-    total = torch.zeros((), dtype=torch.float64, device=now.device)
-    for p, q in zip(inputs.logits_of(model, dense), inputs.logits_of(model, now), strict=True):
-        log_p, log_q = p.float().log_softmax(dim=-1), q.float().log_softmax(dim=-1)
-        total += (log_p.exp() * (log_p - log_q)).sum().double()
-    return total.item() / now.shape[:2].numel()
+def _features(adapter: ModelAdapter, blocks: list[Block], hidden: Tensor) -> np.ndarray:
+    """The features behind the last blocks, from the hidden states before them."""
+    for block in blocks:
+        hidden = block.run(hidden)
+    return adapter.features_of(hidden).float().cpu().numpy()

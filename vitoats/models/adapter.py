@@ -25,7 +25,7 @@ _REMEDY = "use a ViT-like model (docs/models.md)"
 FUSED_PARTS = {"qkv": 3}  # number of equal parts that a layer's rows stack, by the last component of its name
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: the blocks' arguments that it finds may be needed for gradients
 def adapt(model: nn.Module, inputs: ModelInputs) -> ModelAdapter:
     """Creates the adapter of a model.
 

@@ -25,7 +25,7 @@ FUSED_HALVES = ("gate_up_proj",)  # the last components of the names of layers t
 FUSED_QKV = ("qkv_proj", "c_attn")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def adapt_language_model(model: Any, inputs: TextInputs) -> ModelAdapter:
     """Creates the adapter of a language model.
 
