@@ -75,7 +75,7 @@ def test_language_models(tmp_path, kind):
         made = vitoats.compress(make_model(kind), files, tokenizer=make_tokenizer(), nsamples=16, seq_len=16, amp=amp)
         found.append(made.about["feature_error"]["own"])
     assert found[0] != found[1]
-    assert found[1] == pytest.approx(found[0], rel=0.3)
+    assert found[1] == pytest.approx(found[0], rel=0.5)
 
 
 def test_it_is_yes_or_no():

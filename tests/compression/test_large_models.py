@@ -68,13 +68,13 @@ def test_a_memory_limit_holds(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", LLAMAS)
-def test_a_language_model_takes_the_memory_of_a_few_blocks(size, tmp_path):
+@pytest.mark.parametrize(("size", "method"), [*((size, "oats") for size in LLAMAS), ("tiny", "oats-h")])
+def test_a_language_model_takes_the_memory_of_a_few_blocks(size, method, tmp_path):
     sizes, (seq_len, nsamples) = LLAMAS[size]
     made = [sys.executable, "tools/make_language_model.py", *flags(sizes), "--output", str(tmp_path / "dense")]
     subprocess.run(made, cwd=ROOT, capture_output=True, check=True, timeout=1500)
     weights = sum(file.stat().st_size for file in (tmp_path / "dense").glob("*.safetensors"))
-    text = {"seq-len": seq_len, "nsamples": nsamples, "method": "oats", "output": tmp_path / "out"}
+    text = {"seq-len": seq_len, "nsamples": nsamples, "method": method, "output": tmp_path / "out"}
     expected, peak, said = compress(*flags(SETTINGS | text), "--model", f"local-dir:{tmp_path / 'dense'}")
     assert OUTSIDE[1] * expected < peak < OUTSIDE[0] * expected
     assert peak < 500e6 + 2 * weights or size != "deep"  # less than the process and the model in float32

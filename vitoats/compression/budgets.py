@@ -157,18 +157,17 @@ def budgets_work(job: CompressionJob, adapter: ModelAdapter, n_images: int) -> f
     return sensitivity_work(adapter, measured_with, without_rank, some, feature_images)
 
 
-def budgets_memory(job: CompressionJob, adapter: ModelAdapter, n_images: int) -> int:
-    """Bytes that ``make_budgets`` holds while no block runs: hidden states, and gradients and logits of a language model."""
+def budgets_memory(job: CompressionJob, adapter: ModelAdapter, n_images: int) -> tuple[int, int]:
+    """Bytes of what ``make_budgets`` holds between blocks, and of a language model's logits before."""
     if job.recipe.allocation == "uniform" or ":" in getattr(job.config, "pattern", ""):
-        return 0
+        return 0, 0
     some = min(n_images, _allocation_images(adapter))
     largest = max(math.prod(block.shape_before) for block in adapter.blocks)
-    elements = ranks.share(some) * largest
-    if isinstance(adapter.inputs, TextInputs) and job.recipe.allocation == "sensitivity":
-        few = min(some, _measurement(job, adapter)[2])
-        logits = min(LOGITS_AT_A_TIME, few * adapter.inputs.seq_len * adapter.inputs.vocab_size)
-        elements += few * largest * (len(adapter.blocks) + 1) + LOGITS * logits
-    return 4 * elements
+    if not isinstance(adapter.inputs, TextInputs) or job.recipe.allocation == "owl":
+        return 4 * ranks.share(some) * largest, 0
+    few = min(some, _measurement(job, adapter)[2])
+    logits = min(LOGITS_AT_A_TIME, few * adapter.inputs.seq_len * adapter.inputs.vocab_size)
+    return 4 * (ranks.share(some) + few * (len(adapter.blocks) + 1)) * largest, 4 * LOGITS * logits
 
 
 def _hidden_states(job: CompressionJob, adapter: ModelAdapter, images: CalibrationImages) -> HiddenStates:

@@ -11,7 +11,7 @@ Memory does not grow with depth:
                                             of qkv, proj and fc1, 4 * width for fc2, and 3 * width for residual stream and
                                             outputs
     or, if it is more, what budgets take before: hidden states of up to 96 images or 32 windows, and of a language model the
-                                            gradients at 4,096 tokens between all blocks, and a part of the logits
+                                            gradients at 4,096 tokens between all blocks
   + 8 * (sum of d_in^2 over a block's linear layers)   full second moments, by which errors are measured; for targets from the
                                             dense path, one at a time, with 8 * (largest weight matrix) of cross moments
   + the larger of
@@ -24,7 +24,8 @@ Memory does not grow with depth:
     blocks are read from disk, what lies outside of them, and 2 blocks, or 5 for targets from the dense path
 
 While saving, a packed copy of the compressed weights replaces all but the process and the model: 4 bytes per kept parameter (or
-2, if the model's folder has such a type) and one bit per weight; of a model on disk, that of one file.
+2, if the model's folder has such a type) and one bit per weight; of a model on disk, that of one file. While the gradients of a
+language model's predictions are found, a part of the logits, four times, replaces the statistics and the solver.
 
 Arithmetic is counted in multiply-adds, as in fvcore, and is an upper bound: ADMM ends once supports settle, and half of a large
 second moment is copied.
@@ -70,22 +71,25 @@ class MemoryEstimate:
     solver: int
     saving: int
     budgets: int = 0
+    predictions: int = 0
 
     @property
     def total(self) -> int:
-        """The peak: while compressing, or while saving."""
+        """The peak: while compressing, saving, or finding gradients of a language model's predictions."""
         at_work = max(self.hidden + self.kept, self.budgets) + self.statistics + max(self.block, self.solver)
-        return self.process + self.model + max(at_work, self.saving)
+        return self.process + self.model + max(at_work, self.saving, self.budgets + self.predictions)
 
     def __str__(self) -> str:
         def gb(n: int) -> str:
             return f"{n / 1e9:.2f} GB"
 
         budgets = f" (or, for budgets, {gb(self.budgets)})" if self.budgets > self.hidden + self.kept else ""
+        predictions = f"; gradients of predictions {gb(self.budgets + self.predictions)}" if self.predictions else ""
         return (
             f"{gb(self.total)} = Python, torch and data {gb(self.process)} + model {gb(self.model)} + the larger of: hidden "
             f"states {gb(self.hidden)} + kept of a block {gb(self.kept)}{budgets} + second moments {gb(self.statistics)} + "
             f"the larger of one block at work {gb(self.block)} and solver {gb(self.solver)}; saving {gb(self.saving)}"
+            f"{predictions}"
         )
 
 

@@ -131,7 +131,8 @@ def plan_compression(
     memory = estimate_memory(
         adapter, ranks.share(n_images), batch_size, factors, compression, level, 1 + two_paths, weight_bytes
     )
-    memory = replace(memory, budgets=budgets_memory(job, adapter, n_images))
+    budgets, predictions = budgets_memory(job, adapter, n_images)
+    memory = replace(memory, budgets=budgets, predictions=predictions)
     keep = two_paths and memory.total <= (limit or MEMORY_SHARE * _memory() / ranks.on_this_machine())
     memory = memory if keep else replace(memory, kept=0)
     return CompressionPlan(
