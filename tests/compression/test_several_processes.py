@@ -171,15 +171,20 @@ def test_two_nodes_compress_a_language_model_as_one_process(tmp_path):
     (tmp_path / "a.txt").write_text(PROSE)
     given = ("tools/compress.py", "--model", f"local-dir:{tmp_path / 'model'}", "--data-dir", tmp_path / "a.txt")
     settings = ["--method", "oats", "--nsamples", "16", "--seq-len", "16", "--iterations", "3", "--threads", "1", "--quiet"]
-    finished(torchrun(1, *given, *settings, "--output", tmp_path / "one", cache=tmp_path))
+    settings += ["--allocation", "sensitivity"]
+    finished(torchrun(1, *given, *settings, "--output", tmp_path / "one", cache=tmp_path / "cache of one"))
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
     nodes = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "b")
-    both = [torchrun(1, *given, *settings, "--output", tmp_path / "two", cache=tmp_path, nodes=nodes) for _ in range(2)]
+    both = [
+        torchrun(1, *given, *settings, "--output", tmp_path / "two", cache=tmp_path / "cache of two", nodes=nodes)
+        for _ in range(2)
+    ]
     said = [finished(process)[0] for process in both]
     assert sorted(len(stdout.splitlines()) for stdout in said) == [0, 1]  # the first process of all speaks
     one, two = about(tmp_path / "one"), about(tmp_path / "two")
+    assert two["budgets"] == one["budgets"]
     for a, b in zip(one["layers"], two["layers"], strict=True):
         assert b["relative_error"] == pytest.approx(a["relative_error"], rel=1e-3)
     assert two["feature_error"] == pytest.approx(one["feature_error"], rel=1e-3)
