@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -35,6 +36,7 @@ Model = str | Path | nn.Module | LoadedModel | Compressed
 IN_MEMORY = "given in memory"
 
 
+@torch.inference_mode(mode=False)  # budgets of language models need gradients
 def compress(
     model: str | Path | nn.Module,
     images: Any = None,

@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from tests.language_models import LENGTH, VOCABULARY, make_model
+import vitoats
+from tests.language_models import LENGTH, PROSE, VOCABULARY, make_model, make_tokenizer
 from vitoats.evaluation.second_order import PredictionEffects
 from vitoats.loading.language_models import load_language_model
 from vitoats.models.adapter import adapt
@@ -109,3 +110,9 @@ def test_experts_without_tokens_have_no_effect():
     effects = PredictionEffects(adapter, hidden)
     effects.blocks[0] = dataclasses.replace(block, linears=[*block.linears, LinearLayer(model, "unused", 1)])
     assert effects.before(0, hidden).error(LinearLayer(model, "unused", 1), torch.zeros(24, 24), None) == 0
+
+
+def test_a_caller_in_inference_mode_gets_budgets_too():
+    with torch.inference_mode():
+        made = vitoats.compress(make_model("llama"), [PROSE], tokenizer=make_tokenizer(), nsamples=16, seq_len=16)
+    assert made.about["recipe"]["allocation"] == "sensitivity"
