@@ -8,8 +8,11 @@ import torch
 
 import vitoats
 from tests.language_models import LENGTH, PROSE, VOCABULARY, make_model, make_tokenizer
+from vitoats.calibration.hidden_states import HiddenStates
+from vitoats.compression.sensitivity import measure_sensitivities
 from vitoats.evaluation.second_order import PredictionEffects
 from vitoats.loading.language_models import load_language_model
+from vitoats.methods.oats_h import OATSHConfig
 from vitoats.models.adapter import adapt
 from vitoats.models.blocks import LinearLayer
 from vitoats.models.inputs import TextInputs
@@ -64,17 +67,16 @@ def test_estimates_are_near_the_divergence_of_a_model_that_runs_changed(kind):
     changes = changed_layers(adapter, share=0.01)
     found = estimates(adapter, windows, changes)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    ratios = []
+    ratios = {}
     for layer in adapter.linears:
         changed = copy.deepcopy(model)
         module, (weight, bias) = changed.get_submodule(layer.name), changes[layer.name]
         module.weight.data = weight.data
         if bias is not None:
             module.bias.data = bias.data
-        ratios.append(found[layer.name] / divergence(model, changed, windows))
-    print(kind, ratios)
-    assert 0.3 < min(ratios) < max(ratios) < 3  # values mix tokens, whose changes are correlated
-    assert 2 / 3 < torch.tensor(ratios).log().mean().exp() < 3 / 2
+        ratios[layer.name] = found[layer.name] / divergence(model, changed, windows)
+    assert all(0.3 < ratio < 1.5 for ratio in ratios.values()), ratios  # attention mixes tokens, whose changes are correlated
+    assert all(0.8 < ratio < 1.2 for name, ratio in ratios.items() if ".mlp." in name), ratios
 
 
 def test_a_layer_that_no_later_token_sees_is_estimated_without_bias():
@@ -116,3 +118,13 @@ def test_a_caller_in_inference_mode_gets_budgets_too():
     with torch.inference_mode():
         made = vitoats.compress(make_model("llama"), [PROSE], tokenizer=make_tokenizer(), nsamples=16, seq_len=16)
     assert made.about["recipe"]["allocation"] == "sensitivity"
+
+
+def test_a_block_without_layers_to_compress_is_passed_over():
+    model = make_model("llama")
+    adapter, windows = adapt(model, INPUTS), INPUTS.noise(4, seed=1)
+    first, last = adapter.blocks
+    adapter = dataclasses.replace(adapter, blocks=[dataclasses.replace(first, linears=[]), last])
+    hidden = HiddenStates.collect(adapter, iter([windows]), 4, 2)
+    found = measure_sensitivities(adapter, hidden, OATSHConfig())
+    assert [s.name for s in found] == [layer.name for layer in last.linears]

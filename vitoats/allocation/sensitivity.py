@@ -1,10 +1,11 @@
 """Budgets based on how compressing each layer alone affects the model's features.
 
-``vitoats.compression.sensitivity`` measures the relative error of the features, end to end and without labels, with one layer
-at a time compressed at a few rates in the dense model. Its logarithm is assumed to be linear in the kept share between two
-rates, and the errors of layers to add up; ``vitoats.allocation.lagrange`` splits a budget on this basis. If the rank ratio is
-chosen as well, one more measurement per layer, without a low-rank term, gives the factor by which its error changes. If targets
-let later layers make up for the errors of earlier ones, errors count less the earlier their block is.
+``vitoats.compression.sensitivity`` finds the relative error of the features, or of text the divergence of the predictions, end
+to end and without labels, with one layer at a time compressed at a few rates in the dense model. Its logarithm is assumed to
+be linear in the kept share between two rates, and the errors of layers to add up; ``vitoats.allocation.lagrange`` splits a
+budget on this basis. If the rank ratio is chosen as well, one more measurement per layer, without a low-rank term, gives the
+factor by which its error changes. If targets let later layers make up for the errors of earlier ones, errors count less the
+earlier their block is.
 """
 
 from dataclasses import dataclass, replace

@@ -64,7 +64,9 @@ def measure_sensitivities(
     known = {row["name"]: Sensitivity.from_json(row) for row in unfinished.parts} if unfinished else {}
     found = []
     for index, block in enumerate(walk(adapter.blocks, hidden)):
-        if block.linears and all(layer.name in known for layer in block.linears):
+        if not block.linears:
+            continue
+        if all(layer.name in known for layer in block.linears):
             progress(index, "resuming")
             found += [known[layer.name] for layer in block.linears]
             continue

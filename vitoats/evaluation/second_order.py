@@ -7,7 +7,7 @@ If a layer's outputs change by d[t] for each token t, then to second order
 where g[t] is the gradient, with respect to the layer's output for t, of the log probability of a window whose labels are drawn
 from the model's own predictions: the Fisher information (Amari, "Natural gradient works efficiently in learning", 1998). The
 changes of different tokens are assumed to be uncorrelated, and labels are drawn once. Then one pass forward and one backward
-serve all layers at all rates. Errors above a tenth of a nat are underestimated.
+serve all layers at all rates. Large errors are underestimated.
 """
 
 import torch
