@@ -13,8 +13,9 @@ from torch import Tensor
 from vitoats.calibration.hidden_states import HiddenStates
 from vitoats.common import ranks
 from vitoats.common.errors import InputError
+from vitoats.common.finite import is_finite
 from vitoats.format.int8 import fake_quantized
-from vitoats.methods.statistics import InputStatistics, StatisticsLevel, is_finite
+from vitoats.methods.statistics import InputStatistics, StatisticsLevel
 from vitoats.models.blocks import Block
 from vitoats.models.hooks import watch_inputs
 from vitoats.models.units import find_units

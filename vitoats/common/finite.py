@@ -1,10 +1,15 @@
-"""Refuses outputs that are not finite where they arise: comparisons, maxima and argmax let NaN pass for a number."""
+"""Finds numbers that are not finite where they arise: comparisons, maxima and argmax let NaN pass for a number."""
 
 import torch
 from torch import Tensor
 
 from vitoats.common.errors import RunError
 from vitoats.common.json_files import REMEDY
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no entry of floating-point numbers is NaN or Inf; makes no copies, as ``torch.isfinite`` does."""
+    return x.numel() == 0 or bool(torch.stack(x.aminmax()).isfinite().all())
 
 
 def finite_outputs(outputs: Tensor, what: str, remedy: str = REMEDY) -> Tensor:

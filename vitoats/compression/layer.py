@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitoats.calibration.targets import OutputError, corrected
 from vitoats.common.errors import InputError, RunError
+from vitoats.common.finite import is_finite
 from vitoats.format import bitmask, factored
 from vitoats.format.decomposition import Decomposition
 from vitoats.format.factored import Layer
@@ -158,7 +159,7 @@ def compress_layer(
             weight, bias = corrected(weight, bias, statistics, error.to(weight.device), refit_bias)
         problem = LayerProblem(weight, bias, layer.heights, statistics, refit_bias)
         parts = problem.solve(solve if removes else keep_all)
-        if not all(torch.isfinite(x).all() for part in parts for x in (part.S, part.U, part.V)):
+        if not all(is_finite(x) for part in parts for x in (part.S, part.U, part.V)):
             raise RunError(f"{layer.name}: the result is not finite (NaN or Inf): raise `damping`, or use another `method`")
         if int8:
             if removes and not bitmask.saves(len(weight), weight.shape[1], sum(p.kept_parameters for p in parts), each=1):

@@ -67,7 +67,7 @@ def compress(
     """
     start = time.perf_counter()
     return_freed_memory()
-    progress(0, len(plan.adapter.blocks), "reading images")
+    progress(0, len(plan.adapter.blocks), "reading samples")
     hidden = HiddenStates.collect(
         plan.adapter, images, plan.n_images, plan.batch_size, plan.spill_to, plan.storage, plan.recipe.amp
     )

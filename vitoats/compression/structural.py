@@ -131,7 +131,7 @@ def prune(
     spill_to = plan_memory(_memory(adapter, job, n_images), resources.memory_limit_bytes, scratch)
     n_blocks = len(adapter.blocks)
     steps = (3 if job.int8 else 2) * n_blocks
-    progress(0, steps, "reading images")
+    progress(0, steps, "reading samples")
     hidden = HiddenStates.collect(adapter, images, n_images, resources.batch_size, spill_to, amp=job.recipe.amp)
     found, skipped = _removable(adapter, hidden.of_images(count=TRIAL_IMAGES))
     scores = _scores(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitoats.common.errors import InputError
+from vitoats.common.finite import is_finite
 from vitoats.format.int8 import Rounded, dequantized, fake_quantized, round_rows, rounded_factors
 from vitoats.format.layers import CompressedLinear, SparseLowRankLinear, linear, parameters
 
@@ -123,7 +124,7 @@ def to_int8(layer: SparseLowRankLinear | nn.Linear) -> Int8SparseLowRankLinear |
     Raises:
         InputError: a weight is not finite.
     """
-    if not all(torch.isfinite(parameter).all() for parameter in layer.parameters()):
+    if not all(map(is_finite, layer.parameters())):
         raise InputError("a weight is not finite (NaN or Inf): the weights are broken, load another checkpoint")
     if isinstance(layer, nn.Linear):
         return Int8Linear(round_rows(layer.weight.detach()), layer.bias)

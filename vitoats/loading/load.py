@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vitoats.common.errors import InputError
+from vitoats.common.finite import is_finite
 from vitoats.common.sizes import ImageSize, in_words, is_size
 from vitoats.data.transforms import MAX_IMG_SIZE, Preprocessing
 from vitoats.loading import embedded
@@ -220,5 +220,5 @@ def _resize_positions(loaded: LoadedModel, img_size: ImageSize) -> None:
 
 def _check_finite(loaded: LoadedModel) -> None:
     for key, tensor in loaded.model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise InputError(f"the weight {key} of {loaded.name} is not finite (NaN or Inf): load another checkpoint")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitoats.common import linalg
 from vitoats.common.errors import InputError
+from vitoats.common.finite import is_finite
 
 # Which statistics of a layer's inputs are collected: their second moments ("diagonal"), also those of an MLP's hidden neurons
 # ("neurons"), or H and the mean ("full").
@@ -127,11 +128,6 @@ class InputStatistics:
         """The same moments on another device."""
         H, mean, neurons = (None if x is None else x.to(device) for x in (self.H, self.mean, self.neurons))
         return InputStatistics(self.second_moment.to(device), H, mean, neurons, self.round_off)
-
-
-def is_finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or Inf; makes no copy, as ``torch.isfinite`` does."""
-    return x.numel() == 0 or bool(torch.stack(x.aminmax()).isfinite().all())
 
 
 def check_finite(weight: Tensor, statistics: InputStatistics) -> None:
