@@ -67,6 +67,19 @@ def test_methods_that_remove_neurons_and_calibration_in_bfloat16(succeed, files,
     assert 0 < abs(rows[3]["log_difference"]["c"] - rows[2]["log_difference"]["c"]) < 0.1
 
 
+def test_patterns_with_a_low_rank_term_and_without(succeed, files, tmp_path):
+    flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--tests", files / "c.txt", "--nsamples"]
+    flags += [24, "--seq-len", 16, "--test-tokens", 200, "--methods", "oats", "--iterations", 2]
+    flags += ["--output", tmp_path / "table.jsonl"]
+    for pattern, ratio in (("2:4", 0), ("2:8", 0.5), ("2:4", 0.25)):
+        succeed(compare_lm, *flags, "--patterns", pattern, "--rank-ratio", ratio)
+    rows = [json.loads(row) for row in (tmp_path / "table.jsonl").read_text().splitlines()[1:]]
+    assert [row["config"]["rank_ratio"] for row in rows] == [0, 0.5, 0.25]
+    assert rows[0]["compression"] == 0.5
+    assert abs(rows[1]["compression"] - 0.5) < 0.05  # ranks are whole numbers
+    assert abs(rows[2]["compression"] - 1 / 3) < 0.05
+
+
 def test_rounded_models_beside_the_methods(succeed, files, tmp_path):
     flags = ["--model", f"local-dir:{files / 'model'}", "--data-dir", files / "a.txt", "--tests", files / "c.txt", "--nsamples"]
     flags += [24, "--seq-len", 16, "--test-tokens", 200, "--compressions", 40, 50, "--patterns", "own", "2:4"]

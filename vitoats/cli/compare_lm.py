@@ -53,9 +53,11 @@ def execute(args: Namespace) -> dict[str, Any]:
 def _shared(args: Namespace) -> dict[str, Any]:
     from vitoats.compression.settings import read_options
 
-    given = {name: getattr(args, name) for name in ("nsamples", "seq_len", "batch_size", "device", "threads", "seed")}
+    given = {name: getattr(args, name) for name in ("nsamples", "seq_len", "batch_size", "device", "threads", "seed", "amp")}
     given |= {
-        name: value for name in ("target", "allocation", "rank_ratio", "iterations", "amp") if (value := getattr(args, name))
+        name: value
+        for name in ("target", "allocation", "rank_ratio", "iterations")
+        if (value := getattr(args, name)) is not None
     }
     return given | (read_options(args.methods[0], args.method_options) if args.method_options else {})
 
