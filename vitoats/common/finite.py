@@ -8,7 +8,7 @@ from vitoats.common.json_files import REMEDY
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no entry of floating-point numbers is NaN or Inf; makes no copies, as ``torch.isfinite`` does."""
+    """Whether no floating-point entry is NaN or Inf; unlike ``torch.isfinite``, this makes no copies."""
     return x.numel() == 0 or bool(torch.stack(x.aminmax()).isfinite().all())
 
 
