@@ -151,3 +151,10 @@ def test_a_block_gives_hidden_states_alone():
     with watch_outputs({"": adapter.blocks[0].module}, lambda _n, _x, y: seen.append(y)), torch.inference_mode():
         hidden = adapter.blocks[0].run(adapter.first_hidden(INPUTS.noise(1)))
     assert torch.equal(hidden, seen[0][0] if isinstance(seen[0], tuple) else seen[0])
+
+
+def test_a_model_without_any_output_is_a_chain_of_blocks_too():
+    model = make_model("llama")
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert len(adapt(model, INPUTS).blocks) == 2

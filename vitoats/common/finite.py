@@ -1,15 +1,24 @@
 """Finds numbers that are not finite where they arise: comparisons, maxima and argmax let NaN pass for a number."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from vitoats.common.errors import RunError
+from vitoats.common.errors import InputError, RunError
 from vitoats.common.json_files import REMEDY
 
 
 def is_finite(x: Tensor) -> bool:
     """Whether no floating-point entry is NaN or Inf; unlike ``torch.isfinite``, this makes no copies."""
     return x.numel() == 0 or bool(torch.stack(x.aminmax()).isfinite().all())
+
+
+def check_weights(name: str, weights: Mapping[str, Tensor]) -> None:
+    """Raises InputError if the model ``name`` has a weight that is NaN or Inf."""
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise InputError(f"the weight {key} of {name} is not finite (NaN or Inf): load another checkpoint")
 
 
 def finite_outputs(outputs: Tensor, what: str, remedy: str = REMEDY) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 import vitoats.common.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
 from vitoats.common.errors import InputError, one_line
-from vitoats.common.finite import is_finite
+from vitoats.common.finite import check_weights
 from vitoats.common.json_files import read_json
 from vitoats.common.whole_files import check_regular
 from vitoats.loading.hub import fetch_transformers_folder, reachable_config
@@ -148,9 +148,7 @@ def _loaded(name: str, found: Any, tokenizer: Any, weights: str, seq_len: int | 
     model, types = (disk.model, disk.types()) if disk else (found, {})
     packing = Packing(window_length(model.config, seq_len))
     loaded = LoadedLanguageModel(name, model.eval().requires_grad_(False), tokenizer, packing, weights, types=types, disk=disk)
-    for key, tensor in loaded.dense_tensors().items():
-        if tensor.is_floating_point() and not is_finite(tensor):
-            raise InputError(f"the weight {key} of {name} is not finite (NaN or Inf): load another checkpoint")
+    check_weights(name, loaded.dense_tensors())
     return loaded
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from vitoats.common.errors import InputError
-from vitoats.common.finite import is_finite
+from vitoats.common.finite import check_weights
 from vitoats.common.sizes import ImageSize, in_words, is_size
 from vitoats.data.transforms import MAX_IMG_SIZE, Preprocessing
 from vitoats.loading import embedded
@@ -115,7 +115,7 @@ def load_model(
             loaded.model = loaded.timm_model
     settings = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
     loaded.preprocessing = loaded.preprocessing.changed(crop_mode, settings)
-    _check_finite(loaded)
+    check_weights(loaded.name, loaded.model.state_dict())
     if head is None and with_head and own_head is not None and own_head.is_file():
         head = own_head
     if head is None and head_name is not None:
@@ -157,7 +157,7 @@ def from_memory(
     if name is None:
         name = ".".join(part for part in (config["architecture"], config.get("tag")) if part)
     loaded = LoadedModel(name, copy.deepcopy(model), preprocessing or resolved, "given in memory")
-    _check_finite(loaded)
+    check_weights(loaded.name, loaded.model.state_dict())
     loaded.model.eval().requires_grad_(False)
     check_image_size(loaded)
     return loaded
@@ -216,9 +216,3 @@ def _resize_positions(loaded: LoadedModel, img_size: ImageSize) -> None:
         "%s was compressed for %s px; its positions are resized for %s px, which may cost accuracy",
         *(loaded.name, in_words(size), in_words(img_size)),
     )
-
-
-def _check_finite(loaded: LoadedModel) -> None:
-    for key, tensor in loaded.model.state_dict().items():
-        if tensor.is_floating_point() and not is_finite(tensor):
-            raise InputError(f"the weight {key} of {loaded.name} is not finite (NaN or Inf): load another checkpoint")
