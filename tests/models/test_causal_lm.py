@@ -153,7 +153,7 @@ def test_a_block_gives_hidden_states_alone():
     assert torch.equal(hidden, seen[0][0] if isinstance(seen[0], tuple) else seen[0])
 
 
-def test_a_model_without_any_output_is_a_chain_of_blocks_too():
+def test_a_model_whose_outputs_are_all_zero_is_a_chain_of_blocks_too():
     model = make_model("llama")
     for parameter in model.parameters():
         parameter.zero_()
