@@ -34,6 +34,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
 
 
+def undo_logging() -> None:
+    """Undoes what a command sets up, so that pytest gets each message, and once."""
+    common.log.handlers.clear()
+    common.log.setLevel(logging.NOTSET)
+    common.log.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def _logging():
+    undo_logging()  # of a command that a fixture or an earlier test ran
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -116,9 +128,7 @@ def call(capsys):
         capsys.readouterr()
         status = common.run(main, [str(a) for a in argv])
         out, err = capsys.readouterr()
-        common.log.handlers.clear()  # its stream is this test's
-        common.log.setLevel(logging.NOTSET)
-        common.log.propagate = True
+        undo_logging()  # its stream is this test's
         assert "Traceback" not in out + err
         return status, out, err
 

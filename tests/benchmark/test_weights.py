@@ -13,7 +13,6 @@ from vitoats.loading.source import ModelSource
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    logging.getLogger("vitoats").propagate = True
     caplog.set_level(logging.WARNING, "vitoats")
 
 

@@ -102,8 +102,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
-def test_a_damaged_file_is_made_anew_with_a_line(folder, content, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vitoats"), "propagate", True)
+def test_a_damaged_file_is_made_anew_with_a_line(folder, content, caplog):
     make = Measurement(ROWS)
     folder.mkdir()
     (folder / "k.json").write_bytes(content)

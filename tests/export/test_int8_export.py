@@ -190,7 +190,6 @@ MORE = [
     ids=lambda x: x if isinstance(x, str) and "_" in x else "",
 )
 def test_architectures_compute_the_same_whatever_is_fused(name, arguments, expected, said, tmp_path, caplog):
-    logging.getLogger("vitoats").propagate = True
     caplog.set_level(logging.INFO, "vitoats")
     sizes = {} if name in ("davit_tiny", "convnext_tiny") else {"img_size": 32}
     loaded = tiny_architecture(name, {**sizes, **arguments})

@@ -338,8 +338,7 @@ def test_a_head_of_meta_for_another_backbone_is_refused(tmp_path):
         assert load_model(name, random_weights=True, head=path, img_size=224).n_classes == 1000
 
 
-def test_metas_head_at_another_size_is_a_warning(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("vitoats.loading.head_files.log.propagate", True)
+def test_metas_head_at_another_size_is_a_warning(tmp_path, caplog):
     path = write_checkpoint(head_tensors(2 * 384, 1000), tmp_path / "dinov2_vits14_linear_head.pth")
     load_model("dinov2_vits14", random_weights=True, head=path)
     assert "224 px" not in caplog.text

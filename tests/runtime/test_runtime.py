@@ -18,8 +18,7 @@ from vitoats.runtime.inference import inference
 
 
 @pytest.fixture(autouse=True)
-def _logging(caplog):
-    logging.getLogger("vitoats").propagate = True
+def _warnings(caplog):
     caplog.set_level(logging.WARNING, "vitoats")
 
 
