@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -164,15 +165,28 @@ def test_further_families(tmp_path, kind):
     agrees(found.loaded, tmp_path / "onnx")
 
 
-@pytest.mark.slow
-def test_the_embedded_model_says_what_torch_says(succeed, tmp_path):
-    """The same 64 tokens, or the first that differs was almost a tie."""
+@pytest.fixture
+def embedded() -> Path:
+    """The folder of the embedded model, where its package is installed."""
     from vitoats.loading.smollm2 import smollm2_folder
 
     try:
-        smollm2_folder()
+        return smollm2_folder()
     except InputError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_the_embedded_tokenizer_ends_text_as_the_file_says(embedded):
+    """transformers 5.17 took the token that begins a message instead."""
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(embedded).eos_token == "<|im_end|>"
+
+
+@pytest.mark.slow
+def test_the_embedded_model_says_what_torch_says(embedded, succeed, tmp_path):
+    """The same 64 tokens, or the first that differs was almost a tie."""
     line = succeed(export_onnx, "--model", "smollm2", "-o", tmp_path / "onnx", "--verify")
     assert max(line["relative_error"], line["step_error"]) < 1e-4
     assert line["n_tokens"] == 64
