@@ -1,7 +1,6 @@
 """Caches give what was put there or have it made anew, whatever became of their files."""
 
 import json
-import logging
 import os
 from dataclasses import asdict
 
