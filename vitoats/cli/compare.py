@@ -145,12 +145,12 @@ def make_parser() -> flags.ArgumentParser:
         "--methods", type=methods, required=True, metavar="A,B,...", help="METHOD or LABEL=METHOD, each as compress takes it"
     )
     parser.add_argument(
-        "--compressions", type=compressions, default=[0.5], metavar="RHO,...", help="shares of weights to remove"
+        "--compressions", type=compressions, default="0.5", metavar="RHO,...", help="shares of weights to remove"
     )
     parser.add_argument(
         "--patterns",
         type=patterns,
-        default=["own"],
+        default="own",
         metavar="P,...",
         help="own (each method's own default), row, layer, 1x4, 2:4",
     )

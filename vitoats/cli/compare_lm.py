@@ -71,7 +71,14 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD", help="also int8 and 4-bit")
     parser.add_argument("--method-options", default="", metavar="NAME=VALUE,...", help="of a single method")
     parser.add_argument("--patterns", nargs="+", default=("own",), metavar="PATTERN", help="own is each method's default")
-    parser.add_argument("--compressions", nargs="+", type=flags.percentage, default=(30, 40, 50, 60), metavar="PERCENT")
+    parser.add_argument(
+        "--compressions",
+        nargs="+",
+        type=flags.percentage,
+        default=(30, 40, 50, 60),
+        metavar="PERCENT",
+        help="of the blocks' weights, where the pattern does not say how many",
+    )
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="JSON lines")
     parser.add_argument("--nsamples", type=flags.positive, default=128, metavar="N", help="calibration windows")
     parser.add_argument("--seq-len", type=flags.positive, default=1024, metavar="N", help="tokens of a window")

@@ -29,8 +29,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says = not action.required and action.default not in (None, False, "", argparse.SUPPRESS)
-        return f"{action.help} (default: %(default)s)" if says and action.option_strings and action.nargs != 0 else action.help
+        says = not action.required and action.default not in (None, False, "", [], argparse.SUPPRESS)
+        if not (says and action.option_strings and action.nargs != 0):
+            return action.help
+        typed = " ".join(map(str, action.default)) if isinstance(action.default, tuple) else "%(default)s"
+        return f"{action.help} (default: {typed})"
 
 
 def parser(command: str, about: str | None) -> ArgumentParser:

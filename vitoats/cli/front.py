@@ -71,12 +71,12 @@ def make_parser() -> flags.ArgumentParser:
     parser.add_argument(
         "--methods",
         type=methods,
-        default=methods("oats-h,numerical"),
+        default="oats-h,numerical",
         metavar="A,B,...",
         help="METHOD or LABEL=METHOD, each as compress takes it; each in float32 and in int8",
     )
     parser.add_argument(
-        "--compressions", type=compressions, default=[0.4, 0.5, 0.6, 0.7], metavar="RHO,...", help="shares of weights to remove"
+        "--compressions", type=compressions, default="0.4,0.5,0.6,0.7", metavar="RHO,...", help="shares of weights to remove"
     )
     parser.add_argument(
         "--options", action="append", metavar="METHOD:NAME=VALUE,...", help="settings of one method; may be given again"

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_compute_flags(parser, device=False)
     parser.set_defaults(model="dinov2s_derived", data_dir="sample")
     parser.add_argument("--methods", default="oats,sparsegpt,alps,oats-h", metavar="A,B,...", help="as --method of compress")
-    parser.add_argument("--blocks", type=_numbers, default=[3, 8], metavar="I,J,...", help="which blocks")
+    parser.add_argument("--blocks", type=_numbers, default="3,8", metavar="I,J,...", help="which blocks")
     parser.add_argument("--compression", type=float, default=0.6, metavar="RHO", help="share of the weights to remove")
     parser.add_argument("--rank-ratio", type=float, default=0.25, metavar="KAPPA", help="of methods with a low-rank term")
     parser.add_argument("--nsamples", type=flags.positive, default=512, metavar="N", help="calibration images")
