@@ -22,7 +22,7 @@ def test_help_has_two_examples_whose_flags_parse(name, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     text = capsys.readouterr().out
-    assert not re.search(r"default:\s+[(\[]", text)  # lists are shown as they are typed
+    assert not re.search(r"default:\s+[(\[{]", text)  # lists are shown as they are typed
     real = config_file.parse
 
     def parse(parser, argv):
